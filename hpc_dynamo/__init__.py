@@ -1,1 +1,1 @@
-"""LLM serving and batch inference inside one Slurm job: see docs/architecture.md."""
+"""LLM serving and batch inference inside one Slurm job: see docs/development/architecture.md."""

@@ -18,7 +18,7 @@ from benchmarks.planner.loads import RANKS, Load, job
 from benchmarks.planner.results import Bench, Figures, compared, panels, table
 from hpc_dynamo.config import Planner, PlannerMode, Role
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.planner.planner import RolePlanner as PlannerUnderTest
+from hpc_dynamo.planner.planner import RolePlanner
 from hpc_dynamo.plotting import draw
 from hpc_dynamo.simulation import SimulatedJob, TimingPerformance
 from hpc_dynamo.simulation.split_search import search_splits
@@ -45,13 +45,13 @@ def oracle(bench: Bench) -> None:
     bench.run("oracle", job(splits[0]), Scheduled(splits, job(8).interval_s))
 
 
-def hpc_dynamo_planner(rules: Planner) -> tuple[SimulatedJob, PlannerUnderTest]:
+def hpc_dynamo_planner(rules: Planner) -> tuple[SimulatedJob, RolePlanner]:
     """Return the planner with an even split."""
     start = job(RANKS // 2, interval_s=rules.interval_s)
     engine = start.engine
     timing = engine.timing
-    performance = TimingPerformance(timing, timing, engine.limits, start.role_change.role_change_s)
-    return start, PlannerUnderTest(rules, performance)
+    performance = TimingPerformance(timing, timing, engine.sizes, start.role_change.role_change_s)
+    return start, RolePlanner(rules, performance)
 
 
 def rules(by: PlannerMode, interval_s: float) -> Planner:

@@ -128,7 +128,7 @@ def dynamo(
     env: Path, job: SimulatedJob, options: Mapping[str, object], log: Path
 ) -> Iterator[Dynamo]:
     """Start Dynamo's planner in its environment, with the settings of the job."""
-    limits, targets = job.engine.limits, job.targets
+    limits, targets = job.engine.sizes, job.targets
     targets_ms = {"ttft_ms": 1e3 * targets.ttft_s, "itl_ms": 1e3 * targets.itl_s}
     setting = {
         "timing": asdict(job.engine.timing),

@@ -28,7 +28,7 @@ from hpc_dynamo.config import Planner, PlannerMode, Role, TopologyKind
 from hpc_dynamo.demo.provision import provision
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.planner.interpolation import load_performance
-from hpc_dynamo.planner.planner import RolePlanner as PlannerUnderTest
+from hpc_dynamo.planner.planner import RolePlanner
 from hpc_dynamo.planner.profile import EngineProfile, Measurement, Metric, OperatingPoint
 from hpc_dynamo.planner.records import PlannerRecord
 from hpc_dynamo.plotting import Curve, Panel, Style
@@ -112,7 +112,7 @@ def _performance() -> TimingPerformance:
 def virtual(case: Case) -> SimulationResult:
     engine = _performance()
     job = SimulatedJob(
-        EngineModel(engine.limits, engine.decode),
+        EngineModel(engine.sizes, engine.decode),
         {Role.prefill: case.prefill, Role.decode: case.ranks - case.prefill},
         targets(),
         router=c.Router(),
@@ -121,9 +121,7 @@ def virtual(case: Case) -> SimulationResult:
         role_change=RoleChangeModel(role_change_s=0.0),  # these engines need no restart
         interval_s=Planner().interval_s,
     )
-    planner = (
-        PlannerUnderTest(case.rules, load_performance(case.rules.profile)) if case.rules else None
-    )
+    planner = RolePlanner(case.rules, load_performance(case.rules.profile)) if case.rules else None
     return simulate(job, case.load.requests, planner)
 
 
@@ -137,7 +135,7 @@ def profile(file: Path, case: Case) -> None:
         context_tokens=setting.context,
         max_sequences=performance.max_sequences,
         block_tokens=ENGINE_BLOCK,
-        kv_tokens=performance.limits.cache_tokens,
+        kv_tokens=performance.sizes.cache_tokens,
         transfers=False,
     )
     points = [_point(spot, performance) for spot in grid.operating_points(room)]

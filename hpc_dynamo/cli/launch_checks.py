@@ -58,6 +58,6 @@ def _check(config: Config, launcher: Launcher, *, on_node: bool) -> Checked:
     check(config, layout)
     extra_jobs.check_extra_jobs(config, layout, launcher)
     worlds = any(is_mpi_step(config, worker) for worker in layout.workers)
-    mpi_step.check_launcher(launcher, config, worlds=worlds)
+    mpi_step.check_launcher(launcher, config, mpi_steps=worlds)
     refuse_models(config, on_node=on_node)
     return Checked(config, layout, launcher)

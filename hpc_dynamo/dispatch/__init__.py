@@ -24,7 +24,7 @@ If a worker fails before the response has started, the dispatcher repeats the re
 worker. `serve`, `route` and `batch` run this code in their own process.
 """
 
-from hpc_dynamo.dispatch.dispatcher import Dispatcher, RequestRouter
+from hpc_dynamo.dispatch.dispatcher import Dispatcher, LeaseProvider
 from hpc_dynamo.dispatch.request_builder import PromptTokenizer, RequestBuilder, RequestContext
 from hpc_dynamo.dispatch.reserved_fields import RESERVED_FIELDS, nested_reserved_fields
 from hpc_dynamo.dispatch.worker_client import (
@@ -43,10 +43,10 @@ __all__ = [
     "Dispatcher",
     "EngineRequest",
     "IncomingResponse",
+    "LeaseProvider",
     "PromptTokenizer",
     "RequestBuilder",
     "RequestContext",
-    "RequestRouter",
     "ResponseSink",
     "WorkerFailed",
     "nested_reserved_fields",

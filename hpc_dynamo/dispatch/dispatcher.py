@@ -26,8 +26,8 @@ MAX_ATTEMPTS = 3  # limits the workers that a harmful request can crash
 log = logging.getLogger(__name__)
 
 
-class RequestRouter(Protocol):
-    """Grants workers: a Router in this process, or a RemoteRouter."""
+class LeaseProvider(Protocol):
+    """Grants workers: a RequestRouter in this process, or a RemoteRouter."""
 
     async def route(self, request: RoutingRequest) -> Lease: ...
 
@@ -41,7 +41,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        router: RequestRouter,
+        router: LeaseProvider,
         protocol: PdProtocol,
         client: HttpClient,
         tasks: asyncio.TaskGroup,

@@ -110,13 +110,13 @@ def _is_error(line: str) -> bool:
 
 
 def _reports_another(text: str) -> bool:
-    said = text.casefold()
-    return any(sign in said for sign in FOLLOW_UP)
+    lowered = text.casefold()
+    return any(sign in lowered for sign in FOLLOW_UP)
 
 
 def _is_noise(line: str) -> bool:
-    said = line.casefold()
-    return any(sign in said for sign in NOISE)
+    lowered = line.casefold()
+    return any(sign in lowered for sign in NOISE)
 
 
 def _quoted(lines: Sequence[str], index: int) -> str:

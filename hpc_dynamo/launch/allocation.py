@@ -53,9 +53,9 @@ def _limited_groups(groups: GroupPlans) -> GroupPlans:
 
 def _salloc_options(groups: GroupPlans) -> str:
     """Return salloc's options for a heterogeneous allocation."""
-    wanted = ("nodes", "partition", "constraint")
+    names = ("nodes", "partition", "constraint")
     options = (sbatch_options(config, plan) for config, plan in groups)
-    return " : ".join(" ".join(f"--{n}={o[n]}" for n in wanted if n in o) for o in options)
+    return " : ".join(" ".join(f"--{n}={o[n]}" for n in names if n in o) for o in options)
 
 
 def _limited_to_allocation(config: Config, plan: Plan, component: str) -> tuple[Config, Plan]:
@@ -68,12 +68,12 @@ def _limited_to_allocation(config: Config, plan: Plan, component: str) -> tuple[
         hint = f"cluster.launcher=slurm for a job of its own, salloc --nodes={plan.nodes}, or a "
         hint += "smaller topology"
         raise LaunchError(what, hint=hint)
-    given = os.environ.get(f"SLURM_JOB_CPUS_PER_NODE{component}", "")  # such as 16(x2),8
-    counts = [int(part.partition("(")[0]) for part in given.split(",") if part]
-    wanted = required_resources(config, plan).cpus
-    if not counts or min(counts) >= wanted:
+    counts_text = os.environ.get(f"SLURM_JOB_CPUS_PER_NODE{component}", "")  # such as 16(x2),8
+    counts = [int(part.partition("(")[0]) for part in counts_text.split(",") if part]
+    requested = required_resources(config, plan).cpus
+    if not counts or min(counts) >= requested:
         return config, plan
-    log.warning("a node%s has %d CPUs, but its workers request %d", kind, min(counts), wanted)
+    log.warning("a node%s has %d CPUs, but its workers request %d", kind, min(counts), requested)
     return replace(config, cluster=replace(config.cluster, cpus_per_node=min(counts))), plan
 
 

@@ -60,8 +60,8 @@ def _query(job_id: str) -> Allocation | None:
         if UNKNOWN_JOB in e.message:
             raise _stale(job_id, "Slurm does not know this job") from e
         return None
-    if why := _why_unusable(shown):
-        raise _stale(job_id, why)
+    if reason := _why_unusable(shown):
+        raise _stale(job_id, reason)
     return parse_allocation(shown)
 
 
@@ -73,8 +73,8 @@ def _why_unusable(shown: str) -> str:
     return f"this job is {state[1]}" if state and state[1] not in LIVE else ""
 
 
-def _stale(job_id: str, why: str) -> ConfigError:
-    what = f"SLURM_JOB_ID={job_id} names no running job of yours on this cluster: {why}"
+def _stale(job_id: str, reason: str) -> ConfigError:
+    what = f"SLURM_JOB_ID={job_id} names no running job of yours on this cluster: {reason}"
     hint = "`unset SLURM_JOB_ID`, or the same command with cluster.launcher=slurm"
     return ConfigError(what, hint=hint)
 

@@ -112,8 +112,10 @@ def stop_leftover_jobs(folders: Iterable[ExtraJobFolder], heartbeat_timeout_s: f
             if state.running_since
             else 0.0
         )
-        why = "stopped after its head died"
-        ended = structs.replace(state, state=ExtraJobState.ended, detail=why, running_until=until)
+        detail = "stopped after its head died"
+        ended = structs.replace(
+            state, state=ExtraJobState.ended, detail=detail, running_until=until
+        )
         write_json(folder.state_file, ended)
 
 

@@ -1,4 +1,4 @@
-"""Checks of a layout against its partition, and amounts to ask for on each node. Pure."""
+"""Checks of a layout against its partition, and requests limited to its nodes. Pure."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,9 +13,9 @@ from hpc_dynamo.topology import Plan
 
 def check_layout(config: Config, plan: Plan, nodes: Sequence[PartitionNodes]) -> None:
     """Raise ConfigError if the layout can never run in its partition."""
-    for its, part in group_configs(config, plan):
-        check_gpu_requests(its.cluster.slurm, part)
-        for what, hint in layout_errors(its, part, nodes):
+    for group_config, group in group_configs(config, plan):
+        check_gpu_requests(group_config.cluster.slurm, group)
+        for what, hint in layout_errors(group_config, group, nodes):
             raise ConfigError(what, hint=hint)
 
 
@@ -25,31 +25,30 @@ def fit_to_nodes(config: Config, plan: Plan, nodes: Sequence[PartitionNodes]) ->
     if not plan.node_groups:
         return _fit_group(config, plan, nodes)
     hardware = dict(config.cluster.hardware)
-    for part in plan.group_plans:
-        its = _fit_group(with_hardware(config, part.hardware), part, nodes)
-        cpus, memory = its.cluster.cpus_per_node, its.cluster.memory_gb_per_node
-        if part.hardware:
-            kind = replace(hardware[part.hardware], cpus_per_node=cpus, memory_gb_per_node=memory)
-            hardware[part.hardware] = kind
+    for group in plan.group_plans:
+        group_config = _fit_group(with_hardware(config, group.hardware), group, nodes)
+        cpus, memory = group_config.cluster.cpus_per_node, group_config.cluster.memory_gb_per_node
+        if group.hardware:
+            kind = replace(hardware[group.hardware], cpus_per_node=cpus, memory_gb_per_node=memory)
+            hardware[group.hardware] = kind
         else:
-            config = its
+            config = group_config
     return replace(config, cluster=replace(config.cluster, hardware=hardware))
 
 
 def _fit_group(config: Config, plan: Plan, nodes: Sequence[PartitionNodes]) -> Config:
-    """Ask for as much as the largest node of the partition has, if no node has what the workers
-    need by default."""
+    """Limit default requests to the largest node of the partition, if no node has enough."""
     need, cluster = required_resources(config, plan), config.cluster
-    able = [
+    candidates = [
         n for n in eligible_nodes(config.cluster, nodes) if _has_gpus(config.cluster, need.gpus, n)
     ]
-    wanted = need.cpus, need.memory_gb * 1024
-    if not able or any(n.cpus >= wanted[0] and n.memory_mb >= wanted[1] for n in able):
+    needed = need.cpus, need.memory_gb * 1024
+    if not candidates or any(n.cpus >= needed[0] and n.memory_mb >= needed[1] for n in candidates):
         return config
-    best = max(able, key=lambda n: (min(n.cpus, wanted[0]), min(n.memory_mb, wanted[1])))
-    if cluster.cpus_per_node is None and best.cpus < wanted[0]:
+    best = max(candidates, key=lambda n: (min(n.cpus, needed[0]), min(n.memory_mb, needed[1])))
+    if cluster.cpus_per_node is None and best.cpus < needed[0]:
         cluster = replace(cluster, cpus_per_node=best.cpus)
-    if cluster.memory_gb_per_node is None and best.memory_mb < wanted[1]:
+    if cluster.memory_gb_per_node is None and best.memory_mb < needed[1]:
         cluster = replace(cluster, memory_gb_per_node=0)  # all; the system may reserve some of it
     return replace(config, cluster=cluster)
 
@@ -58,34 +57,34 @@ def layout_errors(
     config: Config, plan: Plan, nodes: Sequence[PartitionNodes]
 ) -> Iterator[tuple[str, str]]:
     """Yield reasons why the layout can never run in its partition, each with what to change."""
-    here, need = eligible_nodes(config.cluster, nodes), required_resources(config, plan)
-    if not here:  # sites may hide partitions that sbatch accepts
+    eligible, need = eligible_nodes(config.cluster, nodes), required_resources(config, plan)
+    if not eligible:  # sites may hide partitions that sbatch accepts
         return
-    where = f"partition {_names(here)}"
-    most = max(n.gpus_of(config.cluster.slurm.gpu_type) for n in here)
-    able = [n for n in here if _has_gpus(config.cluster, need.gpus, n)]
-    if not able:
+    where = f"partition {_names(eligible)}"
+    max_gpus = max(n.gpus_of(config.cluster.slurm.gpu_type) for n in eligible)
+    candidates = [n for n in eligible if _has_gpus(config.cluster, need.gpus, n)]
+    if not candidates:
         kind = f" of type {config.cluster.slurm.gpu_type}" if config.cluster.slurm.gpu_type else ""
-        has = f"the nodes of {where} have {most} GPUs{kind} at most"
-        hint = f"cluster.gpus_per_node={most}" if most else "cluster.slurm.partition=NAME"
+        has = f"the nodes of {where} have {max_gpus} GPUs{kind} at most"
+        hint = f"cluster.gpus_per_node={max_gpus}" if max_gpus else "cluster.slurm.partition=NAME"
         hint += "; `sinfo -o '%P %G'` shows what nodes have"
         yield f"cluster.gpus_per_node={need.gpus}: {has}", hint
         return
-    yield from _size_errors(config, plan, able)
+    yield from _size_errors(config, plan, candidates)
 
 
 def _size_errors(
-    config: Config, plan: Plan, able: Sequence[PartitionNodes]
+    config: Config, plan: Plan, candidates: Sequence[PartitionNodes]
 ) -> Iterator[tuple[str, str]]:
     """Yield numbers that exceed those of the nodes with the requested GPUs."""
-    where = f"partition {_names(able)}"
+    where = f"partition {_names(candidates)}"
     need, cluster = required_resources(config, plan), config.cluster
-    count = _count(able)
+    count = _count(candidates)
     if need.nodes > count:
         what = f"the layout needs {need.nodes} nodes, {where} has {count}"
         what += f" with {need.gpus} GPUs" if need.gpus else ""
         yield what, "fewer or smaller workers, another cluster.slurm.partition, or topology.nodes"
-    cpus, memory = max(n.cpus for n in able), max(n.memory_mb for n in able)
+    cpus, memory = max(n.cpus for n in candidates), max(n.memory_mb for n in candidates)
     if cluster.cpus_per_node and cluster.cpus_per_node > cpus:
         has = f"a node of {where} has {cpus} at most"
         what = f"cluster.cpus_per_node={cluster.cpus_per_node}: {has}"
@@ -94,12 +93,12 @@ def _size_errors(
         has = f"a node of {where} has {memory / 1024:.0f} GB at most"
         what = f"cluster.memory_gb_per_node={cluster.memory_gb_per_node:g}: {has}"
         yield what, "cluster.memory_gb_per_node=0 for all of it, or leave it out"
-    limits = [n.time_min for n in able]
+    limits = [n.time_min for n in candidates]
     longest = None if None in limits else max(t for t in limits if t is not None)
     if longest is not None and need.time_min > longest:
         what = f"cluster.slurm.time={cluster.slurm.time} is {need.time_min} min, {where} allows "
         yield what + f"{longest} min", f"cluster.slurm.time={longest}"
-    sizes = [n.max_nodes_per_job for n in able]
+    sizes = [n.max_nodes_per_job for n in candidates]
     largest = None if None in sizes else max(s for s in sizes if s is not None)
     if largest is not None and need.nodes > largest:
         what = f"the layout needs {need.nodes} nodes, a job in {where} may have {largest}"
@@ -109,14 +108,15 @@ def _size_errors(
 def layout_warnings(config: Config, plan: Plan, nodes: Sequence[PartitionNodes]) -> Iterator[str]:
     """Yield warnings about a layout that may run but may not be intended."""
     used = sum(len(shard.gpus) for worker in plan.workers for shard in worker.shards)
-    asked = sum(part.nodes * part.gpus_per_node for part in plan.group_plans)
-    if used < asked:
-        yield f"{asked - used} of {asked} GPUs are idle: the job pays for GPUs that no worker uses"
-    for its, _ in group_configs(config, plan):
-        if nodes and not requested_nodes(its.cluster, nodes):
+    allocated = sum(part.nodes * part.gpus_per_node for part in plan.group_plans)
+    if used < allocated:
+        idle = f"{allocated - used} of {allocated} GPUs are idle"
+        yield f"{idle}: the job pays for GPUs that no worker uses"
+    for group_config, _ in group_configs(config, plan):
+        if nodes and not requested_nodes(group_config.cluster, nodes):
             names = ", ".join(dict.fromkeys(n.partition for n in nodes))
-            asks = its.cluster.slurm.partition or "none is the default"
-            yield f"cluster.slurm.partition: sinfo shows no partition {asks}; known: {names}"
+            requested = group_config.cluster.slurm.partition or "none is the default"
+            yield f"cluster.slurm.partition: sinfo shows no partition {requested}; known: {names}"
 
 
 def _names(nodes: Sequence[PartitionNodes]) -> str:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hpc_dynamo.config import Config, ContainerKind, Launcher
+from hpc_dynamo.config import Config, ContainerKind, Engine, Launcher
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch import mpi_rank
 from hpc_dynamo.launch.environment import with_job_id
@@ -27,7 +27,7 @@ TASK = re.compile(r"srun: error: \S+: tasks? [\d,-]+: ")
 KILL_WAIT_S = 10  # limit for the other ranks after one has ended
 
 
-def check_launcher(launcher: Launcher, config: Config, *, worlds: bool) -> None:
+def check_launcher(launcher: Launcher, config: Config, *, mpi_steps: bool) -> None:
     """Raise ConfigError if workers must run as Slurm steps and the launcher has no Slurm.
 
     `worlds`: some worker is an MPI world over several nodes.
@@ -38,7 +38,7 @@ def check_launcher(launcher: Launcher, config: Config, *, worlds: bool) -> None:
         what = "cluster.launcher=local has no srun, which Pyxis needs to start containers"
         hint = "cluster.launcher=slurm, or engine.container.kind=apptainer or enroot"
         raise ConfigError(what, hint=hint)
-    if worlds:
+    if mpi_steps:
         what = "cluster.launcher=local cannot start MPI ranks over nodes"
         hint = "cluster.launcher=slurm, or workers that fit on this machine"
         raise ConfigError(what, hint=hint)
@@ -74,15 +74,15 @@ class WorkerStep:
         group = het_component()
         where = () if group is None else (f"--het-group={group}",)
         mpi = rank_mpi(config.cluster) if self.shard_index is None else "none"
-        return self.srun_argv(config, argv, nodes, *where, f"--mpi={mpi}")
+        return self.srun_argv(config.engine, argv, nodes, *where, f"--mpi={mpi}")
 
     def srun_argv(
-        self, config: Config, argv: Sequence[str], nodes: Sequence[str], *given: str
+        self, engine: Engine, argv: Sequence[str], nodes: Sequence[str], *job_options: str
     ) -> tuple[str, ...]:
         """Return srun's command for these nodes. `given` are options known only inside the job."""
         each = len(self.shards[0].gpus) if self.shard_index is None else 1
         gpus = "/".join(",".join(map(str, shard.gpus)) for shard in self.shards)
-        python = config.engine.python or "python3" if self.container_args else sys.executable
+        python = engine.python or "python3" if self.container_args else sys.executable
         options = (
             "--overlap",
             f"--job-name={self.name}",
@@ -97,7 +97,7 @@ class WorkerStep:
             *(("--label",) if self.shard_index is None else ()),
         )
         task = (python, "-I", "-S", mpi_rank.__file__, gpus, *argv)
-        return ("srun", *given, *options, *self.container_args, *task)
+        return ("srun", *job_options, *options, *self.container_args, *task)
 
     def signal(self, name: str) -> None:
         """Send a signal to all processes of the step, even if its srun is gone. Raises

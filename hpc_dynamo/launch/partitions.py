@@ -84,10 +84,10 @@ def _number(text: str) -> int:
 def requested_nodes(cluster: Cluster, nodes: Sequence[PartitionNodes]) -> list[PartitionNodes]:
     """Return the nodes of the requested partitions, or of the default one."""
     extra = extra_options(cluster.slurm).get("partition")
-    asked = extra or cluster.slurm.partition or os.environ.get(DEFAULTS["partition"])
-    if not asked:
+    requested = extra or cluster.slurm.partition or os.environ.get(DEFAULTS["partition"])
+    if not requested:
         return [n for n in nodes if n.is_default]
-    return [n for n in nodes if n.partition in str(asked).split(",")]
+    return [n for n in nodes if n.partition in str(requested).split(",")]
 
 
 def eligible_nodes(cluster: Cluster, nodes: Sequence[PartitionNodes]) -> list[PartitionNodes]:

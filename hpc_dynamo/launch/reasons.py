@@ -178,13 +178,13 @@ def explain_pending(
     if reason is None:
         return f"Slurm's reason is {name}{_expected(start, now)}"
     called = "" if name == "None" else f" ({name})"
-    said = f"{reason.meaning}{called}"
+    text = f"{reason.meaning}{called}"
     if reason.start_chance is not StartChance.waits:
-        said = f"{reason.start_chance}: {said}"
+        text = f"{reason.start_chance}: {text}"
     if reason.start_chance is not StartChance.never:
-        said += _expected(start, now)
+        text += _expected(start, now)
     remedy = reason.remedy.replace("JOB", job)
-    return f"{said}; try: {remedy}" if remedy else said
+    return f"{text}; try: {remedy}" if remedy else text
 
 
 def _expected(start: str, now: float | None = None) -> str:

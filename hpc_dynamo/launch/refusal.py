@@ -69,19 +69,19 @@ def step_error(log: str) -> LaunchError | None:
     """Return why srun could not start a job's step, from the output of the job's script; None if no
     reason is found. The same command would be refused again."""
     found = (STEP.match(line) or NO_PROGRAM.match(line) for line in log.splitlines())
-    why = next((next(filter(None, match.groups())) for match in found if match), "")
-    if not why:
+    reason = next((next(filter(None, match.groups())) for match in found if match), "")
+    if not reason:
         return None
-    fields = (hint for sign, hint in FIELDS if sign != OPTION and re.search(sign, why))
+    fields = (hint for sign, hint in FIELDS if sign != OPTION and re.search(sign, reason))
     hint = next(fields, "cluster.slurm.srun_args and cluster.slurm.extra: srun reads both")
-    return LaunchError(f"srun could not start the agents: {why}", hint=hint)
+    return LaunchError(f"srun could not start the agents: {reason}", hint=hint)
 
 
-def error_lines(said: str) -> list[str]:
+def error_lines(output: str) -> list[str]:
     """Return the errors in what sbatch printed, in order, without their prefixes.
 
     Remarks and warnings of the site may stand between them.
     """
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     found = [match["text"] for line in lines if (match := SAID.match(line) or USAGE.match(line))]
     return [text.removeprefix(GENERAL) for text in found or lines]

@@ -28,7 +28,7 @@ class NodeResources:
 
 def group_configs(config: Config, plan: Plan) -> tuple[tuple[Config, Plan], ...]:
     """Return the configuration and the plan of each node group of a job."""
-    return tuple((with_hardware(config, part.hardware), part) for part in plan.group_plans)
+    return tuple((with_hardware(config, group.hardware), group) for group in plan.group_plans)
 
 
 def required_resources(config: Config, plan: Plan) -> NodeResources:
@@ -36,7 +36,7 @@ def required_resources(config: Config, plan: Plan) -> NodeResources:
     them."""
     nodes = range(plan.first_node, plan.first_node + plan.nodes)
     loads, cluster = [_engines(config, plan, node) for node in nodes], config.cluster
-    given = cluster.memory_gb_per_node
+    set_memory = cluster.memory_gb_per_node
     cpus = max(sum(engine.cpus for engine in load) for load in loads) + AGENT_CPUS
     memory = max(sum(engine.memory_gb for engine in load) for load in loads) + AGENT_MEMORY_GB
     if plan.first_node == 0:
@@ -45,7 +45,7 @@ def required_resources(config: Config, plan: Plan) -> NodeResources:
     return NodeResources(
         nodes=plan.nodes,
         cpus=cluster.cpus_per_node or cpus,
-        memory_gb=math.ceil(memory if given is None else given),
+        memory_gb=math.ceil(memory if set_memory is None else set_memory),
         gpus=plan.gpus_per_node,
         time_min=walltime_minutes(cluster.slurm.time),
     )

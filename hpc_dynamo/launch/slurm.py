@@ -65,8 +65,8 @@ def available() -> bool:
 
 def agent_mpi(cluster: Cluster) -> str:
     """Return srun's --mpi for agents: none, unless they exchange addresses by MPI."""
-    wanted = cluster.bootstrap.method is BootstrapMethod.mpi
-    return rank_mpi(cluster) if wanted else cluster.slurm.mpi.replace("auto", "none")
+    by_mpi = cluster.bootstrap.method is BootstrapMethod.mpi
+    return rank_mpi(cluster) if by_mpi else cluster.slurm.mpi.replace("auto", "none")
 
 
 def rank_mpi(cluster: Cluster) -> str:
@@ -97,10 +97,10 @@ def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], 
         attempt.submitit, submission_script(attempt, config, plan, agent_mpi(config.cluster))
     )
     executor.update_parameters(nodes=plan.nodes)  # submitit records the number of tasks
-    env, heard = for_submission(sbatch_options(config, plan)), io.StringIO()
+    env, printed = for_submission(sbatch_options(config, plan)), io.StringIO()
     try:
         # submitit would print sbatch's error a second time.
-        with applied(env), redirect_stderr(heard):
+        with applied(env), redirect_stderr(printed):
             job = executor.submit(entry, str(attempt.path))
     except submitit.core.utils.FailedJobError as e:
         raise submission_error(str(e)) from e

@@ -115,41 +115,39 @@ class ProfilePerformance:
         slope, start = self._transfer_line
         return max(start + slope * tokens, 0.0)
 
-    def error(self, what: Metric) -> InterpolationError | None:
+    def error(self, metric: Metric) -> InterpolationError | None:
         """Return the error at the held-out points, None without such points."""
-        held_out = self.profile.of(what, held_out=True)
+        held_out = self.profile.of(metric, held_out=True)
         errors = [abs(self._estimate(p) / p.seconds - 1) for p in held_out if p.seconds]
         return InterpolationError(fmean(errors), max(errors), len(errors)) if errors else None
 
-    def _estimate(self, point: Measurement) -> float:
-        spot = point.point
-        match spot.metric:
+    def _estimate(self, measurement: Measurement) -> float:
+        point = measurement.point
+        match point.metric:
             case Metric.ttft:
-                return self.prefill_s(spot.prompt_tokens, point.cached_tokens)
+                return self.prefill_s(point.prompt_tokens, measurement.cached_tokens)
             case Metric.itl:
-                return self.itl_s(spot.sequences, point.context_tokens)
+                return self.itl_s(point.sequences, measurement.context_tokens)
             case Metric.transfer:
-                return self.transfer_s(spot.prompt_tokens) + self.itl_s(1, spot.prompt_tokens)
+                return self.transfer_s(point.prompt_tokens) + self.itl_s(1, point.prompt_tokens)
 
     @cached_property
     def _prefill(self) -> PiecewiseSurface:
         """Return the surface over computed and cached tokens; both are nearly linear."""
-        places = (
-            (p.point.prompt_tokens - p.cached_tokens, p.cached_tokens, p.seconds)
-            for p in self.profile.of(Metric.ttft)
-            if p.seconds
+        return self._surface(
+            Metric.ttft, lambda p: (p.point.prompt_tokens - p.cached_tokens, p.cached_tokens)
         )
-        return PiecewiseSurface(remove_outliers(places))
 
     @cached_property
     def _itl(self) -> PiecewiseSurface:
         """Return the surface over sequences and context tokens."""
-        places = (
-            (p.point.sequences, p.context_tokens, p.seconds)
-            for p in self.profile.of(Metric.itl)
-            if p.seconds
-        )
-        return PiecewiseSurface(remove_outliers(places))
+        return self._surface(Metric.itl, lambda p: (p.point.sequences, p.context_tokens))
+
+    def _surface(
+        self, metric: Metric, xy: Callable[[Measurement], tuple[float, float]]
+    ) -> PiecewiseSurface:
+        points = ((*xy(p), p.seconds) for p in self.profile.of(metric) if p.seconds)
+        return PiecewiseSurface(remove_outliers(points))
 
     @cached_property
     def _transfer_line(self) -> tuple[float, float]:

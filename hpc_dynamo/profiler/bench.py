@@ -60,34 +60,31 @@ class ProfileBench:
         """Measure prompts that share only the cached start."""
         cached = self._prompt(0, point.cached_tokens)
         if cached:
-            await complete(
-                self.client, self.prefill, completion_body(self.model, [*cached, *_tokens(1)], 1)
-            )
+            await self._complete(self.prefill, [*cached, *_tokens(1)])
         new = point.prompt_tokens - point.cached_tokens
         streams = await _repeat(lambda: self._stream(self.prefill, [*cached, *_tokens(new)]))
         reported = streams[-1].cached_tokens
         return Measurement(
             point=point,
-            seconds=min(h.ttft_s for h in streams),
+            seconds=min(s.ttft_s for s in streams),
             cached_tokens=point.cached_tokens if reported is None else reported,
         )
 
     async def _stream(self, url: str, prompt: Sequence[int], tokens: int = 1) -> TimedStream:
-        return await stream_completion(
-            self.client, url, completion_body(self.model, prompt, tokens)
-        )
+        body = completion_body(self.model, prompt, tokens)
+        return await stream_completion(self.client, url, body)
+
+    async def _complete(self, url: str, prompt: Sequence[int]) -> bytes:
+        return await complete(self.client, url, completion_body(self.model, prompt, 1))
 
     async def _itl(self, point: OperatingPoint) -> Measurement:
         """Cache all prompts, then time the gaps of concurrent responses."""
         prompts = [self._prompt(i, point.prompt_tokens) for i in range(point.sequences)]
-        await _gather(
-            complete(self.client, self.decode, completion_body(self.model, p, 1)) for p in prompts
-        )
+        await _gather(self._complete(self.decode, prompt) for prompt in prompts)
         gaps = await _repeat(lambda: self._mean_gap(prompts))
         seconds = min((gap for gap in gaps if gap), default=None)
-        return Measurement(
-            point=point, seconds=seconds, context_tokens=point.prompt_tokens + RESPONSE_TOKENS / 2
-        )
+        context = point.prompt_tokens + RESPONSE_TOKENS / 2
+        return Measurement(point=point, seconds=seconds, context_tokens=context)
 
     def _prompt(self, index: int, count: int) -> Sequence[int]:
         """Return the first tokens of the prompt with this index, always the same."""
@@ -97,12 +94,10 @@ class ProfileBench:
 
     async def _mean_gap(self, prompts: Sequence[Sequence[int]]) -> float | None:
         """Return the mean ITL of concurrent responses, None if they did not overlap."""
-        streams = await _gather(
-            self._stream(self.decode, prompt, RESPONSE_TOKENS) for prompt in prompts
-        )
-        started = max(h.token_at[0] for h in streams)
-        ended = min(h.token_at[-1] for h in streams)
-        inside = [[at for at in h.token_at if started <= at <= ended] for h in streams]
+        streams = await _gather(self._stream(self.decode, p, RESPONSE_TOKENS) for p in prompts)
+        started = max(s.token_at[0] for s in streams)
+        ended = min(s.token_at[-1] for s in streams)
+        inside = [[at for at in s.token_at if started <= at <= ended] for s in streams]
         if min(map(len, inside)) < TIMED_TOKENS:
             return None
         return fmean((ats[-1] - ats[0]) / (len(ats) - 1) for ats in inside)
@@ -111,7 +106,7 @@ class ProfileBench:
         before = (await self._metrics()).kv_bytes
         streams = await _repeat(lambda: self._transferred(point.prompt_tokens))
         moved = await self._final_kv_bytes(before) - before
-        seconds = min(h.ttft_s for h in streams)
+        seconds = min(s.ttft_s for s in streams)
         return Measurement(point=point, seconds=seconds, size_bytes=int(moved / len(streams)))
 
     async def _transferred(self, tokens: int) -> TimedStream:

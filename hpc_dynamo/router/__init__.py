@@ -1,12 +1,12 @@
 """Request router of the head: selects the workers of each request and limits admission.
 
-- router: Router, which grants leases on ready workers and queues requests.
+- router: RequestRouter, which grants leases on ready workers and queues requests.
 - scheduling/: policies, admission limits, the queue, workers and leases.
 - index/: KV blocks cached on each worker.
 - rpc/: the connection to the frontend processes, with a protocol diagram.
 - active_lease, decisions, interval_stats, throughput: accounting.
 
-The batch runner calls Router.route directly, frontends through RemoteRouter.route.
+The batch runner calls RequestRouter.route directly, frontends through RemoteRouter.route.
 """
 
 from hpc_dynamo.router.decisions import DecisionStats

@@ -9,7 +9,7 @@ from itertools import count
 from typing import Self
 from uuid import uuid4
 
-from hpc_dynamo.config import Config, Role, Router, TopologyKind
+from hpc_dynamo.config import Config, Role, Router, Task, TopologyKind
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.messages import Traffic
 from hpc_dynamo.router.active_lease import ActiveLease
@@ -59,7 +59,9 @@ class RequestRouter:
 
     @classmethod
     def from_config(cls, config: Config, changed: asyncio.Event | None = None) -> Self:
-        limits = AdmissionLimits.from_config(config)
+        """Return the router of a run. A batch limits its requests itself."""
+        batch, seqs = config.task is Task.batch, config.engine.max_num_seqs
+        limits = None if batch else AdmissionLimits.for_endpoint(config.serve, config.router, seqs)
         return cls(config.topology.kind, config.router, limits, changed=changed)
 
     @property

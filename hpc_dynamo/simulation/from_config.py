@@ -1,6 +1,6 @@
 """Builds the simulated job from a configuration."""
 
-from hpc_dynamo.config import Config, PlannerMode, Role, Task
+from hpc_dynamo.config import Config, PlannerMode, Role
 from hpc_dynamo.errors import ConfigError, InputError
 from hpc_dynamo.planner.planner import RolePlanner
 from hpc_dynamo.router import AdmissionLimits
@@ -17,21 +17,21 @@ MICRO = 1e-6
 
 def simulated_job(config: Config) -> SimulatedJob:
     """Return the job. Raises ConfigError, or InputError for an invalid timing file."""
-    sizes, planner = config.simulate, config.planner
-    limits = EngineSizes(
+    simulate, planner = config.simulate, config.planner
+    sizes = EngineSizes(
         max_sequences=config.engine.max_num_seqs,
-        step_tokens=sizes.max_num_batched_tokens,
-        cache_tokens=sizes.kv_cache_tokens,
-        transfer_s_per_token=sizes.kv_transfer_us_per_token * MICRO,
+        step_tokens=simulate.max_num_batched_tokens,
+        cache_tokens=simulate.kv_cache_tokens,
+        transfer_s_per_token=simulate.kv_transfer_us_per_token * MICRO,
     )
     return SimulatedJob(
-        engine=EngineModel(limits, load_timing(sizes.timing_model)),
+        engine=EngineModel(sizes, load_timing(simulate.timing_model)),
         workers={role: pool.workers for role, pool in config.topology.pools},
         targets=LatencyTargets(planner.ttft_s, planner.itl_s),
         router=config.router,
-        limits=AdmissionLimits.from_config(_as_endpoint(config)),
+        limits=AdmissionLimits.for_endpoint(config.serve, config.router, sizes.max_sequences),
         role_change=RoleChangeModel(
-            role_change_s=sizes.role_change_s,
+            role_change_s=simulate.role_change_s,
             drain_s=planner.drain_timeout_s,
             restart_engine=planner.restart_on_role_change,
             min_prefill_workers=planner.min_prefill_workers,
@@ -51,22 +51,17 @@ def simulated_planner(config: Config, job: SimulatedJob) -> RolePlanner | None:
         return None
     engine = job.engine
     prefill, decode = engine.of(Role.prefill), engine.of(Role.decode)
-    performance = TimingPerformance(prefill, decode, engine.limits, job.role_change.role_change_s)
+    performance = TimingPerformance(prefill, decode, engine.sizes, job.role_change.role_change_s)
     return RolePlanner(config.planner, performance)
 
 
 def check_requests_fit(job: SimulatedJob, requests: list[TraceRequest]) -> None:
     """Raise InputError for a request larger than a KV cache, which is never admitted."""
     longest = max(requests, key=lambda r: r.prompt_tokens + r.response_tokens)
-    need, page = longest.prompt_tokens + longest.response_tokens, job.engine.limits.page_tokens
-    if need + page > job.engine.limits.cache_tokens:
+    need, page = longest.prompt_tokens + longest.response_tokens, job.engine.sizes.page_tokens
+    if need + page > job.engine.sizes.cache_tokens:
         what = f"a request of {need} tokens does not fit into a worker's KV cache"
         raise InputError(what, hint=f"simulate.kv_cache_tokens={2 * need}")
-
-
-def _as_endpoint(config: Config) -> Config:
-    """Return a configuration with the admission limits of an endpoint."""
-    return Config(task=Task.serve, engine=config.engine, serve=config.serve, router=config.router)
 
 
 def _gpus(config: Config) -> int:

@@ -12,15 +12,15 @@ class TimingPerformance:
 
     prefill: TimingModel
     decode: TimingModel
-    limits: EngineSizes
+    sizes: EngineSizes
     startup_s: float = 0.0
 
     @property
     def max_sequences(self) -> int:
-        return self.limits.max_sequences
+        return self.sizes.max_sequences
 
     def prefill_s(self, prompt_tokens: float, cached_tokens: float = 0.0) -> float:
-        left, size = max(1.0, prompt_tokens - cached_tokens), self.limits.step_tokens
+        left, size = max(1.0, prompt_tokens - cached_tokens), self.sizes.step_tokens
         steps = -(-left // size)
         attended = left * (prompt_tokens - left / 2)
         timing = self.prefill
@@ -33,4 +33,4 @@ class TimingPerformance:
         return timing.decode_s + n * each_s
 
     def transfer_s(self, tokens: float) -> float:
-        return self.limits.transfer_s_per_token * tokens
+        return self.sizes.transfer_s_per_token * tokens

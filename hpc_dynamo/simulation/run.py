@@ -11,8 +11,7 @@ from hpc_dynamo import config as c
 from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.planner.collect import collect_signals
 from hpc_dynamo.planner.signals import PlannerDecision, Signals
-from hpc_dynamo.router import AdmissionLimits as Bounds
-from hpc_dynamo.router import RequestRouter
+from hpc_dynamo.router import AdmissionLimits, RequestRouter
 from hpc_dynamo.simulation import clock
 from hpc_dynamo.simulation.kv_event_source import KvEventSource
 from hpc_dynamo.simulation.load import TraceRequest
@@ -26,14 +25,14 @@ from hpc_dynamo.timing_model import TimingModel
 class DecidesRoles(Protocol):
     """Planner interface of a simulated job."""
 
-    def decide(self, result: Signals) -> PlannerDecision: ...
+    def decide(self, signals: Signals) -> PlannerDecision: ...
 
 
 @dataclass(frozen=True)
 class EngineModel:
     """Model of every worker; roles may have their own timing."""
 
-    limits: EngineSizes
+    sizes: EngineSizes
     timing: TimingModel
     timings: dict[Role, TimingModel] = field(default_factory=dict)
 
@@ -49,7 +48,7 @@ class SimulatedJob:
     workers: dict[Role, int]
     targets: LatencyTargets
     router: c.Router = field(default_factory=c.Router)
-    limits: Bounds = field(default_factory=Bounds)
+    limits: AdmissionLimits = field(default_factory=AdmissionLimits)
     block_tokens: int = 512  # block size of load, caches and router
     role_change: RoleChangeModel = field(default_factory=RoleChangeModel)
     interval_s: float = 30.0  # planner interval
@@ -57,11 +56,8 @@ class SimulatedJob:
 
     @property
     def kind(self) -> TopologyKind:
-        return (
-            TopologyKind.aggregated
-            if Role.aggregated in self.workers
-            else TopologyKind.disaggregated
-        )
+        aggregated = Role.aggregated in self.workers
+        return TopologyKind.aggregated if aggregated else TopologyKind.disaggregated
 
     @property
     def ranks(self) -> list[Role]:
@@ -96,14 +92,12 @@ class _Run:
         self._router = RequestRouter(job.kind, router, job.limits, loop.time)
         self._tokens = dict[int, bytes]()  # hash of a block -> its token ids
         self._workers = {
-            rank: SimulatedWorker(job.engine.limits, job.engine.of(role), job.block_tokens)
+            rank: SimulatedWorker(job.engine.sizes, job.engine.of(role), job.block_tokens)
             for rank, role in enumerate(job.ranks)
         }
-        event_sources = self._event_sources() if job.router.kv_events else {}
+        sources = self._event_sources() if job.router.kv_events else {}
         timings = {role: job.engine.of(role) for role in Role}
-        self._pool = WorkerPool(
-            self._router, self._workers, event_sources, timings, job.role_change
-        )
+        self._pool = WorkerPool(self._router, self._workers, sources, timings, job.role_change)
         self._request_flow = RequestFlow(self._router, self._workers, self._on_result)
         self._results, self._decisions = list[RequestResult](), list[PlannerDecision]()
 
@@ -156,12 +150,9 @@ class _Run:
         loop, pool = asyncio.get_running_loop(), self._pool
         while True:
             await asyncio.sleep(self._job.interval_s)
-            max_sequences = self._job.engine.limits.max_sequences
-            result = collect_signals(
-                self._router, pool.loads(), len(pool.changing_role), max_sequences
-            )
-            result = msgspec.structs.replace(result, at=loop.time())
-            decision = planner.decide(result)
+            changing, limit = len(pool.changing_role), self._job.engine.sizes.max_sequences
+            signals = collect_signals(self._router, pool.loads(), changing, limit)
+            decision = planner.decide(msgspec.structs.replace(signals, at=loop.time()))
             self._decisions.append(decision)
             move = decision.move
             for rank in pool.ranks_to_move(move):

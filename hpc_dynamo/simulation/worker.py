@@ -10,7 +10,7 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hpc_dynamo.simulation.cache import CacheHold, SimulatedCache
 from hpc_dynamo.simulation.step_run import StepRun
@@ -57,15 +57,13 @@ class ModelledSequence:
 class SimulatedWorker:
     """One engine, in the virtual time of the event loop."""
 
-    def __init__(self, limits: EngineSizes, timing: TimingModel, block: int) -> None:
-        self._limits, self.timing = limits, timing
-        self.cache = SimulatedCache(limits.cache_tokens, block)
+    def __init__(self, sizes: EngineSizes, timing: TimingModel, block: int) -> None:
+        self._sizes, self.timing = sizes, timing
+        self.cache = SimulatedCache(sizes.cache_tokens, block)
         self.on_store: Callable[[Sequence[int], Sequence[int]], None] = lambda hashes, new: None
         self._waiting, self._pulled = deque[ModelledSequence](), deque[ModelledSequence]()
         self._prefilling = list[ModelledSequence]()
-        self._decoding = list[
-            tuple[int, int, ModelledSequence]
-        ]()  # (last step, order, sequence), a heap
+        self._decoding = list[tuple[int, int, ModelledSequence]]()  # heap: (last step, order, …)
         self._pulling = 0
         self._steps = self._context = self._count = 0
         self._step_run: StepRun | None = None
@@ -93,14 +91,11 @@ class SimulatedWorker:
         """Admit waiting sequences now if idle, else at the end of the current step."""
         if self._step_run is None:
             self._loop.call_soon(self._start)  # after all other events of this moment
-        elif self._step_run.steps > 1 and self.running < self._limits.max_sequences:
+        elif self._step_run.steps > 1 and self.running < self._sizes.max_sequences:
             run = self._step_run
             steps = run.current_step(self._loop.time())
             if steps < run.steps:
-                cut = StepRun(
-                    run.started_at, steps, run.first_s, run.increment_s, run.chunk, run.chunks
-                )
-                self._run(cut)
+                self._run(replace(run, steps=steps))
 
     def _run(self, run: StepRun) -> None:
         if self._timer:
@@ -119,11 +114,11 @@ class SimulatedWorker:
     def _plan(self, now: float) -> StepRun | None:
         """Return the steps until the next event, None without work."""
         n = len(self._decoding)
-        most = self._decoding[0][0] - self._steps if n else 0
-        budget = self._limits.step_tokens - n
+        until_finish = self._decoding[0][0] - self._steps if n else 0
+        budget = self._sizes.step_tokens - n
         if not self._prefilling or budget <= 0:
             more_s = self.timing.decode_s_per_context_token * n
-            return StepRun(now, most, self._step_s((), 0), more_s) if n else None
+            return StepRun(now, until_finish, self._step_s((), 0), more_s) if n else None
         left = self._prefilling[0].prompt_tokens - self._prefilling[0].computed_tokens
         if left > budget:
             # The prompt uses the whole budget, so that no other prompt is admitted.
@@ -131,7 +126,7 @@ class SimulatedWorker:
             more_s = self.timing.prefill_s_per_token_context * budget * budget
             more_s += self.timing.decode_s_per_context_token * n
             first_s = self._step_s((budget,), budget)
-            return StepRun(now, min(steps, most or steps), first_s, more_s, chunk=budget)
+            return StepRun(now, min(steps, until_finish or steps), first_s, more_s, chunk=budget)
         chunks = self._chunks(budget)
         return StepRun(now, 1, self._step_s(chunks, sum(chunks)), 0.0, chunks=chunks)
 
@@ -171,11 +166,11 @@ class SimulatedWorker:
             self._finish(sequence)
 
     def _start_decoding(self) -> None:
-        begun = [s for s in self._prefilling if s.computed_tokens == s.prompt_tokens]
-        if not begun:
+        started = [s for s in self._prefilling if s.computed_tokens == s.prompt_tokens]
+        if not started:
             return
         self._prefilling = [s for s in self._prefilling if s.computed_tokens < s.prompt_tokens]
-        for sequence in begun:
+        for sequence in started:
             sequence.on_first_token()
             if sequence.response_tokens == 1:
                 self._finish(sequence)
@@ -193,13 +188,13 @@ class SimulatedWorker:
 
     def _admit(self) -> None:
         """Admit waiting prompts while the step has budget, like simulator.scheduler.Scheduler."""
-        most = self._limits.max_sequences
-        while self._pulled and self.running < most:
+        max_sequences = self._sizes.max_sequences
+        while self._pulled and self.running < max_sequences:
             self._prefilling.append(self._pulled.popleft())
-        budget = self._limits.step_tokens - len(self._decoding)
+        budget = self._sizes.step_tokens - len(self._decoding)
         for sequence in self._prefilling:
             budget -= self._publish_next_step(sequence, budget)
-        while self._waiting and budget > 0 and self.running < most:
+        while self._waiting and budget > 0 and self.running < max_sequences:
             if not self._allocate(self._waiting[0]):
                 break
             sequence = self._waiting.popleft()
@@ -217,19 +212,17 @@ class SimulatedWorker:
 
     def _pull(self, sequence: ModelledSequence) -> None:
         self._pulling += 1
-        seconds = self._limits.transfer_s_per_token * (
-            sequence.prompt_tokens - sequence.cached_tokens
-        )
+        tokens = sequence.prompt_tokens - sequence.cached_tokens
+        seconds = self._sizes.transfer_s_per_token * tokens
         self._loop.call_later(seconds, self._on_pulled, sequence)
 
     def _allocate(self, sequence: ModelledSequence) -> bool:
         """Allocate KV blocks; the last prompt token is always computed. False without room."""
-        block, page = self.cache.block, self._limits.page_tokens
+        block, page = self.cache.block, self._sizes.page_tokens
         useful = sequence.hashes[: (sequence.prompt_tokens - 1) // block]
         hits = self.cache.match(useful)
-        tokens = (
-            -(-(sequence.prompt_tokens + sequence.response_tokens) // page) * page - hits * block
-        )
+        length = sequence.prompt_tokens + sequence.response_tokens
+        tokens = -(-length // page) * page - hits * block
         hold = self.cache.acquire(useful[:hits], tokens)
         if hold is None:
             return False
@@ -258,6 +251,6 @@ class SimulatedWorker:
 
     def _release(self, sequence: ModelledSequence, tokens: int) -> None:
         """Release a sequence with `tokens` in the cache; those in whole pages stay cached."""
-        page = self._limits.page_tokens
+        page = self._sizes.page_tokens
         own = tokens // page * page - len(sequence.hashes) * self.cache.block
         self.cache.release(sequence.hold, own)

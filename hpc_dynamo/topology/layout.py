@@ -63,11 +63,11 @@ def _plan_by_hardware(config: Config, demands: list[Demand], used: tuple[str, ..
     workers, groups, nodes = dict[int, Worker](), list[NodeGroup](), 0
     for kind in used:
         ranks = [rank for rank, (_, pool) in enumerate(demands) if pool.hardware == kind]
-        part = _plan_group(with_hardware(config, kind), [demands[rank] for rank in ranks])
-        moved = part.shifted(0, nodes).workers
+        group = _plan_group(with_hardware(config, kind), [demands[rank] for rank in ranks])
+        moved = group.shifted(0, nodes).workers
         workers |= {ranks[w.rank]: replace(w, rank=ranks[w.rank]) for w in moved}
-        groups.append(NodeGroup(kind, part.nodes, part.gpus_per_node))
-        nodes += part.nodes
+        groups.append(NodeGroup(kind, group.nodes, group.gpus_per_node))
+        nodes += group.nodes
     most = max(group.gpus_per_node for group in groups)
     return Plan(nodes, most, tuple(workers[rank] for rank in sorted(workers)), tuple(groups))
 

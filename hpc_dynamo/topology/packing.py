@@ -61,7 +61,7 @@ def _does_not_fit(demands: list[Demand], nodes: int, gpus: int) -> ConfigError:
         f"topology.{role}.workers={pool.workers} of {pool.gpus} GPUs"
         for role, pool in dict.fromkeys(demands)
     )
-    why = (
+    reason = (
         f"need {needed} GPUs"
         if needed > available
         else "cannot be placed without splitting a group"
@@ -69,7 +69,7 @@ def _does_not_fit(demands: list[Demand], nodes: int, gpus: int) -> ConfigError:
     kind = demands[0][1].hardware
     count, each = field_name("topology.nodes", kind), field_name("cluster.gpus_per_node", kind)
     return ConfigError(
-        f"{count}={nodes} with {each}={gpus} gives {available} GPUs, but {shape} {why}",
+        f"{count}={nodes} with {each}={gpus} gives {available} GPUs, but {shape} {reason}",
         hint=f"{count}={enough}, or fewer or smaller workers",
     )
 

@@ -28,7 +28,7 @@ CHAT: Any = [{"role": "user", "content": "hello"}]
 LONG: dict[str, Any] = {"max_tokens": 4000, "extra_body": {"ignore_eos": True}}
 
 
-def test_a_batch_says_what_one_worker_alone_says(
+def test_disaggregated_batch_equals_aggregated_batch(
     cluster: SlurmCluster, shared_dir: Path, protocol: str
 ) -> None:
     ids = write_prompts(shared_dir / "prompts.jsonl", 40)
@@ -49,7 +49,7 @@ def test_a_batch_says_what_one_worker_alone_says(
     assert outcome.summary.kv_bytes > 0, "NIXL moved nothing between the nodes"
 
 
-async def test_an_endpoint_outlives_a_decode_node(
+async def test_endpoint_survives_lost_decode_node(
     cluster: SlurmCluster, shared_dir: Path, protocol: str
 ) -> None:
     words = (

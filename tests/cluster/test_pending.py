@@ -19,7 +19,7 @@ SOON_S = 20.0  # to cancel a job on a busy machine; eleven seconds of silence ca
 
 @contextmanager
 def occupied(cluster: SlurmCluster) -> Iterator[None]:
-    """All nodes are taken by somebody else's job."""
+    """Another user's job occupies all nodes."""
     options = ("--nodes=3", "--exclusive", "--time=30", "--output=/dev/null")
     job = cluster.slurm("sbatch", "--parsable", *options, "--wrap=srun sleep 1000").strip()
     state = ("squeue", "--noheader", f"--jobs={job}", "--format=%T")
@@ -35,7 +35,7 @@ def queued(cluster: SlurmCluster) -> str:
     return cluster.slurm("squeue", "--noheader", "--format=%i").strip()
 
 
-def test_a_job_that_can_never_start_says_so(cluster: SlurmCluster, shared_dir: Path) -> None:
+def test_job_that_cannot_start_is_reported(cluster: SlurmCluster, shared_dir: Path) -> None:
     write_prompts(shared_dir / "prompts.jsonl", 3)
     # Without the check of the layout, which refuses it before Slurm is asked.
     words = (*BATCH, "--no-preflight", "topology.nodes=5", "topology.decode.workers=4")
@@ -53,8 +53,8 @@ def test_a_job_that_can_never_start_says_so(cluster: SlurmCluster, shared_dir: P
     assert queued(cluster) == ""
 
 
-def test_a_job_that_waits_names_the_expected_start(cluster: SlurmCluster, shared_dir: Path) -> None:
-    """`stop` in another shell ends it, and both say what happened."""
+def test_pending_job_shows_expected_start(cluster: SlurmCluster, shared_dir: Path) -> None:
+    """`stop` in another shell cancels it, and both commands report the end."""
     write_prompts(shared_dir / "prompts.jsonl", 3)
     with occupied(cluster), on_a_terminal(BATCH, shared_dir, cluster.env, columns=80) as batch:
         batch.expect(r"nodes have to become\s+free", timeout=100)
@@ -69,7 +69,7 @@ def test_a_job_that_waits_names_the_expected_start(cluster: SlurmCluster, shared
 
 
 @pytest.mark.parametrize("verb", ["batch", "serve"])
-def test_ctrl_c_while_it_waits(verb: str, cluster: SlurmCluster, shared_dir: Path) -> None:
+def test_ctrl_c_cancels_pending_job(verb: str, cluster: SlurmCluster, shared_dir: Path) -> None:
     write_prompts(shared_dir / "prompts.jsonl", 3)
     words = (verb, *BATCH[1:3], *(BATCH[3:] if verb == "batch" else ()))
     with occupied(cluster), on_a_terminal(words, shared_dir, cluster.env, columns=80) as process:

@@ -25,12 +25,12 @@ exec /usr/bin/srun "${kept[@]}"
 
 
 def _engines(cluster: SlurmCluster, node: str) -> list[str]:
-    """Process ids of a node's, in its own namespace; not of srun or its keeper."""
+    """Return process ids in a node's namespace, without srun and its supervisor."""
     words = ("pgrep", "-f", "^[^ ]*python[^ ]* -m hpc_dynamo.simulator ")
     return subprocess.run(cluster.on(node, *words), capture_output=True, text=True).stdout.split()
 
 
-def test_a_step_whose_srun_is_killed_is_ended_and_started_again(
+def test_killed_srun_of_container_step_restarts_worker(
     cluster: SlurmCluster, shared_dir: Path
 ) -> None:
     ids = write_prompts(shared_dir / "prompts.jsonl", 30)

@@ -29,7 +29,7 @@ def submit_script(cluster: SlurmCluster, folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def test_overwrite_in_a_script_keeps_the_answers_of_a_jobs_former_lives(
+def test_requeued_script_with_overwrite_keeps_answers(
     cluster: SlurmCluster, shared_dir: Path
 ) -> None:
     ids = write_prompts(shared_dir / "prompts.jsonl", 120, max_tokens=16)

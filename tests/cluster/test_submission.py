@@ -62,9 +62,7 @@ LEAKS = {
 }
 
 
-def test_what_an_interactive_job_leaves_in_a_shell_does_not_reach_the_job(
-    cluster: SlurmCluster, folder: Path
-) -> None:
+def test_variables_of_interactive_job_do_not_reach_job(cluster: SlurmCluster, folder: Path) -> None:
     seen = f"cluster.slurm.setup=['env > {folder}/seen']"
     env = {**LEAKS, "KEPT": "yes"}
     all_answered(run(cluster, folder, *COMMAND, "batch", *OWN_JOB, seen, env=env), folder)
@@ -75,7 +73,7 @@ def test_what_an_interactive_job_leaves_in_a_shell_does_not_reach_the_job(
 
 
 @pytest.mark.parametrize("how", ["by its variable", "by an option"])
-def test_site_that_exports_nothing(cluster: SlurmCluster, folder: Path, how: str) -> None:
+def test_submission_with_export_none_runs(cluster: SlurmCluster, folder: Path, how: str) -> None:
     """The step gets what the script has, not what the shell had; modules of the folder that it runs
     in stay out of it."""
     for name in ("select", "queue", "http", "json"):
@@ -90,12 +88,12 @@ def test_site_that_exports_nothing(cluster: SlurmCluster, folder: Path, how: str
     assert "LOST" not in written(folder / "seen")
 
 
-def test_from_a_step_with_its_own_limits(cluster: SlurmCluster, folder: Path) -> None:
+def test_submission_from_limited_step_runs(cluster: SlurmCluster, folder: Path) -> None:
     step = ("srun", "-N1", "--mem-per-cpu=500", "--cpu-bind=none", "--export=ALL", *COMMAND)
     all_answered(run(cluster, folder, *step, "batch", *OWN_JOB), folder)
 
 
-def test_from_inside_a_job(cluster: SlurmCluster, folder: Path) -> None:
+def test_submission_from_inside_job_runs(cluster: SlurmCluster, folder: Path) -> None:
     inner = shlex.join(
         (*COMMAND, "batch", *OWN_JOB, f"cluster.slurm.setup=['env > {folder}/seen']")
     )
@@ -106,15 +104,13 @@ def test_from_inside_a_job(cluster: SlurmCluster, folder: Path) -> None:
     assert not {"SLURM_MEM_PER_CPU", "CUDA_VISIBLE_DEVICES"} & written(folder / "seen")
 
 
-def test_from_a_login_shell(cluster: SlurmCluster, folder: Path) -> None:
+def test_submission_from_login_shell_runs(cluster: SlurmCluster, folder: Path) -> None:
     inner = shlex.join((*COMMAND, "batch", *OWN_JOB))
     all_answered(run(cluster, folder, "bash", "-lc", inner), folder)
 
 
-def test_allocation_is_used_with_the_gpus_that_slurm_knows(
-    cluster: SlurmCluster, folder: Path
-) -> None:
-    """Also if the shell has options of srun's, and CPUs that are fewer than would be liked."""
+def test_allocation_uses_gpus_reported_by_slurm(cluster: SlurmCluster, folder: Path) -> None:
+    """Also with options of srun in the shell, and with fewer CPUs than requested."""
     salloc = ("salloc", "--nodes=2", "--gpus-per-node=2", "--mem-per-cpu=4000", "--cpus-per-task=2")
     inner = (*COMMAND, "batch", *WORDS, "engine.device=cuda", "topology.prefill.workers=3")
     leaks = {"SLURM_CPU_BIND": "mask_cpu:0x1", "SLURM_EXPORT_ENV": "NONE", "PMI_RANK": "1"}
@@ -126,9 +122,7 @@ def test_allocation_is_used_with_the_gpus_that_slurm_knows(
     assert latest(folder / "runs/prompts").config().cluster.cpus_per_node == 2
 
 
-def test_allocation_that_is_too_small_names_the_way_out(
-    cluster: SlurmCluster, folder: Path
-) -> None:
+def test_too_small_allocation_suggests_remedy(cluster: SlurmCluster, folder: Path) -> None:
     done = run(cluster, folder, "salloc", "--nodes=1", *COMMAND, "batch", *WORDS)
     assert done.returncode == 1
     assert "this allocation has 1 nodes, the topology needs 2" in done.stderr
@@ -177,7 +171,7 @@ def test_remedies_for_a_stale_job_id_work(cluster: SlurmCluster, folder: Path) -
     assert "slurm job" in done.stdout
 
 
-def test_dry_run_is_what_is_submitted(cluster: SlurmCluster, folder: Path) -> None:
+def test_dry_run_equals_submitted_script(cluster: SlurmCluster, folder: Path) -> None:
     """Slurm's own record of the script, byte for byte."""
     words = (
         *OWN_JOB,
@@ -224,9 +218,11 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_forms_of_requests_that_sites_want(cluster: SlurmCluster, folder: Path, form: str) -> None:
-    """Real Slurm takes each and starts the layout. A pretended GPU is visible where it is asked
-    for, so the check of visible GPUs is left out for the form that asks for none."""
+def test_resource_request_forms_are_accepted(
+    cluster: SlurmCluster, folder: Path, form: str
+) -> None:
+    """Real Slurm takes each and starts the layout. A fake GPU is visible only if it
+    is requested. The form without a request skips the check of visible GPUs."""
     words = ("engine.device=cuda", "cluster.gpus_per_node=2", *FORMS[form], "--no-preflight")
     all_answered(run(cluster, folder, *COMMAND, "batch", *OWN_JOB, *words), folder)
 
@@ -249,7 +245,7 @@ def test_layout_that_can_never_run_is_refused_before_submission(
         assert (done.returncode, said in done.stderr) == (3, True), done.stdout + done.stderr
 
 
-def test_no_more_is_asked_for_than_the_nodes_have(cluster: SlurmCluster, folder: Path) -> None:
+def test_requests_do_not_exceed_nodes(cluster: SlurmCluster, folder: Path) -> None:
     """A node has 8 CPUs and 16,000 MB; the workers would like 26 and 52 GB."""
     words = ("engine.cpus=12", "engine.memory_gb=24", "topology.nodes=1")
     done = run(cluster, folder, *COMMAND, "batch", *OWN_JOB, *words)

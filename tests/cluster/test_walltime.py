@@ -1,6 +1,6 @@
 """Runs that are longer than their jobs.
 
-Slurm ends a job a minute after its start at the soonest, so the three runs go side by side.
+Slurm ends a job at the earliest one minute after its start, so the three runs run in parallel.
 """
 
 import subprocess
@@ -37,7 +37,7 @@ class Ended(NamedTuple):
 
 
 def lives(run: Path) -> int:
-    """Of a run's only attempt, by the bootstraps that its agent logged."""
+    """Return the starts of a run's only attempt, from the bootstraps in its agent's log."""
     return latest(run).agent_log(0).read_text().count("bootstrap: 1 agents by ")
 
 
@@ -57,7 +57,7 @@ def ended(cluster: SlurmCluster) -> dict[str, Ended]:
         return dict(zip(CASES, runs, strict=True))
 
 
-def test_a_batch_of_three_walltimes_finishes_by_itself(ended: dict[str, Ended]) -> None:
+def test_batch_over_three_walltimes_finishes(ended: dict[str, Ended]) -> None:
     run, ids, done = ended["three walltimes"]
     assert done.returncode == 0, done.stdout + done.stderr
     assert lives(run) >= 3
@@ -65,7 +65,7 @@ def test_a_batch_of_three_walltimes_finishes_by_itself(ended: dict[str, Ended]) 
     each_once(run, ids)
 
 
-def test_a_job_that_cannot_be_requeued_has_a_successor(ended: dict[str, Ended]) -> None:
+def test_job_without_requeue_submits_next_attempt(ended: dict[str, Ended]) -> None:
     run, ids, done = ended["never requeued"]
     assert done.returncode == 0, done.stdout + done.stderr
     first, second = Run(run).attempts()
@@ -75,7 +75,7 @@ def test_a_job_that_cannot_be_requeued_has_a_successor(ended: dict[str, Ended]) 
     each_once(run, ids)
 
 
-def test_a_walltime_that_brings_nothing_is_the_last(ended: dict[str, Ended]) -> None:
+def test_walltime_without_progress_ends_batch(ended: dict[str, Ended]) -> None:
     run, _, done = ended["no answer"]
     assert done.returncode == 1, done.stdout + done.stderr
     assert "no request was answered in a whole walltime" in done.stderr

@@ -1,4 +1,4 @@
-"""The run folder: who may read it, no reader sees half a file, no number is used twice."""
+"""Run folder: permissions, atomic writes, and unique attempt numbers."""
 
 import stat
 import subprocess
@@ -20,12 +20,12 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_others_may_not_look_into_a_run(run: Run) -> None:
+def test_run_folder_is_private(run: Run) -> None:
     assert mode(run.path) == 0o700
     assert mode(run.secrets_file) == 0o600
 
 
-def test_secrets_are_made_once(run: Run) -> None:
+def test_existing_secrets_are_kept(run: Run) -> None:
     first = run.secrets()
     run.create(Secrets(token=new_token(), public="other", private="other"))
     assert run.secrets() == first
@@ -33,7 +33,7 @@ def test_secrets_are_made_once(run: Run) -> None:
     assert new_token() != new_token()
 
 
-def test_a_run_gives_back_what_was_put_in(run: Run) -> None:
+def test_run_records_round_trip(run: Run) -> None:
     config = Config(engine=Engine(args={"a": [1, None, {"b": "ü"}]}), topology=Topology(nodes=2))
     plan = Plan(2, 4, (Worker(0, Role.prefill, (Shard(0, (0, 1)), Shard(1, (0,)))),))
     attempt = run.new_attempt(config, plan)
@@ -45,7 +45,7 @@ def test_a_run_gives_back_what_was_put_in(run: Run) -> None:
     assert [attempt.job(), attempt.roster(), attempt.status(), attempt.outcome()] == [None] * 4
 
 
-def test_figures_that_nobody_saw_survive_json(attempt: Attempt) -> None:
+def test_default_figures_round_trip_through_json(attempt: Attempt) -> None:
     """NaN has no spelling in JSON."""
     summary = BatchSummary(progress=Progress(), seconds=1.0)
     write_json(attempt.outcome_file, Outcome(exit_code=0, summary=summary))
@@ -53,20 +53,20 @@ def test_figures_that_nobody_saw_survive_json(attempt: Attempt) -> None:
     assert outcome == Outcome(exit_code=0, summary=summary)
 
 
-def test_attempts_are_in_the_order_of_their_numbers(run: Run) -> None:
+def test_attempts_are_sorted_by_number(run: Run) -> None:
     for _ in range(11):
         run.new_attempt(Config(), Plan(1, 0, ()))
     assert [a.number for a in run.attempts()] == list(range(1, 12))
 
 
-def test_agents_that_came_up_are_listed(attempt: Attempt) -> None:
+def test_started_agents_are_listed(attempt: Attempt) -> None:
     for node in (0, 2):
         record = NodeRecord(node=node, host=f"n{node}", address="::", pid=1, log="")
         write_json(attempt.node_file(node), record)
     assert [n.host for n in attempt.nodes()] == ["n0", "n2"]
 
 
-def test_an_input_is_remembered(run: Run) -> None:
+def test_run_identity_is_stored(run: Run) -> None:
     assert run.identity() is None
     run.write_identity(Path("/data/my prompts.jsonl"), "f00")
     identity = run.identity()
@@ -75,7 +75,7 @@ def test_an_input_is_remembered(run: Run) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"exit_code": "x"}', b"\xff"])
-def test_a_broken_file_is_named(attempt: Attempt, content: bytes) -> None:
+def test_invalid_record_error_names_file(attempt: Attempt, content: bytes) -> None:
     attempt.outcome_file.write_bytes(content)
     with pytest.raises(HpcDynamoError) as broken:
         attempt.outcome()
@@ -83,13 +83,13 @@ def test_a_broken_file_is_named(attempt: Attempt, content: bytes) -> None:
     assert "by hand" in broken.value.hint
 
 
-def test_a_missing_file_is_named(run: Run) -> None:
+def test_missing_record_error_names_file(run: Run) -> None:
     with pytest.raises(HpcDynamoError, match=r"config\.json is missing") as missing:
         Attempt(run.path / "attempts" / "9").config()
     assert "shared disk" in missing.value.hint
 
 
-def test_readers_see_the_old_or_the_new(tmp_path: Path) -> None:
+def test_atomic_write_shows_old_or_new_content(tmp_path: Path) -> None:
     file, small, large = tmp_path / "f", b"a" * 10, b"b" * 3_000_000
     write_atomic(file, small)
     seen, done = set[bytes](), threading.Event()
@@ -110,7 +110,7 @@ def test_readers_see_the_old_or_the_new(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file], "a temporary file is left"
 
 
-def test_a_private_file_is_never_public(tmp_path: Path) -> None:
+def test_private_file_has_mode_0600_from_start(tmp_path: Path) -> None:
     write_json(tmp_path / "secret", {"a": 1}, mode=0o600)
     assert mode(tmp_path / "secret") == 0o600
     assert read_json(tmp_path / "secret", dict) == {"a": 1}
@@ -129,7 +129,7 @@ for _ in range(20):
 """
 
 
-def test_processes_that_claim_at_once_get_numbers_of_their_own(run: Run) -> None:
+def test_concurrent_attempts_get_different_numbers(run: Run) -> None:
     argv = [sys.executable, "-c", CLAIM, str(run.path)]
     pipe = subprocess.PIPE
     claimers = [subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) for _ in range(3)]
@@ -144,7 +144,7 @@ def test_processes_that_claim_at_once_get_numbers_of_their_own(run: Run) -> None
     assert sorted(numbers) == list(range(1, 61))
 
 
-def test_records_of_a_later_version_are_still_read(attempt: Attempt) -> None:
+def test_records_with_unknown_fields_are_read(attempt: Attempt) -> None:
     """Unknown fields are no reason to lose a run."""
     attempt.outcome_file.write_bytes(msgspec.json.encode({"exit_code": 0, "news": 1}))
     assert attempt.outcome() == Outcome(exit_code=0)

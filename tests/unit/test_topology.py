@@ -1,4 +1,4 @@
-"""Where workers run: a table of layouts, the refusals, and what holds for every layout."""
+"""Layouts of workers: a table, impossible topologies, and invariants of every layout."""
 
 from dataclasses import replace
 
@@ -170,7 +170,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("config", "what", "remedy"), REFUSED.values(), ids=REFUSED)
-def test_refusals_name_field_value_and_what_would_do(
+def test_impossible_topology_names_field_value_and_remedy(
     config: Config, what: str, remedy: str
 ) -> None:
     with pytest.raises(ConfigError) as refused:
@@ -179,12 +179,12 @@ def test_refusals_name_field_value_and_what_would_do(
     assert remedy in refused.value.hint
 
 
-def test_the_remedy_of_a_refused_layout_works() -> None:
+def test_remedy_of_impossible_topology_works() -> None:
     config = split(pool(3, 4), pool(1, 2), 4, nodes=4)
     assert plan(config).nodes == 4
 
 
-def test_a_plan_knows_who_serves_from_a_node_and_which_nodes_idle() -> None:
+def test_plan_lists_workers_of_node_and_idle_nodes() -> None:
     laid_out = plan(split(pool(1, 1, 6), pool(1), 4, nodes=4))
     assert [w.rank for w in laid_out.on_node(0)] == [0, 1]
     assert [w.rank for w in laid_out.on_node(1)] == [], "a second shard serves nothing"
@@ -216,7 +216,7 @@ def groups(worker: Worker, tensor: int) -> list[set[int]]:
 
 
 @given(configs())
-def test_what_holds_for_every_layout(config: Config) -> None:
+def test_layout_invariants_hold(config: Config) -> None:
     laid_out, gpus = plan(config), config.cluster.gpus_per_node or 0
     pools = dict(config.topology.pools)
     used = [(s.node, g) for w in laid_out.workers for s in w.shards for g in s.gpus]
@@ -244,7 +244,7 @@ def test_what_holds_for_every_layout(config: Config) -> None:
 
 
 @given(configs())
-def test_derived_nodes_are_the_fewest_that_this_packing_needs(config: Config) -> None:
+def test_derived_node_count_is_minimal(config: Config) -> None:
     laid_out, gpus = plan(config), config.cluster.gpus_per_node or 0
 
     def alone(p: Pool) -> int:
@@ -265,7 +265,7 @@ def test_derived_nodes_are_the_fewest_that_this_packing_needs(config: Config) ->
 
 
 @given(st.integers(1, 9), st.integers(1, 5))
-def test_without_gpus_no_node_gets_two_more_than_another(workers: int, nodes: int) -> None:
+def test_workers_without_gpus_are_balanced(workers: int, nodes: int) -> None:
     laid_out = plan(on_cpu(whole(pool(workers), None, nodes=nodes)))
     counts = [len(laid_out.on_node(n)) for n in range(nodes)]
     assert max(counts) - min(counts) <= 1
@@ -288,7 +288,7 @@ def test_workers_of_several_models_share_the_nodes() -> None:
     assert layout.nodes == layout.for_model("m2").nodes == 2
 
 
-def test_workers_of_several_models_without_gpus_are_dealt_in_turn() -> None:
+def test_models_without_gpus_are_placed_round_robin() -> None:
     layout = plan(several(*(on_cpu(whole(pool(2), None, nodes=3)) for _ in range(2))))
     assert drawn(layout) == "A0 0: | A1 1: | A2 2: | A3 0:"
 
@@ -298,7 +298,7 @@ def sizes(layout: Plan) -> list[tuple[Role, int]]:
 
 
 @given(configs(), st.integers(1, 6))
-def test_a_model_has_the_workers_that_it_would_have_alone(one: Config, workers: int) -> None:
+def test_plan_of_one_model_equals_its_own_plan(one: Config, workers: int) -> None:
     other = whole(pool(workers), one.cluster.gpus_per_node)
     layout = plan(several(one, other))
     assert sizes(layout.for_model("m0")) == sizes(plan(one))

@@ -1,4 +1,4 @@
-"""Real vLLM on the CPU: prefill and decode workers say what a single worker says."""
+"""Real vLLM on the CPU: disaggregated text equals that of a single worker."""
 
 import json
 from pathlib import Path
@@ -46,9 +46,7 @@ def _write(file: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in (*rows, *unshared)))
 
 
-def test_greedy_text_through_prefill_and_decode_equals_that_of_one_worker(
-    vllm: DemoEngine, tmp_path: Path
-) -> None:
+def test_greedy_batch_equals_text_of_aggregated_worker(vllm: DemoEngine, tmp_path: Path) -> None:
     _write(tmp_path / "questions.jsonl")
     words = (
         "engine=vllm-cpu",

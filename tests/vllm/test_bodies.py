@@ -144,18 +144,18 @@ BATCHED = [case for case in CASES if is_inference(case.path) and not case.stream
 
 
 @every_case
-def test_serve_answers_as_one_worker(case: Case, endpoint: Ask, expected: Ask) -> None:
+def test_serve_answers_equal_aggregated_worker(case: Case, endpoint: Ask, expected: Ask) -> None:
     same(endpoint(case), expected(case), case)
 
 
 @every_case
-def test_route_without_a_tokenizer_answers_as_one_worker(
+def test_route_without_tokenizer_equals_aggregated_worker(
     case: Case, route: Ask, expected: Ask
 ) -> None:
     same(route(case), expected(case), case)
 
 
-def test_requests_of_one_prompt_are_disaggregated(served: Served, endpoint: Ask) -> None:
+def test_single_prompt_requests_are_disaggregated(served: Served, endpoint: Ask) -> None:
     def transfers() -> float:
         return served.metric("decode", "vllm:nixl_xfer_time_seconds_count")
 
@@ -165,5 +165,7 @@ def test_requests_of_one_prompt_are_disaggregated(served: Served, endpoint: Ask)
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in BATCHED])
-def test_a_batch_answers_as_one_worker(case: Case, batch: dict[str, Answer], expected: Ask) -> None:
+def test_batch_answers_equal_aggregated_worker(
+    case: Case, batch: dict[str, Answer], expected: Ask
+) -> None:
     same(batch[case.name], expected(case), case)

@@ -67,7 +67,7 @@ def cached(served: Served, model: str, text: str) -> list[int]:
     return [w["overlap_blocks"] * why["block_tokens"] for w in why["workers"]]
 
 
-def test_adapters_are_listed_and_each_says_its_own_through_both_workers(served: Served) -> None:
+def test_adapters_answer_through_both_workers(served: Served) -> None:
     rows = json.loads(served.get(f"{served.url}/models", served.key))["data"]
     parents = {row["id"]: row.get("parent") for row in rows}
     assert parents == {
@@ -86,7 +86,7 @@ def test_adapters_are_listed_and_each_says_its_own_through_both_workers(served: 
     assert len(set(shared.values())) == 3
 
 
-def test_blocks_of_an_adapter_are_known_as_its_own(served: Served) -> None:
+def test_kv_events_separate_blocks_of_adapters(served: Served) -> None:
     """By the events of a worker that was asked behind the router's back."""
     text, prefill = prompt("pear"), f"{engine(served, 'talk', 'prefill')}/v1/completions"
     post(served, prefill, {"model": "poet", "prompt": text, "max_tokens": 1}, served.token)
@@ -94,7 +94,7 @@ def test_blocks_of_an_adapter_are_known_as_its_own(served: Served) -> None:
     assert cached(served, "talk", text) == cached(served, "pirate", text) == [0, 0]
 
 
-def test_blocks_that_never_come_are_computed_again(served: Served) -> None:
+def test_lost_blocks_are_recomputed(served: Served) -> None:
     """The default of engine.kv_load_failure_policy: of a prefill worker that is gone."""
     text = prompt("plum")
     asked: dict[str, Any] = {"model": "talk", "prompt": text, "temperature": 0}
@@ -109,12 +109,12 @@ def test_blocks_that_never_come_are_computed_again(served: Served) -> None:
     assert answer == said(served, "wide", text)
 
 
-def test_two_shares_of_every_layer_say_what_one_worker_says(served: Served) -> None:
+def test_tensor_parallel_worker_equals_single_process(served: Served) -> None:
     for name in ("cherry", "fig"):
         assert said(served, "wide", prompt(name)) == said(served, "talk", prompt(name))
 
 
-def test_vectors_come_from_a_model_that_says_nothing(served: Served) -> None:
+def test_embedding_model_serves_embeddings(served: Served) -> None:
     ask: dict[str, Any] = {"model": "vectors", "input": ["a fox", "a hen", "a fox"]}
     fox, hen, again = (row.embedding for row in served.client.embeddings.create(**ask).data)
     assert len(fox) == tiny_models.HIDDEN

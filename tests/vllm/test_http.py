@@ -50,7 +50,7 @@ def send(url: str, key: str, body: bytes | None, method: str = "POST") -> tuple[
 
 
 def both(served: Served, path: str, body: bytes) -> list[tuple[int, Any]]:
-    """Status and answer of the worker alone, and of the endpoint."""
+    """Return status and answer of the worker by itself, and of the endpoint."""
     worker = next(iter(served.workers().values()))
     urls = ((worker, served.token), (served.url.removesuffix("/v1"), served.key))
     return [send(f"{url}{path}", key, body) for url, key in urls]
@@ -84,7 +84,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_what_vllm_accepts_is_accepted(served: Served, name: str) -> None:
+def test_bodies_accepted_by_vllm_are_accepted(served: Served, name: str) -> None:
     (alone, said), (status, answer) = both(served, "/v1/completions", BODIES[name])
     if alone == 200:
         assert status == 200, answer
@@ -97,7 +97,7 @@ def test_what_vllm_accepts_is_accepted(served: Served, name: str) -> None:
         assert answer == said, "the engine's own error"
 
 
-def test_inference_paths_of_its_document_are_served(served: Served) -> None:
+def test_inference_paths_of_openapi_are_served(served: Served) -> None:
     base = served.url.removesuffix("/v1")
     assert send(f"{base}/version", served.key, None, "GET")[1]["version"].startswith("0.")
     worker = next(iter(served.workers().values()))
@@ -110,13 +110,13 @@ def test_inference_paths_of_its_document_are_served(served: Served) -> None:
         assert unserved == (not is_inference(path)), (path, status, answer)
 
 
-def test_administration_of_vllm_is_out_of_reach(served: Served) -> None:
+def test_administration_paths_of_vllm_are_not_served(served: Served) -> None:
     base = served.url.removesuffix("/v1")
     for path in ADMINISTRATION:
         assert send(f"{base}{path}", served.key, b"{}")[0] == 404
 
 
-def test_hidden_hand_overs_do_not_reach_the_engine(served: Served) -> None:
+def test_transfer_params_of_client_are_removed(served: Served) -> None:
     base = served.url.removesuffix("/v1")
     body = PROMPT | {"vllm_xargs": {"kv_transfer_params": "x"}}
     status, answer = send(f"{base}/v1/completions", served.key, json.dumps(body).encode())
@@ -124,7 +124,7 @@ def test_hidden_hand_overs_do_not_reach_the_engine(served: Served) -> None:
     assert "only the endpoint may set" in answer["error"]["message"]
 
 
-def test_a_stored_response_is_found(served: Served) -> None:
+def test_stored_response_is_routed_to_its_worker(served: Served) -> None:
     made = served.client.responses.create(model=MODEL, input="Hi", max_output_tokens=4)
     assert served.client.responses.retrieve(made.id).output_text == made.output_text
     with pytest.raises(openai.NotFoundError, match="resp_nothing"):

@@ -46,7 +46,7 @@ def overlap(served: Served, prompt: str) -> int:
     return int(said["workers"][0]["overlap_blocks"])
 
 
-def test_texts_are_routed_by_their_cache(served: Served) -> None:
+def test_hub_model_is_routed_by_kv_cache(served: Served) -> None:
     """Also the first prompt, which was sent before the worker's first event."""
     assert overlap(served, PROMPT) == 0
     served.client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=2)

@@ -20,11 +20,11 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 TOLD_S, RESTART_S = 30.0, 240.0
 BLOCK = 128  # tokens, of vLLM's KV cache on the CPU
-BLOCKS = 10  # of a worker: two of these prompts
+BLOCKS = 10  # per worker: room for two of these prompts
 
 
 def prompt(name: str) -> str:
-    """Of 385 to 511 tokens: three whole blocks of its own."""
+    """Return a prompt of 385 to 511 tokens: three whole blocks."""
     return " ".join(f"{name} number {i} of the list." for i in range(100, 140))
 
 
@@ -59,7 +59,7 @@ def ready(served: Served) -> dict[int, str]:
 
 
 def compute(served: Served, rank: int, text: str) -> None:
-    """At the worker itself, so that the router can know of it by events alone."""
+    """Send a prompt to the worker itself, so that the router learns of it only from events."""
     url, key = ready(served)[rank], served.token
     with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
         client.completions.create(model=MODEL, prompt=text, max_tokens=1)
@@ -95,7 +95,7 @@ def leads(served: Served, text: str, rank: int) -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 0])
-def test_a_request_goes_where_its_prefix_is(served: Served, rank: int) -> None:
+def test_request_is_routed_to_cached_prefix(served: Served, rank: int) -> None:
     text = prompt(f"apple {rank}")
     assert set(where(served, text)[1].values()) == {0}
     compute(served, rank, text)
@@ -104,7 +104,7 @@ def test_a_request_goes_where_its_prefix_is(served: Served, rank: int) -> None:
     leads(served, text, rank)
 
 
-def test_what_was_evicted_is_not_believed_any_more(served: Served) -> None:
+def test_evicted_blocks_leave_the_index(served: Served) -> None:
     text = prompt("pear")
     compute(served, 0, text)
     leads(served, text, 0)
@@ -115,7 +115,7 @@ def test_what_was_evicted_is_not_believed_any_more(served: Served) -> None:
     leads(served, text, 1)
 
 
-def test_a_new_life_begins_with_nothing(served: Served) -> None:
+def test_restarted_engine_has_empty_index(served: Served) -> None:
     text = prompt("cherry")
     compute(served, 1, text)
     leads(served, text, 1)
@@ -130,7 +130,7 @@ def test_a_new_life_begins_with_nothing(served: Served) -> None:
 
 
 def engine_pid(url: str) -> int:
-    """Of the server at a URL, by its command line."""
+    """Return the process id of the server at a URL, by its command line."""
     port = url.rsplit(":", 1)[1]
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         words = entry.read_bytes().split(b"\0")

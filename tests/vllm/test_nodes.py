@@ -18,7 +18,7 @@ THREE_PARTS = (
 )
 
 
-def test_a_worker_over_three_nodes_answers(tmp_path: Path) -> None:
+def test_worker_over_three_nodes_answers(tmp_path: Path) -> None:
     vllm = provisioned()
     ask = {
         "custom_id": "q",

@@ -46,7 +46,7 @@ class Served:
     url: str
     key: str
     token: str
-    log: Path  # of the agent
+    log: Path  # log of the agent
 
     @cached_property
     def client(self) -> openai.OpenAI:
@@ -158,8 +158,8 @@ TOOL = {
 NAMED = {"type": "function", "function": {"name": "weather"}}
 
 
-def test_tools_are_called_as_the_engine_alone_would(served: Served) -> None:
-    """What a model of this size makes of them is its own affair."""
+def test_tool_calls_pass_through_unchanged(served: Served) -> None:
+    """The answers of a model of this size are not judged."""
     asked: dict[str, Any] = {"tools": [TOOL], "tool_choice": NAMED, "max_tokens": 48}
     alone = replace(served, url=f"{served.workers()['decode']}/v1", key=served.token)
     calls = [
@@ -179,14 +179,14 @@ def test_structured_output(served: Served) -> None:
     assert json.loads(shaped.choices[0].message.content)["a"] in (1, 2)
 
 
-def test_a_prompt_that_is_too_long_is_refused_before_prefill(served: Served) -> None:
+def test_too_long_prompt_is_rejected_before_prefill(served: Served) -> None:
     before = served.metric("prefill", "vllm:prompt_tokens_total")
     with pytest.raises(openai.BadRequestError, match="maximum context length is 2048 tokens"):
         served.client.completions.create(model=MODEL, prompt="word " * 3000, max_tokens=1)
     assert served.metric("prefill", "vllm:prompt_tokens_total") == before
 
 
-def test_a_client_that_leaves_frees_both_workers(served: Served) -> None:
+def test_disconnected_client_frees_both_workers(served: Served) -> None:
     stream = ask(
         served, messages=LONG, stream=True, max_tokens=1500, extra_body={"ignore_eos": True}
     )
@@ -200,7 +200,7 @@ def test_a_client_that_leaves_frees_both_workers(served: Served) -> None:
         time.sleep(0.2)  # engines announce nothing
 
 
-def test_engines_answer_to_the_runs_own_key_alone(served: Served) -> None:
+def test_engines_require_token_of_run(served: Served) -> None:
     """Also where vLLM itself would not ask for one."""
     for url in served.workers().values():
         for path in ("/metrics", "/tokenize", "/v1/models", "/invocations"):
@@ -211,7 +211,7 @@ def test_engines_answer_to_the_runs_own_key_alone(served: Served) -> None:
 
 
 async def published(served: Served, role: str) -> list[KvEvent]:
-    """All that a worker has told of its KV cache, by a replay of the batches since its start."""
+    """Return all KV events of a worker, by a replay since its start."""
     started = re.search(
         rf"\({role}\) on .* starts: .*--kv-events-config (\{{.*?\}})", served.log.read_text()
     )
@@ -228,7 +228,7 @@ async def published(served: Served, role: str) -> list[KvEvent]:
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
-def test_what_is_cached_is_told_with_the_tokens_of_the_prompt(served: Served, role: str) -> None:
+def test_usage_reports_cached_prompt_tokens(served: Served, role: str) -> None:
     """On the decode worker these are blocks that were pulled."""
     text = f"{role}: " + "The quick brown fox jumps over the lazy dog. " * 40
     tokens = served.tokens(role, text)

@@ -38,9 +38,9 @@ class SglangPdProtocol:
             hint = "check that it runs with --disaggregation-mode prefill"
             raise RequestFailed(what, status=502, hint=hint) from e
         host = url.partition("://")[2].rpartition(":")[0].strip("[]")
-        met = {"bootstrap_host": host, "bootstrap_port": port, "bootstrap_room": room}
+        bootstrap = {"bootstrap_host": host, "bootstrap_port": port, "bootstrap_room": room}
         prefill = {name: value for name, value in body.items() if name not in DROPPED}
-        return prefill | met, body | met
+        return prefill | bootstrap, body | bootstrap
 
     @property
     def single_worker_fields(self) -> Body:

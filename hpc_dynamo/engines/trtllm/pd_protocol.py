@@ -47,11 +47,11 @@ class TrtllmPdProtocol:
             what = "the prefill worker's answer has no disaggregated_params"
             hint = "check that engine.args.extra sets a backend in cache_transceiver_config"
             raise RequestFailed(what, status=502, hint=hint)
-        handed = {"disaggregated_params": params | {"request_type": "generation_only"}}
+        fields = {"disaggregated_params": params | {"request_type": "generation_only"}}
         tokens = prefilled.get("prompt_token_ids")
         if field_value(tokens):
-            handed["prompt_token_ids" if "messages" in body else "prompt"] = tokens
-        return body | handed
+            fields["prompt_token_ids" if "messages" in body else "prompt"] = tokens
+        return body | fields
 
     def release(self, decode_body: Body) -> Body | None:
         """Return None: the prefill worker frees its blocks after kv_transfer_timeout_ms."""

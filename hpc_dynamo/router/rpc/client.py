@@ -38,6 +38,8 @@ from hpc_dynamo.router.scheduling.lease import (
     Target,
 )
 
+_ERRORS = {error.__name__: error for error in (AllWorkersTried, NoSuchWorker, NoWorker)}
+
 
 class RemoteRouter(FramedConnection):
     """A frontend's end. `view` is the last pushed view; `closed` resolves with the connection."""
@@ -61,7 +63,7 @@ class RemoteRouter(FramedConnection):
         return link
 
     async def route(self, request: RoutingRequest) -> Lease:
-        """Return a lease, see Router.route."""
+        """Return a lease, see RequestRouter.route."""
         id_, granted = next(self._ids), asyncio.get_running_loop().create_future()
         if self.closed.done():
             raise _closed_error()
@@ -77,7 +79,7 @@ class RemoteRouter(FramedConnection):
         return lease
 
     async def explain(self, request: RoutingRequest) -> bytes:
-        """Return the JSON of RoutingExplanation. Raises like Router.explain."""
+        """Return the JSON of RoutingExplanation. Raises like RequestRouter.explain."""
         return await self._call(lambda id_: ExplainCall(id_, request))
 
     async def loads(self) -> bytes:
@@ -141,26 +143,20 @@ class RemoteRouter(FramedConnection):
         """Fail all calls and mark all leases as lost."""
         if not self.closed.done():
             self.closed.set_result(None)
-        for call in self._routes.values():
+        calls: list[asyncio.Future[Any]] = [*self._routes.values(), *self._calls.values()]
+        for call in calls:
             self._fail(call, _closed_error())
-        for result in self._calls.values():
-            self._fail(result, _closed_error())
         self._routes.clear()
         for lease in list(self._leases.values()):
             lease.set_worker_lost(lease.decode.rank)
 
 
 def _exception(failed: CallFailed) -> RequestFailed:
-    match failed.kind:
-        case "AllWorkersTried":
-            return AllWorkersTried(failed.message)
-        case "NoSuchWorker":
-            return NoSuchWorker(failed.message)
-        case "NoWorker":
-            return NoWorker(failed.message)
-        case "Overloaded":
-            after_s = failed.retry_after_s
-            return Overloaded(failed.message, status=failed.status, retry_after_s=after_s)
+    if failed.kind in _ERRORS:
+        return _ERRORS[failed.kind](failed.message)
+    if failed.kind == Overloaded.__name__:
+        after_s = failed.retry_after_s
+        return Overloaded(failed.message, status=failed.status, retry_after_s=after_s)
     return RequestFailed(failed.message, status=failed.status)
 
 

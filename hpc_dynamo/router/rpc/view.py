@@ -39,23 +39,23 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def ready(self) -> bool:
         """Return True if all models without a permanent failure are ready, and there is one."""
-        offers = self.models.values()
-        return any(o.ready for o in offers) and all(o.ready or o.failure for o in offers)
+        models = self.models.values()
+        return any(m.ready for m in models) and all(m.ready or m.failure for m in models)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Return the model names that requests may use."""
-        return tuple(name for offer in self.models.values() for name in offer.names)
+        return tuple(name for model in self.models.values() for name in model.names)
 
     @property
     def aliases(self) -> dict[str, str]:
         """Return other accepted names, if they refer to exactly one model."""
-        pairs = [pair for offer in self.models.values() for pair in offer.aliases.items()]
+        pairs = [pair for model in self.models.values() for pair in model.aliases.items()]
         counts = Counter(alias for alias, _ in pairs)
         return {alias: name for alias, name in pairs if counts[alias] == 1}
 
     @property
     def operations(self) -> tuple[str, ...]:
         """Return the engines' HTTP operations for clients, such as `POST /v1/rerank`."""
-        known = (o for offer in self.models.values() for o in offer.operations)
+        known = (m for model in self.models.values() for m in model.operations)
         return tuple(dict.fromkeys(known))

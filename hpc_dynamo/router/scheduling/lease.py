@@ -121,22 +121,24 @@ class Overloaded(RequestFailed):
         self.retry_after_s = retry_after_s
 
 
-class NoWorker(RequestFailed):
+class _RoutingFailed(RequestFailed):
+    """A routing error with a fixed HTTP status."""
+
+    http_status = 503
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=self.http_status)
+
+
+class NoWorker(_RoutingFailed):
     """No worker of a role became ready in time, or none ever will."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, status=503)
 
-
-class NoSuchWorker(RequestFailed):
+class NoSuchWorker(_RoutingFailed):
     """The routing hints name unknown workers, or none although the policy requires it."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, status=400)
+    http_status = 400
 
 
-class AllWorkersTried(RequestFailed):
+class AllWorkersTried(_RoutingFailed):
     """The request failed on every worker of a role."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, status=503)

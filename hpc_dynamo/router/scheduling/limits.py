@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-from hpc_dynamo.config import Config, Role, Task
+from hpc_dynamo.config import Role, Router, Serve
 from hpc_dynamo.router.scheduling.worker import RoutedWorker
 
 # After a broken connection a worker gets no requests for this time, or until its agent reports it
@@ -46,15 +46,12 @@ class AdmissionLimits:
         )
 
     @classmethod
-    def from_config(cls, config: Config) -> Self:
-        """Return the limits of an endpoint; a batch limits itself."""
-        if config.task is Task.batch:
-            return cls()
-        serve, engine = config.serve, config.engine
-        tokens = config.router.max_prefill_tokens_per_worker
+    def for_endpoint(cls, serve: Serve, router: Router, max_num_seqs: int) -> Self:
+        """Return the limits of an endpoint; workers decode up to `max_num_seqs` sequences."""
+        tokens = router.max_prefill_tokens_per_worker
         return cls(
             max_prefill_tokens_per_worker=math.inf if tokens is None else tokens,
-            max_requests_per_worker=serve.max_requests_per_worker or 2 * engine.max_num_seqs,
+            max_requests_per_worker=serve.max_requests_per_worker or 2 * max_num_seqs,
             max_queued_requests=serve.max_queued_requests,
             queue_timeout_s=serve.queue_timeout_s,
         )

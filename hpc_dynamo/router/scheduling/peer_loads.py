@@ -15,7 +15,7 @@ LoadByUrl = Mapping[str, WorkerDemand]
 class PublishedLoads(msgspec.Struct, frozen=True):
     """The load that one head has placed on each worker; JSON between heads."""
 
-    head: str  # its Router.head_name, so that a head recognizes itself
+    head: str  # RequestRouter.head_name, so that a head recognizes itself
     workers: dict[str, WorkerDemand]  # by URL
 
 

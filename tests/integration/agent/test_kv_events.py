@@ -29,7 +29,7 @@ from hpc_dynamo.messages import (
     WorkerReport,
     WorkerState,
 )
-from hpc_dynamo.router import RequestRouter as RealRouter
+from hpc_dynamo.router import RequestRouter
 from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.tasks.node import CODEC
 from hpc_dynamo.topology import plan
@@ -285,7 +285,7 @@ async def test_head_indexes_events_and_requests_missing_ones(run: Run) -> None:
     server = ControlServer(HERE, secrets.keys, CODEC)
     agent = ControlClient(server.endpoint, secrets.keys, CODEC)
     roster = Roster(nodes=(record(attempt),), method="", seconds=0)
-    router = RealRouter.from_config(CONFIG)
+    router = RequestRouter.from_config(CONFIG)
     members = Membership(attempt, roster, server, {"": router}, fail_job)
     listening = asyncio.create_task(members.listen())
     try:

@@ -1,4 +1,4 @@
-"""Engines in containers: the commands, what is refused, and whole runs with a stand-in program."""
+"""Engines in containers: commands, rejected settings, and runs with a fake container program."""
 
 import json
 import os
@@ -58,8 +58,10 @@ def config(container: Container, name: str = "vllm", **fields: object) -> Config
 
 
 def commands(c: Config) -> tuple[EngineCommand, EngineCommand]:
-    """What the engine is started by, without and with its container; in one it does not import from
-    the current folder, which Apptainer mounts."""
+    """Return the engine's command without and with its container.
+
+    Engines in containers do not import from the current folder, which Apptainer mounts.
+    """
     bare = engine(c.engine.name).command(c, PLACE)
     whole = in_container(c, PLACE, bare)
     if c.engine.container.kind is ContainerKind.none:
@@ -68,14 +70,14 @@ def commands(c: Config) -> tuple[EngineCommand, EngineCommand]:
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_without_a_container_a_command_stays_what_it_is(name: str) -> None:
+def test_command_without_container_is_unchanged(name: str) -> None:
     bare, whole = commands(config(Container(), name))
     assert whole is bare
     assert bare.argv[0] == sys.executable
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_apptainer(name: str) -> None:
+def test_apptainer_command(name: str) -> None:
     bare, whole = commands(config(APPTAINER, name))
     assert whole.argv == (
         *("apptainer", "exec", "--cleanenv", "--no-eval", "--nv"),
@@ -94,7 +96,7 @@ def test_apptainer(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_enroot(name: str) -> None:
+def test_enroot_command(name: str) -> None:
     bare, whole = commands(config(ENROOT, name))
     names = ("NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", *bare.env)
     assert whole.argv == (
@@ -118,7 +120,7 @@ def test_enroot(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_pyxis(name: str) -> None:
+def test_pyxis_command(name: str) -> None:
     bare, whole = commands(config(PYXIS, name))
     env = {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
     names = ",".join(n for n in (*env, *bare.env) if n != "CUDA_VISIBLE_DEVICES")
@@ -144,11 +146,11 @@ def test_pyxis(name: str) -> None:
     assert whole.files == bare.files
 
 
-def test_under_pyxis_an_engine_is_a_step_of_its_own_on_its_node() -> None:
+def test_engine_under_pyxis_is_a_step_on_its_node() -> None:
     _, whole = commands(config(PYXIS, python="/env/bin/python"))
     step = WorkerStep(PLACE.worker, 0, whole.container_args)
     c = config(PYXIS, python="/env/bin/python")
-    argv = step.srun_argv(c, whole.argv, ["n1"], "--mpi=none")
+    argv = step.srun_argv(c.engine, whole.argv, ["n1"], "--mpi=none")
     inner = ("/env/bin/python", "-I", "-S", mpi_rank.__file__, "0,1", *whole.argv)
     assert argv[-len(inner) - len(whole.container_args) :] == (*whole.container_args, *inner)
     options = set(argv[1 : -len(inner)])
@@ -157,7 +159,7 @@ def test_under_pyxis_an_engine_is_a_step_of_its_own_on_its_node() -> None:
     assert "--label" not in options
 
 
-def test_pyxis_needs_slurm(tmp_path: Path) -> None:
+def test_pyxis_without_slurm_is_rejected(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 1)
     image = "engine.container.image=/shared/vllm.sqsh"
     words = ("input=prompts.jsonl", *SIMULATOR, "engine.container.kind=pyxis", image)
@@ -168,7 +170,7 @@ def test_pyxis_needs_slurm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("container", [APPTAINER, ENROOT, PYXIS], ids=lambda c: c.kind)
-def test_on_the_cpu_no_gpu_comes_in(container: Container) -> None:
+def test_cpu_engine_gets_no_gpus_in_container(container: Container) -> None:
     c = config(container, device=Device.cpu, env={"A": "$HOME, as it is"}, python="/env/bin/python")
     _, whole = commands(c)
     assert "--nv" not in whole.argv
@@ -179,12 +181,12 @@ def test_on_the_cpu_no_gpu_comes_in(container: Container) -> None:
 
 @pytest.mark.parametrize("container", [APPTAINER, ENROOT, PYXIS], ids=lambda c: c.kind)
 @pytest.mark.parametrize("name", ENGINES)
-def test_no_key_is_on_a_command_line(name: str, container: Container) -> None:
+def test_token_is_not_on_container_command_line(name: str, container: Container) -> None:
     _, whole = commands(config(container, name))
     assert not [word for word in (*whole.container_args, *whole.argv) if "secret-token" in word]
 
 
-def test_a_model_of_a_hub_is_not_mounted() -> None:
+def test_hub_model_is_not_mounted() -> None:
     c = replace(config(APPTAINER), model=Model(path="meta-llama/Llama-3.1-8B"))
     assert "--bind=meta-llama/Llama-3.1-8B" not in commands(c)[1].argv
 
@@ -217,32 +219,32 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("container", "what", "hint"), REFUSED)
-def test_what_cannot_work_is_refused(container: Container, what: str, hint: str) -> None:
+def test_invalid_containers_are_rejected(container: Container, what: str, hint: str) -> None:
     with pytest.raises(ConfigError, match=r"engine\.container") as refused:
         validate(config(container))
     assert what in refused.value.message
     assert hint in refused.value.hint
 
 
-def test_paths_that_nobody_can_quote_are_refused() -> None:
+def test_unquotable_mount_paths_are_rejected() -> None:
     with pytest.raises(ConfigError, match=r"model\.path=/a:b cannot be mounted"):
         validate(replace(config(APPTAINER), model=Model(path="/a:b")))
     validate(replace(config(Container()), model=Model(path="/a:b")))
 
 
-def test_a_model_by_a_relative_path_is_refused(
+def test_relative_model_path_in_container_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     c = replace(config(APPTAINER), model=Model(path="models/llama"))
-    validate(c)  # by all that we see it is a hub's
+    validate(c)  # it could be a hub id
     (tmp_path / "models/llama").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"model\.path=models/llama is relative") as refused:
         validate(c)
     assert refused.value.hint == f"model.path={tmp_path}/models/llama"
 
 
-def test_what_works_is_taken() -> None:
+def test_valid_containers_are_accepted() -> None:
     fetched = replace(APPTAINER, image="docker://vllm/vllm-openai")
     named = replace(PYXIS, image="nvcr.io#nvidia/vllm:1")
     for container in (APPTAINER, ENROOT, PYXIS, fetched, named):
@@ -265,10 +267,10 @@ def test_what_works_is_taken() -> None:
     ],
 )
 def test_advice(said: str, try_this: str) -> None:
-    assert try_this in diagnose(config(APPTAINER), said)
+    assert try_this in diagnose(config(APPTAINER).engine, said)
 
 
-def test_an_unknown_kind_lists_the_known(tmp_path: Path) -> None:
+def test_unknown_container_kind_lists_known_kinds(tmp_path: Path) -> None:
     done = hpc_dynamo("plan", *SIMULATOR, "engine.container.kind=docker", cwd=tmp_path)
     assert done.returncode == 3
     assert all(kind in done.stderr for kind in ContainerKind), done.stderr
@@ -276,7 +278,7 @@ def test_an_unknown_kind_lists_the_known(tmp_path: Path) -> None:
 
 @pytest.fixture
 def programs(tmp_path: Path) -> dict[str, str]:
-    """An environment in which both programs are the stand-in; what they tell is in boxes/."""
+    """Environment in which both programs are the fake; its records are in boxes/."""
     for folder in ("bin", "boxes"):
         (tmp_path / folder).mkdir()
     for name in ("apptainer", "enroot"):
@@ -297,7 +299,7 @@ def batch(folder: Path, env: Mapping[str, str], *words: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("kind", ["apptainer", "enroot"])
-def test_a_batch_runs_in_containers_and_leaves_none(
+def test_batch_in_containers_leaves_no_processes(
     kind: str, tmp_path: Path, programs: dict[str, str]
 ) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 20)
@@ -314,7 +316,7 @@ def test_a_batch_runs_in_containers_and_leaves_none(
         assert not Path(f"/proc/{box['pid']}").exists(), "an engine outlived its run"
 
 
-def test_a_node_without_the_program_says_so(tmp_path: Path) -> None:
+def test_missing_container_program_is_reported(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 2)
     bare = {"PATH": str(tmp_path)}
     code, said = batch(tmp_path, bare, "engine.container.kind=apptainer")
@@ -324,7 +326,7 @@ def test_a_node_without_the_program_says_so(tmp_path: Path) -> None:
     assert "worker" in said
 
 
-def test_an_image_that_a_node_does_not_see(tmp_path: Path, programs: dict[str, str]) -> None:
+def test_missing_image_is_reported(tmp_path: Path, programs: dict[str, str]) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 2)
     code, said = batch(tmp_path, programs, "engine.container.kind=apptainer")
     assert code == 1

@@ -26,21 +26,21 @@ def args(role: Role, *words: str) -> dict[str, Any]:
     return with_role_options(config(*words), role).engine.args
 
 
-def test_a_roles_own_are_added_and_win() -> None:
+def test_role_options_override_common_options() -> None:
     own = ("engine.decode.args.b=2", "engine.decode.args.c=3")
     words = ("engine.args.a=1", "engine.args.b=1", *own)
     assert args(Role.prefill, *words) == {"a": 1, "b": 1}
     assert args(Role.decode, *words) == {"a": 1, "b": 2, "c": 3}
 
 
-def test_mappings_are_merged_key_by_key() -> None:
+def test_role_mappings_are_merged_by_key() -> None:
     both = "engine.args.kv-transfer-config={kv_port: 1, extra: {x: 1, y: 1}}"
     own = "engine.decode.args.kv-transfer-config={extra: {y: 2}}"
     merged = {"kv_port": 1, "extra": {"x": 1, "y": 2}}
     assert args(Role.decode, both, own) == {"kv-transfer-config": merged}
 
 
-def test_objects_in_json_are_merged_key_by_key_too() -> None:
+def test_role_json_objects_are_merged_by_key() -> None:
     both = 'engine.args.x={"a":1.0,"extra":{"x":1}}'
     own = 'engine.decode.args.x={"extra":{"y":2}}'
     assert args(Role.decode, both, own) == {"x": {"a": 1.0, "extra": {"x": 1, "y": 2}}}
@@ -50,7 +50,7 @@ def test_objects_in_json_are_merged_key_by_key_too() -> None:
 WIDE = ("engine=trtllm", "cluster.gpus_per_node=6", "topology.decode.data_parallel=32")
 
 
-def test_what_is_not_of_a_roles_options_does_not_blame_them() -> None:
+def test_error_of_common_options_does_not_name_role() -> None:
     made = config(*WIDE, "engine.prefill.args.max_num_tokens=512")
     with pytest.raises(ConfigError, match=r"topology\.decode: 32 GPUs per worker") as wrong:
         check(made, plan(made))
@@ -58,27 +58,27 @@ def test_what_is_not_of_a_roles_options_does_not_blame_them() -> None:
 
 
 @pytest.mark.parametrize("spelled", ["kv-transfer-config", "kv_transfer_config"])
-def test_dashes_and_underscores_are_the_same_name(spelled: str) -> None:
+def test_dashes_and_underscores_name_same_option(spelled: str) -> None:
     both = "engine.args.kv_transfer_config={kv_port: 1}"
     own = f"engine.decode.args.{spelled}={{kv_rank: 2}}"
     merged = {"kv_port": 1, "kv_rank": 2}
     assert args(Role.decode, both, own) == {"kv_transfer_config": merged}
 
 
-def test_the_environment_too() -> None:
+def test_role_environment_is_merged() -> None:
     words = ("engine.env.A=1", "engine.env.B=1", "engine.aggregated.env.B=2")
     assert with_role_options(config(*words), Role.aggregated).engine.env == {"A": "1", "B": "2"}
     assert with_role_options(config(*words), Role.decode).engine.env == {"A": "1", "B": "1"}
 
 
-def test_a_worker_has_its_roles_view_and_a_view_of_a_view_is_the_same() -> None:
+def test_configuration_for_worker_is_idempotent() -> None:
     made = config("engine.args.a={b: 1}", "engine.decode.args.a={c: 2}")
     view = with_worker_options(made, "", Role.decode)
     assert view == with_role_options(made, Role.decode) == with_role_options(view, Role.decode)
     assert replace(view, engine=made.engine) == made
 
 
-def test_a_whole_mapping_and_a_mistyped_role() -> None:
+def test_unknown_role_is_rejected_with_suggestion() -> None:
     assert args(Role.prefill, "engine.prefill.args={a: 1}") == {"a": 1}
     with pytest.raises(ConfigError) as wrong:
         config("engine.prefil.args.a=1")
@@ -93,7 +93,7 @@ def test_a_whole_mapping_and_a_mistyped_role() -> None:
         (["engine=sglang", "engine.prefill.args.tokenizer-worker-num=2"], "checks no key"),
     ],
 )
-def test_each_roles_options_are_checked(words: list[str], what: str) -> None:
+def test_options_of_each_role_are_checked(words: list[str], what: str) -> None:
     made = config(*words)
     with pytest.raises(ConfigError) as wrong:
         check(made, plan(made))
@@ -107,7 +107,7 @@ def test_each_roles_options_are_checked(words: list[str], what: str) -> None:
 DIFFER = ("planner=load", "engine.prefill.args.max-num-batched-tokens=16384")
 
 
-def test_a_role_that_changes_while_its_engine_runs_cannot_have_its_own() -> None:
+def test_role_options_with_live_role_change_are_rejected() -> None:
     made = config(*DIFFER)
     with pytest.raises(ConfigError) as wrong:
         check(made, plan(made))
@@ -123,18 +123,18 @@ def test_a_role_that_changes_while_its_engine_runs_cannot_have_its_own() -> None
         [*DIFFER, "engine.decode.args.max_num_batched_tokens=16384"],  # the same after all
     ],
 )
-def test_one_that_is_started_anew_can(words: list[str]) -> None:
+def test_role_options_with_restart_on_role_change_are_accepted(words: list[str]) -> None:
     made = config(*words)
     check(made, plan(made))
 
 
-def test_serve_refuses_it_before_anything_is_made(call: Call, tmp_path: Path) -> None:
+def test_serve_rejects_role_options_before_creating_run_folder(call: Call, tmp_path: Path) -> None:
     done = call("serve", "engine=simulator", *DIFFER)
     refused(done, "engine.prefill and engine.decode differ", "planner.restart_on_role_change=true")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_engines_of_a_run_get_their_own(tmp_path: Path) -> None:
+def test_engines_of_a_run_get_role_options(tmp_path: Path) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 4)
     own = ("engine.prefill.args.max-num-batched-tokens=512", "engine.decode.args.num-blocks=999")
     words = (*SIMULATOR, *own, "engine.args.num-blocks=888", "input=prompts.jsonl")

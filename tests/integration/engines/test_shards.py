@@ -1,4 +1,4 @@
-"""Workers over several nodes as commands: what each part of them is told, and what is refused."""
+"""Workers over several nodes: the command of each shard, and rejected settings."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ from hpc_dynamo.topology import Worker, plan
 from tests.support.runs import hpc_dynamo, write_prompts
 from tests.unit.engines.test_engines import options
 
-GPUS = 4  # of a node
+GPUS = 4  # per node
 MET = ShardRendezvous("10.0.0.5", (6000, 6001))
 
 
@@ -43,7 +43,7 @@ def config(name: str, pool: Pool, **args: object) -> Config:
 
 
 def command(given: Config, part: int) -> EngineCommand:
-    """Of one part of the first worker."""
+    """Return the placement of one shard of the first worker."""
     engine(given.engine.name).check(given, plan(given))
     return engine(given.engine.name).command(given, place(plan(given).workers[0], part))
 
@@ -63,7 +63,7 @@ def place(worker: Worker, part: int) -> Placement:
 
 
 def parts(given: Config, *names: str) -> list[tuple[str | None, ...]]:
-    """What each part is told of these options; None where it is told nothing."""
+    """Return these options of each shard; None if it has none of them."""
     count = len(plan(given).workers[0].shards)
     told = [options(command(given, part)) for part in range(count)]
     return [tuple(each.get(f"--{name}") for name in names) for each in told]
@@ -72,7 +72,7 @@ def parts(given: Config, *names: str) -> list[tuple[str | None, ...]]:
 NODES = ("nnodes", "node-rank", "master-addr", "master-port", "headless")
 
 
-def test_vllm_spreads_a_replica_by_its_nodes() -> None:
+def test_vllm_replica_over_nodes_gets_node_options() -> None:
     for pool in (Pool(1, tensor_parallel=8), Pool(1, pipeline_parallel=6), Pool(1, 4, 2)):
         given = config("vllm", pool)
         assert parts(given, *NODES, "distributed-executor-backend") == [
@@ -87,7 +87,7 @@ def test_vllm_spreads_a_replica_by_its_nodes() -> None:
 RANKS = ("size-local", "start-rank", "address", "rpc-port")
 
 
-def test_vllm_gives_each_node_whole_replicas_as_ranks_of_one_server() -> None:
+def test_vllm_whole_replicas_are_ranks_of_one_server() -> None:
     given = config("vllm", Pool(1, tensor_parallel=2, data_parallel=3))
     names = ("data-parallel-size", *(f"data-parallel-{name}" for name in RANKS))
     assert parts(given, *names, "headless", "nnodes") == [
@@ -96,7 +96,7 @@ def test_vllm_gives_each_node_whole_replicas_as_ranks_of_one_server() -> None:
     ]
 
 
-def test_vllm_spreads_replicas_that_are_spread_themselves_only_of_experts() -> None:
+def test_vllm_multi_node_replicas_need_expert_parallel() -> None:
     pool = Pool(1, tensor_parallel=8, data_parallel=2)
     dense = config("vllm", pool)
     with pytest.raises(ConfigError, match="vLLM cannot do this with a dense model") as refused:
@@ -108,20 +108,20 @@ def test_vllm_spreads_replicas_that_are_spread_themselves_only_of_experts() -> N
     assert told == [("4", str(part), "2", "6001") for part in range(4)]
 
 
-def test_vllm_refuses_experts_whose_replicas_share_a_node() -> None:
+def test_vllm_replicas_sharing_a_node_are_rejected() -> None:
     args = {"enable-expert-parallel": True}
     given = config("vllm", Pool(1, pipeline_parallel=6, data_parallel=2), **args)
     with pytest.raises(ConfigError, match="one node would hold shards of two replicas"):
         engine("vllm").check(given, plan(given))
 
 
-def test_sglang_meets_at_one_address() -> None:
+def test_sglang_shards_share_rendezvous_address() -> None:
     given = config("sglang", Pool(1, tensor_parallel=8))
     told = parts(given, "nnodes", "node-rank", "dist-init-addr")
     assert told == [("2", str(part), "10.0.0.5:6000") for part in (0, 1)]
 
 
-def test_sglangs_prefill_parts_all_know_the_bootstrap_server_of_the_first() -> None:
+def test_sglang_prefill_shards_name_first_bootstrap_server() -> None:
     pool = Pool(1, tensor_parallel=8)
     topology = Topology(kind=TopologyKind.disaggregated, prefill=pool, decode=pool)
     given = replace(config("sglang", pool), topology=topology)
@@ -130,7 +130,7 @@ def test_sglangs_prefill_parts_all_know_the_bootstrap_server_of_the_first() -> N
     assert [options(each)["--disaggregation-bootstrap-port"] for each in told] == ["6001", "6001"]
 
 
-def test_sglang_refuses_replicas_over_nodes() -> None:
+def test_sglang_replicas_over_nodes_are_rejected() -> None:
     given = config("sglang", Pool(1, tensor_parallel=4, data_parallel=2))
     with pytest.raises(ConfigError, match="SGLang keeps its replicas on one") as refused:
         engine("sglang").check(given, plan(given))
@@ -138,13 +138,13 @@ def test_sglang_refuses_replicas_over_nodes() -> None:
     assert "tensor_parallel=8 with engine.args.attn-dp-size" in refused.value.hint
 
 
-def test_the_simulator_is_spread_alike() -> None:
+def test_simulator_shards_get_node_options() -> None:
     told = parts(config("simulator", Pool(1, pipeline_parallel=6)), *NODES)
     assert told == [("2", str(part), "10.0.0.5", "6000", None) for part in (0, 1)]
 
 
 @pytest.mark.parametrize("name", ["vllm", "sglang", "simulator", "trtllm"])
-def test_parts_of_different_sizes_are_refused_where_ranks_are_counted_by_node(name: str) -> None:
+def test_unequal_shards_are_rejected(name: str) -> None:
     given = config(name, Pool(1, pipeline_parallel=7))
     with pytest.raises(ConfigError, match=r"7 GPUs per worker are \[4, 3\] on 2 nodes") as refused:
         engine(name).check(given, plan(given))
@@ -154,7 +154,7 @@ def test_parts_of_different_sizes_are_refused_where_ranks_are_counted_by_node(na
 # One MPI world
 
 
-def test_trtllms_ranks_are_started_by_its_own_script_beside_its_interpreter() -> None:
+def test_trtllm_ranks_use_launcher_next_to_interpreter() -> None:
     given = config("trtllm", Pool(1, pipeline_parallel=6))
     given = replace(given, engine=replace(given.engine, python="/env/bin/python"))
     assert engine("trtllm").is_mpi_step(given, plan(given).workers[0])
@@ -167,13 +167,13 @@ def test_trtllms_ranks_are_started_by_its_own_script_beside_its_interpreter() ->
     assert command(by_name, 0).argv[:2] == ("trtllm-llmapi-launch", "python3")
 
 
-def test_on_one_node_it_starts_its_ranks_itself() -> None:
+def test_trtllm_on_one_node_has_no_launcher() -> None:
     given = config("trtllm", Pool(1, tensor_parallel=4))
     assert not engine("trtllm").is_mpi_step(given, plan(given).workers[0])
     assert "trtllm-llmapi-launch" not in " ".join(command(given, 0).argv)
 
 
-def test_its_script_cannot_take_every_path() -> None:
+def test_trtllm_launcher_rejects_unquotable_paths() -> None:
     given = config("trtllm", Pool(1, pipeline_parallel=6))
     given = replace(given, model=Model(path="/shared/my model"))
     with pytest.raises(ConfigError, match="splits words at blanks") as refused:
@@ -181,7 +181,7 @@ def test_its_script_cannot_take_every_path() -> None:
     assert refused.value.message.startswith("model.path='/shared/my model'")
 
 
-def test_it_is_not_started_in_enroot_over_nodes() -> None:
+def test_trtllm_over_nodes_in_enroot_is_rejected() -> None:
     given = config("trtllm", Pool(1, pipeline_parallel=6))
     image = Container(kind=ContainerKind.enroot, image="/i.sqsh")
     given = replace(given, engine=replace(given.engine, container=image))
@@ -190,7 +190,7 @@ def test_it_is_not_started_in_enroot_over_nodes() -> None:
     assert "engine.container.kind=pyxis or apptainer" in refused.value.hint
 
 
-def test_the_simulator_can_be_such_a_world() -> None:
+def test_simulator_can_start_as_mpi_step() -> None:
     given = config("simulator", Pool(1, pipeline_parallel=6), start="mpi")
     assert engine("simulator").is_mpi_step(given, plan(given).workers[0])
     told = options(command(given, 0))
@@ -202,7 +202,7 @@ def test_the_simulator_can_be_such_a_world() -> None:
         engine("simulator").check(unknown, plan(unknown))
 
 
-def test_a_world_needs_slurm(tmp_path: Path) -> None:
+def test_mpi_step_without_slurm_is_rejected(tmp_path: Path) -> None:
     words = ("engine=simulator", "engine.device=cuda", "cluster.gpus_per_node=1")
     more = ("topology=aggregated", "topology.aggregated.tensor_parallel=2")
     write_prompts(tmp_path / "prompts.jsonl", 1)
@@ -215,7 +215,7 @@ def test_a_world_needs_slurm(tmp_path: Path) -> None:
     assert "cluster.launcher=local cannot start MPI ranks over nodes" in refused.stderr
 
 
-def test_srun_gets_no_gpus_of_one_node_and_of_the_job_its_id_alone(
+def test_step_environment_has_job_id_and_no_gpus(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"):
@@ -225,7 +225,7 @@ def test_srun_gets_no_gpus_of_one_node_and_of_the_job_its_id_alone(
     assert made == {"A": "1", "SLURM_JOB_ID": "7"}
 
 
-def test_the_last_words_of_a_world_name_the_rank_that_was_killed() -> None:
+def test_last_message_names_killed_rank() -> None:
     said = "1: EngineError: node 0 is gone\n"
     others = "srun: error: n1: tasks 0-1: Exited with exit code 1\n"
     killed = "srun: error: n2: task 2: Killed\n"
@@ -248,7 +248,7 @@ PRINT = "import json, os; print(json.dumps(dict(os.environ)))"
         ("0", "", "0,1"),
     ],
 )
-def test_a_rank_sees_its_workers_gpus_on_its_node(node: str, given: str, seen: str) -> None:
+def test_rank_sees_gpus_of_its_worker(node: str, given: str, seen: str) -> None:
     env = {"SLURM_NODEID": node, "CUDA_VISIBLE_DEVICES": given, "PMIX_RANK": "3", "PATH": "/bin"}
     argv = (sys.executable, "-I", "-S", mpi_rank.__file__, "0,1/2,3", sys.executable, "-c", PRINT)
     told = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
@@ -258,7 +258,7 @@ def test_a_rank_sees_its_workers_gpus_on_its_node(node: str, given: str, seen: s
     assert found["PATH"] == f"{Path(sys.executable).parent}:/bin"
 
 
-def test_a_task_that_is_alone_is_told_of_no_ranks() -> None:
+def test_single_task_gets_no_rank_variables() -> None:
     env = {"SLURM_NODEID": "0", "SLURM_STEP_NUM_TASKS": "1", "PMI_RANK": "0", "A": "SLURM_"}
     argv = (sys.executable, "-I", "-S", mpi_rank.__file__, "", sys.executable, "-c", PRINT)
     told = subprocess.run(argv, env=env, capture_output=True, text=True, check=True)
@@ -268,7 +268,7 @@ def test_a_task_that_is_alone_is_told_of_no_ranks() -> None:
 
 
 @pytest.mark.parametrize("name", ["vllm", "sglang"])
-def test_they_keep_to_the_jobs_network(name: str) -> None:
+def test_shards_use_interface_of_job_network(name: str) -> None:
     own = {"vllm": "VLLM_HOST_IP", "sglang": "SGLANG_HOST_IP"}[name]
     env = command(config(name, Pool(1, tensor_parallel=8)), 1).env
     assert (env["GLOO_SOCKET_IFNAME"], env["NCCL_SOCKET_IFNAME"]) == ("ib0", "=ib0")
@@ -279,7 +279,7 @@ def test_they_keep_to_the_jobs_network(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["vllm", "sglang", "simulator"])
-def test_only_the_first_part_tells_of_its_kv_cache(name: str) -> None:
+def test_only_first_shard_publishes_kv_events(name: str) -> None:
     given = replace(config(name, Pool(1, tensor_parallel=8)), router=Router())
     worker = plan(given).workers[0]
     told = [

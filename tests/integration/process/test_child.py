@@ -1,4 +1,4 @@
-"""Children die with us, whatever way we die, and take their own children along."""
+"""Children and their helpers end with the parent, however it ends."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from hpc_dynamo.process.child import JOB_VARIABLES, Child, clean_environment
 SOON_S = 10.0
 GRACE_S = 5.0
 
-# Starts a helper of its own, says both ids, stays. `deaf` ignores SIGTERM, as the helper does.
+# Starts a helper, prints both process ids and stays. `deaf` ignores SIGTERM, as the helper does.
 FAMILY = """
 import os, signal, subprocess, sys, time
 mode = sys.argv[1]
@@ -35,14 +35,14 @@ if "ends" not in mode:
 
 
 class Watched:
-    """Processes by pidfd, so that a number that is used again cannot fool us."""
+    """Processes by pidfd, so that reused process ids cannot be confused."""
 
     def __init__(self, pids: Sequence[int]) -> None:
         self.pids = pids
         self._fds = [os.pidfd_open(pid) for pid in pids]
 
     def gone(self, timeout_s: float) -> bool:
-        """Whether all of them have ended (zombies have) by then."""
+        """Return True if all have ended within the time; zombies count as ended."""
         deadline = time.monotonic() + timeout_s
         for fd in self._fds:
             left_ms = max(0.0, deadline - time.monotonic()) * 1000
@@ -72,7 +72,7 @@ def watch(log: Path) -> Iterator["Watch"]:
 
 
 class Watch:
-    """Waits for a family to say its ids; whatever a failing test leaves is killed at the end."""
+    """Wait for the process ids of a family. Processes that a failing test leaves are killed."""
 
     def __init__(self, log: Path) -> None:
         self._log, self._all = log, list[Watched]()
@@ -124,7 +124,7 @@ async def test_exit_codes(argv: list[str], code: int, log: Path) -> None:
     assert await within(SOON_S, child, stop=True) == code, "stop() after the end says the same"
 
 
-async def test_a_command_that_is_not_there_is_told_in_the_log(log: Path) -> None:
+async def test_missing_command_is_reported_in_log(log: Path) -> None:
     assert await within(SOON_S, await start(["/no/such/python"], log), stop=False) == 127
     assert log.read_text() == "/no/such/python cannot be run: No such file or directory\n"
 
@@ -136,7 +136,7 @@ async def test_both_outputs_are_appended_to_the_log(log: Path) -> None:
     assert log.read_text() == "an earlier life\nout\nerr\n"
 
 
-async def test_arguments_and_environment_arrive_as_they_are(log: Path) -> None:
+async def test_arguments_and_environment_are_unchanged(log: Path) -> None:
     odd = ["a b", "it's", '"q"', "$HOME", "", "*", "ü"]
     code = "import os, sys; print(sys.argv[1:], os.environ['ODD'], 'HOME' in os.environ)"
     argv = [sys.executable, "-c", code, *odd]
@@ -145,7 +145,7 @@ async def test_arguments_and_environment_arrive_as_they_are(log: Path) -> None:
     assert log.read_text() == f"{odd} it's ü False\n"
 
 
-def test_what_belongs_to_slurm_and_mpi_is_cleaned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clean_environment_drops_slurm_and_mpi_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"{prefix}X" for prefix in JOB_VARIABLES]
     assert {"SLURM_X", "PMIX_X", "PMI_X", "OMPI_X", "SUBMITIT_X"} <= set(names)
     for name in names:
@@ -172,7 +172,7 @@ async def test_stop_ends_the_child_and_its_helpers(log: Path, watch: Watch) -> N
     assert watched.gone(SOON_S)
 
 
-async def test_who_ignores_sigterm_is_killed_after_the_grace(log: Path, watch: Watch) -> None:
+async def test_child_ignoring_sigterm_is_killed_after_grace(log: Path, watch: Watch) -> None:
     grace_s = 0.3
     child = await start(family("deaf"), log, grace_s)
     watched, began = watch.said(), time.monotonic()
@@ -181,7 +181,7 @@ async def test_who_ignores_sigterm_is_killed_after_the_grace(log: Path, watch: W
     assert watched.gone(SOON_S)
 
 
-async def test_the_grace_is_for_ending_in_order(log: Path) -> None:
+async def test_child_may_finish_within_grace(log: Path) -> None:
     code = "trap 'echo flushed; exit 3' TERM; echo ready; while :; do sleep 0.02; done"
     child = await start(["sh", "-c", code], log)
     deadline = time.monotonic() + SOON_S
@@ -189,10 +189,10 @@ async def test_the_grace_is_for_ending_in_order(log: Path) -> None:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
     assert await within(SOON_S, child, stop=True) == 3
-    assert log.read_text().endswith("flushed\n")  # sh also tells that its sleep was ended
+    assert log.read_text().endswith("flushed\n")  # sh also reports the end of its sleep
 
 
-async def test_a_child_that_ends_leaves_no_helpers(log: Path, watch: Watch) -> None:
+async def test_helpers_of_ended_child_are_killed(log: Path, watch: Watch) -> None:
     child = await start(family("ends"), log)
     assert await within(SOON_S, child, stop=False) == 0
     pid = int(log.read_text().split()[1])
@@ -218,7 +218,7 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("mode", ["kind", "deaf"])
-def test_kill_9_of_the_parent_takes_the_whole_family(mode: str, log: Path, watch: Watch) -> None:
+def test_kill_9_of_parent_ends_child_and_helpers(mode: str, log: Path, watch: Watch) -> None:
     argv = [sys.executable, "-c", PARENT, str(log), "0.3", *family(mode)]
     with subprocess.Popen(argv) as parent:
         watched = watch.said()
@@ -227,8 +227,8 @@ def test_kill_9_of_the_parent_takes_the_whole_family(mode: str, log: Path, watch
     assert watched.gone(SOON_S)
 
 
-def test_the_end_of_a_terminal_session_takes_the_whole_family(log: Path, watch: Watch) -> None:
-    """As Slurm ends a step: every process of it gets the signal, ours as well as the keeper's."""
+def test_end_of_terminal_session_ends_child_and_helpers(log: Path, watch: Watch) -> None:
+    """Slurm ends a step so: each of its processes gets the signal, including the supervisor."""
     argv = [sys.executable, "-c", PARENT, str(log), "0.3", *family("kind")]
     with subprocess.Popen(argv, start_new_session=True) as parent:
         watched = watch.said()
@@ -236,7 +236,7 @@ def test_the_end_of_a_terminal_session_takes_the_whole_family(log: Path, watch: 
     assert watched.gone(SOON_S)
 
 
-async def test_helpers_in_sessions_of_their_own_end_too(log: Path, watch: Watch) -> None:
+async def test_helpers_in_other_sessions_are_killed(log: Path, watch: Watch) -> None:
     child = await start(family("session"), log)
     watched = watch.said()
     await within(SOON_S, child, stop=True)
@@ -252,8 +252,8 @@ time.sleep(600)
 """
 
 
-async def test_nothing_is_left_when_stop_returns(log: Path, watch: Watch) -> None:
-    """A helper takes its time to give its memory back; a GPU's would fail the next life."""
+async def test_stop_returns_after_all_processes_ended(log: Path, watch: Watch) -> None:
+    """A helper is slow to release its memory; GPU memory would be missing after a restart."""
     child = await start([sys.executable, "-c", FAT], log)
     deadline = time.monotonic() + SOON_S
     while not log.exists() or log.read_text().count("\n") < 2:
@@ -264,7 +264,7 @@ async def test_nothing_is_left_when_stop_returns(log: Path, watch: Watch) -> Non
     assert watched.gone(0)
 
 
-async def test_kill_9_of_the_keeper_takes_the_whole_family(log: Path, watch: Watch) -> None:
+async def test_kill_9_of_supervisor_ends_child_and_helpers(log: Path, watch: Watch) -> None:
     """The kernel's out-of-memory killer may choose it, a person may."""
     child = await start(family("kind"), log)
     watched = watch.said()
@@ -282,8 +282,8 @@ async def test_many_children_stop_at_once(tmp_path: Path) -> None:
     assert codes == [128 + signal.SIGTERM] * 6
 
 
-async def test_a_child_inherits_only_the_descriptors_that_are_handed_to_it(tmp_path: Path) -> None:
-    """Our own copy and the keeper's are closed: the socket ends with the child's."""
+async def test_child_inherits_only_passed_descriptors(tmp_path: Path) -> None:
+    """The copies of the other processes are closed: the socket ends with the child."""
     listening = socket.create_server(("127.0.0.1", 0))
     other = os.open(tmp_path / "other", os.O_CREAT)
     code = """

@@ -91,14 +91,14 @@ def test_profile_on_a_terminal_shows_a_bar_and_needs_no_matplotlib(tmp_path: Pat
     (tmp_path / "without").mkdir()
     (tmp_path / "without/matplotlib.py").write_text("raise ImportError('not there')\n")
     environment = {"PYTHONPATH": str(tmp_path / "without")}
-    words = (*WORDS, "engine.args.max-model-len=96", "topology=aggregated")
+    words = (*WORDS, "engine.args.max-model-len=128", "topology=aggregated")
     with on_a_terminal(words, tmp_path, environment) as process:
         process.expect("points/s", timeout=240)
         said = r"no plot: pictures need matplotlib, pip install 'hpc-dynamo\[draw\]'"
         process.expect(said, timeout=240)
         process.expect("ITL, interpolated")
         assert ends(process) == 0
-    profile = complete(tmp_path / "runs/small", transfers=False, context_tokens=96)
+    profile = complete(tmp_path / "runs/small", transfers=False, context_tokens=128)
     assert profile.kv_bytes_per_token == 0
     assert not (tmp_path / "runs/small/profile.png").exists()
 

@@ -80,7 +80,7 @@ SAME = [
     {"topology__aggregated__tensor_parallel": 2},
     {"cluster__slurm__partition": "gpu"},
     {"router__temperature": 0.5},
-    {"batch__retries": 0},
+    {"batch__max_retries": 0},
     {"batch__body_defaults": {"temperature": None}},
 ]
 

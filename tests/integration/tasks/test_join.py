@@ -294,9 +294,7 @@ HARDWARE = Topology(
 )
 
 
-async def test_hetero_jobs_are_submitted_again_after_a_requeue(
-    attempt: Attempt,
-) -> None:
+async def test_hetero_jobs_are_submitted_again_after_a_requeue(attempt: Attempt) -> None:
     """The jobs are processes of this machine."""
     cluster = replace(CONFIG.cluster, hardware={"fast": Hardware(), "wide": Hardware()})
     config = replace(CONFIG, topology=HARDWARE, cluster=cluster)

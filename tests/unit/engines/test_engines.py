@@ -1,4 +1,4 @@
-"""Engines as commands, dialects and metrics: pure functions, so tables."""
+"""Commands, prefill/decode protocol and metrics of vLLM and the simulator."""
 
 import json
 import math
@@ -78,7 +78,7 @@ def test_flags(args: dict[str, Any], expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["vllm", "sglang"])
-def test_json_of_the_command_line_reaches_the_engine_as_typed(name: str) -> None:
+def test_json_option_reaches_engine_unchanged(name: str) -> None:
     typed = {"allowed-origins": '["*"]', "hf-overrides": '{"a":1.10,"b":"é"}', "x": "[ 1.10,2 ]"}
     words = [f"engine.args.{option}={text}" for option, text in typed.items()]
     config = compose([*words, f"engine={name}", "model.path=/m", "cluster.gpus_per_node=1"])
@@ -86,7 +86,7 @@ def test_json_of_the_command_line_reaches_the_engine_as_typed(name: str) -> None
     assert {option: found[f"--{option}"] for option in typed} == typed
 
 
-def test_json_of_the_command_line_adds_to_the_kv_transfer_config() -> None:
+def test_json_option_is_merged_into_kv_transfer_config() -> None:
     words = ('engine.args.kv-transfer-config={"kv_port":7}', "model.path=/m", "engine=vllm")
     config = compose([*words, "cluster.gpus_per_node=1"])
     engine("vllm").check(config, plan(config))
@@ -113,8 +113,9 @@ def options(command: EngineCommand) -> dict[str, str]:
     return found
 
 
-ASKS_NOBODY = {"trtllm"}  # for a key
-TELLING = sorted(ENGINES.keys() - {"trtllm"})  # of their KV caches
+WITHOUT_KEY = {"trtllm"}
+# Engines that publish KV events.
+PUBLISHING = sorted(ENGINES.keys() - {"trtllm"})
 
 LEASE = {
     "kv_connector": "NixlConnector",
@@ -130,7 +131,7 @@ LEASE = {
         (Role.decode, "1", "2", {**LEASE, "kv_role": "kv_consumer"}),
     ],
 )
-def test_vllm_of_a_split_topology(
+def test_vllm_command_of_disaggregated_topology(
     role: Role, tensor: str, pipeline: str, transfer: dict[str, object]
 ) -> None:
     command = engine("vllm").command(CONFIG, place(role, "2", "3"))
@@ -162,21 +163,21 @@ def test_vllm_of_a_split_topology(
     }
 
 
-def test_vllm_on_the_cpu_sees_no_gpu_and_moves_kv_in_host_memory() -> None:
+def test_vllm_on_cpu_hides_gpus_and_uses_host_buffers() -> None:
     config = replace(CONFIG, engine=Engine(device=Device.cpu))
     command = engine("vllm").command(config, place(Role.prefill))
     assert json.loads(options(command)["--kv-transfer-config"])["kv_buffer_device"] == "cpu"
     assert command.env["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def test_vllm_aggregated_moves_no_kv() -> None:
+def test_aggregated_vllm_has_no_kv_transfer() -> None:
     config = replace(CONFIG, topology=Topology(aggregated=Pool(workers=1)))
     words = engine("vllm").command(config, place(Role.aggregated, "0")).argv
     assert "--kv-transfer-config" not in words
 
 
 @pytest.mark.parametrize("wanted", list(KvLoadFailurePolicy))
-def test_what_becomes_of_a_request_whose_blocks_are_lost(wanted: KvLoadFailurePolicy) -> None:
+def test_kv_load_failure_policy_reaches_engine(wanted: KvLoadFailurePolicy) -> None:
     for name, flag in (("vllm", "--kv-transfer-config"), ("simulator", "--kv-load-failure-policy")):
         config = replace(CONFIG, engine=Engine(name=name, kv_load_failure_policy=wanted))
         found = options(engine(name).command(config, place(Role.decode, "0")))[flag]
@@ -187,7 +188,7 @@ def test_what_becomes_of_a_request_whose_blocks_are_lost(wanted: KvLoadFailurePo
 
 
 @pytest.mark.parametrize("name", ["sglang", "trtllm"])
-def test_other_engines_fail_it_and_are_not_asked_for_more(name: str) -> None:
+def test_engines_without_recompute_reject_it(name: str) -> None:
     own, router = (
         Engine(name=name, kv_load_failure_policy=KvLoadFailurePolicy.recompute),
         Router(kv_events=False),
@@ -199,7 +200,7 @@ def test_other_engines_fail_it_and_are_not_asked_for_more(name: str) -> None:
     engine(name).check(config, plan(config))
 
 
-def test_workers_that_may_sleep() -> None:
+def test_sleep_mode_sets_options_and_endpoints() -> None:
     config = replace(CONFIG, engine=Engine(sleep_mode=True), topology=ONE_EACH)
     command = engine("vllm").command(config, place(Role.decode, "0"))
     assert "--enable-sleep-mode" in options(command)
@@ -211,13 +212,13 @@ def test_workers_that_may_sleep() -> None:
             engine(name).check(unfit, plan(config))
     command = engine("sglang").command(config, place(Role.decode, "0"))
     assert {"--enable-memory-saver", "--enable-weights-cpu-backup"} <= options(command).keys()
-    asleep = [engine(name).sleep_endpoints(config) for name in sorted(ENGINES)]
+    asleep = [engine(name).sleep_endpoints(config.engine) for name in sorted(ENGINES)]
     assert [naps is None for naps in asleep] == [False, False, True, False]
-    assert engine("vllm").sleep_endpoints(CONFIG) is None
+    assert engine("vllm").sleep_endpoints(CONFIG.engine) is None
 
 
 @pytest.mark.parametrize("spelling", ["kv-transfer-config", "kv_transfer_config"])
-def test_vllms_own_options_win(spelling: str) -> None:
+def test_user_options_override_generated_vllm_options(spelling: str) -> None:
     mine = {"kv_buffer_size": 1e9, "kv_role": "kv_both"}
     given = {spelling: mine, "max_num_seqs": 7, "port": 1}
     config = replace(CONFIG, engine=Engine(args=given, python="/env/bin/python"))
@@ -229,15 +230,15 @@ def test_vllms_own_options_win(spelling: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ENGINES))
-def test_the_token_is_never_on_a_command_line(name: str) -> None:
-    """Everybody on the node can read command lines."""
+def test_token_is_in_environment_only(name: str) -> None:
+    """All users of a node can read command lines."""
     for role in (Role.prefill, Role.decode):
         command = engine(name).command(CONFIG, place(role, "0"))
         assert not any("secret-token" in word for word in (*command.argv, *command.files.values()))
-        assert ("secret-token" in command.env.values()) is (name not in ASKS_NOBODY)
+        assert ("secret-token" in command.env.values()) is (name not in WITHOUT_KEY)
 
 
-def test_the_simulator() -> None:
+def test_simulator_command() -> None:
     config = replace(
         CONFIG,
         engine=Engine(name="simulator", max_num_seqs=5, args={"timing": "h100-8b"}, env={"A": "1"}),
@@ -268,8 +269,8 @@ KV_EVENTS = {
 }
 
 
-@pytest.mark.parametrize("name", TELLING)
-def test_kv_events_are_told_in_the_private_folder(name: str) -> None:
+@pytest.mark.parametrize("name", PUBLISHING)
+def test_kv_events_use_private_folder(name: str) -> None:
     adapter, where = engine(name), replace(place(Role.prefill, "0"), events_folder="/tmp/x")
     told = options(adapter.command(CONFIG, where))["--kv-events-config"]
     assert json.loads(told) == KV_EVENTS
@@ -287,7 +288,7 @@ def test_kv_events_are_told_in_the_private_folder(name: str) -> None:
         Router(policy=Policy.round_robin),
     ],
 )
-def test_no_kv_events_where_nobody_would_use_them(name: str, router: Router) -> None:
+def test_kv_events_are_off_if_router_does_not_read_them(name: str, router: Router) -> None:
     adapter, where = engine(name), replace(place(Role.prefill, "0"), events_folder="/tmp/x")
     config = replace(CONFIG, router=router)
     assert adapter.event_endpoints(config, where) is None
@@ -295,9 +296,9 @@ def test_no_kv_events_where_nobody_would_use_them(name: str, router: Router) -> 
     assert adapter.event_endpoints(CONFIG, replace(where, events_folder="")) is None
 
 
-@pytest.mark.parametrize("name", TELLING)
+@pytest.mark.parametrize("name", PUBLISHING)
 @pytest.mark.parametrize("spelling", ["kv-events-config", "kv_events_config"])
-def test_kv_events_of_the_users_own_are_not_ours(name: str, spelling: str) -> None:
+def test_kv_events_config_of_user_disables_event_endpoints(name: str, spelling: str) -> None:
     mine = {"enable_kv_cache_events": True, "endpoint": "tcp://*:5557"}
     config = replace(CONFIG, engine=replace(CONFIG.engine, args={spelling: mine}))
     where = replace(place(Role.prefill, "0"), events_folder="/tmp/x")
@@ -305,8 +306,8 @@ def test_kv_events_of_the_users_own_are_not_ours(name: str, spelling: str) -> No
     assert json.loads(options(engine(name).command(config, where))["--kv-events-config"]) == mine
 
 
-def test_vllm_with_data_parallelism_tells_no_kv_events() -> None:
-    """Its ranks beyond the first take tcp endpoints alone, and those have no lock."""
+def test_data_parallel_vllm_publishes_no_kv_events() -> None:
+    """All ranks but the first accept only tcp endpoints, which have no access control."""
     wide = replace(SPLIT, prefill=Pool(workers=1, data_parallel=2))
     config = replace(CONFIG, topology=wide)
     where = replace(place(Role.prefill), events_folder="/tmp/x")
@@ -332,7 +333,7 @@ def test_tokens_of_a_kv_block(name: str, device: Device, args: dict[str, Any], t
 
 
 @pytest.mark.parametrize(("own", "fits"), [(8, True), (16, True), (12, False), (32, False)])
-def test_the_routers_blocks_divide_the_engines(own: int, fits: bool) -> None:
+def test_router_block_size_must_divide_engine_block_size(own: int, fits: bool) -> None:
     flat = replace(SPLIT, decode=Pool(1))
     config = replace(CONFIG, topology=flat, router=Router(block_tokens=own))
     if fits:
@@ -345,13 +346,13 @@ def test_the_routers_blocks_divide_the_engines(own: int, fits: bool) -> None:
     engine("vllm").check(guessing, plan(guessing))
 
 
-def test_vllm_wants_a_model() -> None:
+def test_vllm_without_model_path_is_rejected() -> None:
     config = replace(CONFIG, model=Model())
     with pytest.raises(ConfigError, match=r"model\.path is not set"):
         engine("vllm").check(config, plan(config))
 
 
-def test_an_unknown_engine_lists_the_known_ones() -> None:
+def test_unknown_engine_error_lists_known_engines() -> None:
     with pytest.raises(ConfigError, match=r"engine\.name='vlm' is not known") as refused:
         engine("vlm")
     assert refused.value.hint == "did you mean 'vllm'? known: sglang, simulator, trtllm, vllm"
@@ -369,7 +370,7 @@ COUNTS = [
 
 @pytest.mark.parametrize("value", ODD)
 @pytest.mark.parametrize(("name", "option"), COUNTS)
-def test_an_option_that_we_count_by_is_a_count(name: str, option: str, value: Any) -> None:
+def test_counted_option_must_be_positive_integer(name: str, option: str, value: Any) -> None:
     flat = replace(SPLIT, decode=Pool(1))
     config = replace(CONFIG, topology=flat, engine=Engine(name=name, args={option: value}))
     known = option.replace("_", "-")
@@ -380,7 +381,7 @@ def test_an_option_that_we_count_by_is_a_count(name: str, option: str, value: An
     engine(name).check(right, plan(right))
 
 
-def test_a_kv_transfer_config_is_a_mapping() -> None:
+def test_kv_transfer_config_must_be_mapping() -> None:
     config = replace(CONFIG, engine=Engine(name="vllm", args={"kv-transfer-config": 5}))
     with pytest.raises(ConfigError, match=r"engine\.args\.kv-transfer-config=5 must be a mapping"):
         engine("vllm").check(config, plan(config))
@@ -402,7 +403,7 @@ def staged(name: str, prefill: int, decode: int, **args: Any) -> Config:
         (staged("sglang", 4, 2), "decode"),
     ],
 )
-def test_pipelines_that_hand_nothing_over_are_refused(config: Config, role: str) -> None:
+def test_disaggregated_pipeline_with_nixl_is_rejected(config: Config, role: str) -> None:
     with pytest.raises(ConfigError, match=rf"topology\.{role}\.pipeline_parallel=2") as refused:
         engine(config.engine.name).check(config, plan(config))
     assert f"topology.{role}.pipeline_parallel=1" in refused.value.hint
@@ -414,11 +415,11 @@ OTHER = {"kv-transfer-config": {"kv_connector": "NixlPushConnector"}}
 @pytest.mark.parametrize(
     "config", [staged("vllm", 2, 1, **OTHER), staged("sglang", 2, 1), staged("sglang", 2, 2)]
 )
-def test_other_pipelines_are_not(config: Config) -> None:
+def test_other_pipelines_are_accepted(config: Config) -> None:
     engine(config.engine.name).check(config, plan(config))
 
 
-# What each engine, or what it stands on, says of the five failures that a user meets first.
+# Messages of each engine, or of its libraries, for the five most common failures.
 SAID = {
     "GPUs per worker": ["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"],
     "a restart picks a new one": [
@@ -462,9 +463,7 @@ EACH = [(said, advice) for advice, each in SAID.items() for said in each]
 
 @pytest.mark.parametrize("name", ["vllm", "sglang", "trtllm"])
 @pytest.mark.parametrize(("said", "advice"), EACH)
-def test_every_engine_has_advice_on_what_a_user_meets_first(
-    name: str, said: str, advice: str
-) -> None:
+def test_common_failures_have_hints_for_every_engine(name: str, said: str, advice: str) -> None:
     assert advice in engine(name).diagnose(f"...\n{said}\n...")
     assert engine(name).diagnose("something never seen") == ""
 
@@ -487,7 +486,7 @@ OWN = [
 
 
 @pytest.mark.parametrize(("name", "said", "advice"), OWN)
-def test_and_on_words_of_its_own(name: str, said: str, advice: str) -> None:
+def test_failures_of_one_engine_have_hints(name: str, said: str, advice: str) -> None:
     assert advice in engine(name).diagnose(said)
 
 
@@ -496,7 +495,7 @@ def test_and_on_words_of_its_own(name: str, said: str, advice: str) -> None:
 BODY = {"model": "m", "prompt": "p", "max_tokens": 50, "temperature": 0, "seed": 3}
 
 
-def test_the_prefill_worker_is_asked_for_one_token_and_a_hand_over() -> None:
+def test_prefill_body_requests_one_token_and_kv_transfer() -> None:
     body = VllmPdProtocol().prefill(BODY)
     assert body == {
         **BODY,
@@ -514,7 +513,7 @@ def test_the_prefill_worker_is_asked_for_one_token_and_a_hand_over() -> None:
     assert BODY["max_tokens"] == 50, "the request itself was changed"
 
 
-def test_what_would_contradict_the_one_token_is_dropped() -> None:
+def test_prefill_body_drops_fields_of_longer_answers() -> None:
     more = {"max_completion_tokens": 9, "min_tokens": 5}
     stream = {"stream": True, "stream_options": {"include_usage": True}}
     body = VllmPdProtocol().prefill({"prompt": "p", **more, **stream})
@@ -522,20 +521,20 @@ def test_what_would_contradict_the_one_token_is_dropped() -> None:
     assert body == {"prompt": "p", "max_completion_tokens": 1, "stream": False}
 
 
-def test_the_decode_worker_gets_the_hand_over_as_it_came() -> None:
+def test_decode_body_has_unchanged_transfer_params() -> None:
     handed = {"remote_engine_id": "e", "remote_block_ids": [1, 2], "new": {"x": None}}
     body = VllmPdProtocol().decode(BODY, {"choices": [], "kv_transfer_params": handed})
     assert body == {**BODY, "kv_transfer_params": handed}
 
 
-def test_a_request_that_is_not_handed_over_is_decoded_as_it_is() -> None:
+def test_decode_body_without_transfer_is_unchanged() -> None:
     """vLLM answers so to a beam search."""
     for none in (None, msgspec.Raw(b"null")):
         assert VllmPdProtocol().decode(BODY, {"kv_transfer_params": none}) == BODY
 
 
 @pytest.mark.parametrize("prefilled", [{}, {"choices": []}])
-def test_an_answer_without_a_hand_over_is_told(prefilled: dict[str, Any]) -> None:
+def test_prefill_answer_without_transfer_params_is_rejected(prefilled: dict[str, Any]) -> None:
     with pytest.raises(RequestFailed, match="has no kv_transfer_params") as failed:
         VllmPdProtocol().decode(BODY, prefilled)
     assert failed.value.status == 502
@@ -569,7 +568,7 @@ vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="4096"} 1.0
 """
 
 
-def test_a_reading_in_our_words() -> None:
+def test_metrics_are_parsed_into_common_names() -> None:
     assert parse_metrics(READING, VLLM_METRICS) == EngineMetrics(
         running=5,
         waiting=1,
@@ -582,6 +581,6 @@ def test_a_reading_in_our_words() -> None:
     )
 
 
-def test_what_an_engine_does_not_export_is_zero_and_bytes_may_be_a_counter() -> None:
+def test_missing_metrics_are_zero_and_kv_bytes_may_be_counter() -> None:
     text = "# TYPE vllm:nixl_bytes_transferred counter\nvllm:nixl_bytes_transferred_total 7\n"
     assert parse_metrics(text, VLLM_METRICS) == EngineMetrics(kv_bytes=7)

@@ -1,4 +1,4 @@
-"""Which paths of an engine clients may use: inference, never administration."""
+"""Paths of an engine that clients may use: inference, never administration."""
 
 import pytest
 
@@ -139,16 +139,16 @@ def rows(table: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("method", "path"), rows(FORWARDED))
-def test_inference_is_forwarded(method: str, path: str) -> None:
+def test_inference_paths_are_forwarded(method: str, path: str) -> None:
     assert is_inference(path, method)
 
 
 @pytest.mark.parametrize(("method", "path"), rows(KEPT_BACK))
-def test_administration_is_not_forwarded(method: str, path: str) -> None:
+def test_administration_paths_are_not_forwarded(method: str, path: str) -> None:
     assert not is_inference(path, method)
 
 
-def test_offered_paths_are_sorted_and_filtered() -> None:
+def test_forwardable_paths_are_sorted_and_filtered() -> None:
     operations = [
         ("post", "/v1/score"),
         ("post", "/sleep"),

@@ -108,7 +108,7 @@ LEAKS = (
         ("    raise ValueError(\nmodel loaded: no Error: fine\n", "model loaded: no Error: fine"),
     ],
 )
-def test_the_cause_of_an_end(log: str, cause: str) -> None:
+def test_root_cause_of_log(log: str, cause: str) -> None:
     assert root_cause(log) == cause
 
 
@@ -117,13 +117,13 @@ REAL = {
     "vllm-maxlen": "ModelConfig: Value error, User-specified max_model_len (999999) is",
     "vllm-nohub": "LocalEntryNotFoundError: Cannot find an appropriate cached snapshot folder for",
     "vllm-badoption": "api_server.py: error: unrecognized arguments: --no-such-option",
-    # Ended by SIGTERM while it loaded: nothing tells more.
+    # Ended by SIGTERM while loading: the log has no cause.
     "vllm-broken": "Exception: WorkerProc initialization failed due to an exception in a",
 }
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_the_cause_in_logs_of_real_engines(name: str) -> None:
+def test_root_cause_of_real_logs(name: str) -> None:
     assert REAL[name] in root_cause((LOGS / f"{name}.txt").read_text())
 
 
@@ -142,21 +142,21 @@ def part(tmp_path: Path, engine: str, log: str) -> EngineProcess:
     return made
 
 
-def test_sglangs_own_sigkill_is_no_lack_of_memory(tmp_path: Path) -> None:
+def test_sigkill_by_sglang_itself_is_not_out_of_memory(tmp_path: Path) -> None:
     error = part(tmp_path, "sglang", SGLANG).exit_error(128 + 9)
     assert "exited because one of its processes failed: ModuleNotFoundError" in error.message
     assert "memory" not in str(error)
 
 
-def test_a_kill_from_outside_still_is(tmp_path: Path) -> None:
+def test_external_sigkill_suggests_more_memory(tmp_path: Path) -> None:
     log = f"{TRACE}ValueError: caught\nLoading safetensors 40 %\n"
     error = part(tmp_path, "vllm", log).exit_error(128 + 9)
     assert error.message.endswith("was killed by signal 9: Loading safetensors 40 %")
     assert "engine.memory_gb" in error.hint
 
 
-def test_the_hint_is_about_the_cause(tmp_path: Path) -> None:
-    """Not about another sign further up in the log."""
+def test_hint_matches_root_cause(tmp_path: Path) -> None:
+    """An earlier sign in the log does not count."""
     log = f"{TRACE}OSError: [Errno 98] Address already in use\n{TRACE}{OOM}\n{LEAKS}"
     error = part(tmp_path, "vllm", log).exit_error(1)
     assert error.message.endswith(f"exited with code 1: {OOM}")
@@ -166,17 +166,17 @@ def test_the_hint_is_about_the_cause(tmp_path: Path) -> None:
 OOM = "OutOfMemoryError: CUDA out of memory."
 
 
-def test_a_long_message_is_shortened() -> None:
+def test_long_root_cause_is_shortened() -> None:
     assert len(root_cause(f"ValueError: {'x' * 5000}")) == 400
 
 
-def test_an_engine_that_kills_itself_is_told_from_one_that_is_killed() -> None:
+def test_self_kill_is_distinguished_from_external_kill() -> None:
     assert killed_itself(SGLANG)
     assert killed_itself(SGLANG_LATER)
     assert not killed_itself("loading weights")
     assert not killed_itself(f"{SGLANG}RuntimeError: Rank 0 scheduler died (exit code: -9). If …")
 
 
-def test_after_a_kill_from_outside_the_last_line_counts() -> None:
+def test_external_kill_reports_last_log_line() -> None:
     """An exception that was caught hours ago is no cause."""
     assert last_line("ValueError: caught\nloading weights 40 %\n") == "loading weights 40 %"

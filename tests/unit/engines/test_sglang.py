@@ -1,4 +1,4 @@
-"""SGLang as a command and a dialect; its options are held against its source in contract/."""
+"""Commands and prefill/decode protocol of SGLang; contract/ checks its options."""
 
 import os
 import subprocess
@@ -110,11 +110,11 @@ BACKUP = {"--disaggregation-decode-retraction-backup": "cpu_tensor"}
 
 
 @pytest.mark.parametrize(("role", "added"), [(Role.prefill, {}), (Role.decode, BACKUP)])
-def test_cpu_workers_share_requests(role: Role, added: dict[str, str]) -> None:
+def test_disaggregated_cpu_workers_get_cpu_options(role: Role, added: dict[str, str]) -> None:
     config = replace(CONFIG, engine=Engine(name="sglang", device=Device.cpu, env={"A": "1"}))
     engine("sglang").check(config, plan(config))
     command, on_gpu = (engine("sglang").command(c, place(role)) for c in (config, CONFIG))
-    changed = {"--mem-fraction-static": ""}  # an option of CONFIG alone
+    changed = {"--mem-fraction-static": ""}  # an option only of CONFIG
     assert options(command).items() - options(on_gpu).items() == (ON_CPU | added).items()
     assert options(on_gpu).keys() - options(command).keys() == changed.keys()
     assert command.env["SGLANG_USE_CPU_ENGINE"] == "1"
@@ -122,14 +122,14 @@ def test_cpu_workers_share_requests(role: Role, added: dict[str, str]) -> None:
     assert "SGLANG_USE_CPU_ENGINE" not in on_gpu.env
 
 
-def test_aggregated_cpu_worker() -> None:
+def test_aggregated_cpu_worker_gets_cpu_options() -> None:
     config = replace(CONFIG, engine=Engine(name="sglang", device=Device.cpu), topology=WHOLE)
     found = options(engine("sglang").command(config, place(Role.aggregated)))
     assert found.items() >= ON_CPU.items()
     assert not found.keys() & BACKUP.keys()
 
 
-def test_cpu_defaults_yield_to_the_user() -> None:
+def test_user_options_override_cpu_defaults() -> None:
     own = {"sleep-on-idle": False, "disaggregation_decode_retraction_backup": "none"}
     given = Engine(name="sglang", device=Device.cpu, args=own, env={"SGLANG_USE_CPU_ENGINE": "0"})
     command = engine("sglang").command(replace(CONFIG, engine=given), place(Role.decode))
@@ -139,7 +139,7 @@ def test_cpu_defaults_yield_to_the_user() -> None:
     assert command.env["SGLANG_USE_CPU_ENGINE"] == "0"
 
 
-def test_options_of_the_users_own_win() -> None:
+def test_user_options_override_generated_sglang_options() -> None:
     args = {"page_size": 64, "ep-size": 2, "enable-metrics": False}
     config = replace(CONFIG, engine=replace(CONFIG.engine, args=args))
     found = options(engine("sglang").command(config, place(Role.decode)))
@@ -148,7 +148,7 @@ def test_options_of_the_users_own_win() -> None:
     assert engine("sglang").block_tokens(config) == 64
 
 
-def test_the_key_reaches_sglang_inside_the_process(tmp_path: Path) -> None:
+def test_token_reaches_sglang_inside_process(tmp_path: Path) -> None:
     """An SGLang that prints how it was called, and that it is the program."""
     (tmp_path / "sglang").mkdir()
     says = "import sys\nif __name__ == '__main__':\n    print(sys.argv[1:], __spec__.name)\n"
@@ -170,15 +170,15 @@ def test_the_key_reaches_sglang_inside_the_process(tmp_path: Path) -> None:
         ({"engine": Engine(name="sglang", args={"page-size": 1})}, "does not divide"),
     ],
 )
-def test_what_cannot_work_is_refused_before_submission(change: dict[str, Any], what: str) -> None:
+def test_unsupported_sglang_settings_are_rejected(change: dict[str, Any], what: str) -> None:
     config = replace(CONFIG, **change)
     with pytest.raises(ConfigError, match=what):
         engine("sglang").check(config, plan(config))
     engine("sglang").check(CONFIG, plan(CONFIG))
 
 
-def test_with_data_parallelism_no_kv_events_are_told() -> None:
-    """SGLang's further ranks refuse ipc endpoints."""
+def test_data_parallel_sglang_publishes_no_kv_events() -> None:
+    """SGLang's other ranks refuse ipc endpoints."""
     wide = replace(SPLIT, prefill=Pool(workers=1, data_parallel=2))
     where = replace(place(Role.prefill), events_folder="/tmp/x")
     of_two = replace(where, worker=replace(where.worker, parallel=wide.prefill.parallel))
@@ -214,7 +214,7 @@ def test_metrics() -> None:
     assert (found.kv_bytes, found.kv_tokens) == (0, 0)
 
 
-# The dialect
+# Prefill/decode protocol
 
 BODY: Body = {"prompt": "p", "max_tokens": 5, "stream": True, "stream_options": {}}
 
@@ -223,7 +223,7 @@ BODY: Body = {"prompt": "p", "max_tokens": 5, "stream": True, "stream_options": 
     ("url", "host"),
     [("http://10.0.0.7:5000", "10.0.0.7"), ("http://[fd00::7]:5000", "fd00::7")],
 )
-def test_both_bodies_name_the_room(url: str, host: str) -> None:
+def test_both_bodies_have_bootstrap_room(url: str, host: str) -> None:
     told = {"disaggregation_bootstrap_port": msgspec.Raw(b"8998"), "version": msgspec.Raw(b'"x"')}
     prefill, decode = SglangPdProtocol().worker_bodies(BODY, url, told, 2**63 - 1)
     met = {"bootstrap_host": host, "bootstrap_port": 8998, "bootstrap_room": 2**63 - 1}
@@ -231,12 +231,12 @@ def test_both_bodies_name_the_room(url: str, host: str) -> None:
     assert prefill == {"prompt": "p", "max_tokens": 5} | met
 
 
-def test_a_worker_without_a_bootstrap_server() -> None:
+def test_prefill_worker_without_bootstrap_port_is_rejected() -> None:
     with pytest.raises(RequestFailed, match="reports no disaggregation_bootstrap_port"):
         SglangPdProtocol().worker_bodies(BODY, "http://10.0.0.7:5000", {}, 1)
 
 
-def test_a_worker_is_probed_with_a_room_of_nobody() -> None:
+def test_probe_uses_fake_bootstrap_host() -> None:
     met = {"bootstrap_host": "2.2.2.2", "bootstrap_room": 0}
     assert probe_fields(pd_protocol_of(CONFIG), Role.prefill) == met
     assert probe_fields(pd_protocol_of(CONFIG), Role.aggregated) == {}
@@ -245,7 +245,7 @@ def test_a_worker_is_probed_with_a_room_of_nobody() -> None:
     )
 
 
-def test_what_the_simulator_speaks() -> None:
+def test_simulator_uses_configured_pd_protocol() -> None:
     assert isinstance(pd_protocol_of(SIMULATED), ConcurrentProtocol)
     assert not isinstance(
         pd_protocol_of(replace(CONFIG, engine=Engine(name="simulator"))), ConcurrentProtocol
@@ -261,7 +261,7 @@ def test_what_the_simulator_speaks() -> None:
     assert "--disaggregation-bootstrap-port" not in given
 
 
-def test_no_worker_computes_a_prompt_alone_where_engines_share_all() -> None:
+def test_concurrent_protocol_disables_conditional_disaggregation() -> None:
     assert not limited(CONFIG).router.conditional_disaggregation
     assert not limited(SIMULATED).router.conditional_disaggregation
     assert limited(replace(CONFIG, topology=WHOLE)).router.conditional_disaggregation

@@ -75,7 +75,7 @@ SENT: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("raw", [True, False])
 @pytest.mark.parametrize(("path", "body", "reason"), REFUSED)
-def test_fatal_prompts_are_refused(
+def test_prompts_that_end_sglang_are_rejected(
     config: Config, path: str, body: dict[str, Any], reason: str, raw: bool
 ) -> None:
     for topology in (DISAGGREGATED, AGGREGATED):
@@ -86,17 +86,19 @@ def test_fatal_prompts_are_refused(
 
 @pytest.mark.parametrize("raw", [True, False])
 @pytest.mark.parametrize(("path", "body"), SENT)
-def test_other_prompts_are_sent(config: Config, path: str, body: dict[str, Any], raw: bool) -> None:
+def test_other_prompts_are_accepted(
+    config: Config, path: str, body: dict[str, Any], raw: bool
+) -> None:
     assert build(config, path, body, raw=raw) == ""
 
 
-def test_without_a_model_folder_only_negative_ids_are_refused(config: Config) -> None:
+def test_unknown_vocabulary_rejects_only_negative_ids(config: Config) -> None:
     unknown = replace(config, model=Model(name="m"))
     assert build(unknown, COMPLETIONS, {"prompt": [10**6]}, raw=True) == ""
     assert UNKNOWN in build(unknown, COMPLETIONS, {"prompt": [-1]}, raw=True)
 
 
-def test_engines_that_check_their_prompts_get_all(config: Config) -> None:
+def test_other_engines_have_no_prompt_check(config: Config) -> None:
     vllm = replace(config, engine=Engine(name="vllm"))
     for path, body, _ in REFUSED:
         assert build(vllm, path, body, raw=True) == ""

@@ -1,4 +1,4 @@
-"""TensorRT-LLM as a command, a file and a dialect: pure functions, so tables."""
+"""Command, options file and prefill/decode protocol of TensorRT-LLM."""
 
 import json
 import sys
@@ -57,7 +57,7 @@ def command(config: Config, role: Role) -> EngineCommand:
 
 
 def options(config: Config, role: Role = Role.prefill) -> dict[str, str]:
-    """Of the command line; those given twice show their last value, as click takes it."""
+    """Return the options of a command line; the last value counts, as in click."""
     words = command(config, role).argv[5:]
     assert len(words) % 2 == 0
     return dict(zip(words[::2], words[1::2], strict=True))
@@ -70,7 +70,7 @@ def file(config: Config, role: Role = Role.prefill) -> dict[str, Any]:
     return found
 
 
-def test_extra_fields_may_be_json() -> None:
+def test_extra_may_be_json_text() -> None:
     made = file(with_args(extra='{"kv_cache_config": {"free_gpu_memory_fraction": 0.8}}'))
     assert made["kv_cache_config"] == {"free_gpu_memory_fraction": 0.8}
 
@@ -92,18 +92,18 @@ def test_the_command() -> None:
     assert dict(made.env) == visible
 
 
-def test_attention_data_parallelism_is_over_the_tensor_parallel_ranks() -> None:
+def test_attention_data_parallel_uses_tensor_parallel_ranks() -> None:
     assert options(CONFIG, Role.decode)["--tp_size"] == "4"
     assert file(CONFIG, Role.decode) == {**ALWAYS, **NIXL, "enable_attention_dp": True}
 
 
-def test_the_file_of_options() -> None:
+def test_options_file_of_each_role() -> None:
     assert file(CONFIG) == {**ALWAYS, **NIXL, "disable_overlap_scheduler": True}
     alone = replace(CONFIG, topology=Topology(aggregated=Pool(workers=1)))
     assert file(alone, Role.aggregated) == ALWAYS
 
 
-def test_the_users_own_fields_are_merged_into_the_file() -> None:
+def test_extra_is_merged_into_options_file() -> None:
     mine = {
         "cache_transceiver_config": {"max_tokens_in_buffer": 8192},
         "kv_cache_config": {"enable_block_reuse": False},
@@ -122,7 +122,7 @@ def test_the_users_own_fields_are_merged_into_the_file() -> None:
     assert "--extra" not in options(with_args(extra=mine))
 
 
-def test_the_users_own_options_win_as_click_reads_them() -> None:
+def test_user_options_override_generated_click_options() -> None:
     args = {"max-batch-size": 7, "ep_size": 2, "trust_remote_code": True, "revision": None}
     several = {"custom_module_dirs": ["/a", "/b"], "enable_chunked_prefill": False}
     words = command(with_args(**args, **several), Role.prefill).argv
@@ -154,7 +154,7 @@ def test_the_users_own_options_win_as_click_reads_them() -> None:
         ),
     ],
 )
-def test_what_cannot_run_is_refused_before_submission(config: Config, what: str) -> None:
+def test_unsupported_trtllm_settings_are_rejected(config: Config, what: str) -> None:
     with pytest.raises(ConfigError, match=what):
         TRTLLM.check(config, plan(config))
     TRTLLM.check(CONFIG, plan(CONFIG))
@@ -185,7 +185,7 @@ trtllm_time_to_first_token_seconds_bucket{model_name="m",le="+Inf"} 5.0
 """
 
 
-def test_a_reading_in_our_words() -> None:
+def test_metrics_are_parsed_into_common_names() -> None:
     assert TRTLLM.metrics.path == "/prometheus/metrics"
     assert parse_metrics(READING, TRTLLM.metrics) == EngineMetrics(
         running=3,
@@ -197,7 +197,7 @@ def test_a_reading_in_our_words() -> None:
     )
 
 
-# The dialect
+# Prefill/decode protocol
 
 DIALECT = TrtllmPdProtocol()
 BODY: Body = {"model": "m", "prompt": "p", "max_tokens": 50, "temperature": 0, "logprobs": 1}
@@ -222,12 +222,12 @@ def answer(params: object = PARAMS, finish: str = "length") -> Body:
 
 
 def read(body: Body) -> Body:
-    """What goes out."""
+    """Return the decoded body."""
     made: Body = json.loads(msgspec.json.encode(body))
     return made
 
 
-def test_the_prefill_worker_is_asked_for_one_token_and_its_context() -> None:
+def test_prefill_body_requests_context_only() -> None:
     more = {"stream": True, "stream_options": {"include_usage": True}, "min_tokens": 5, "n": 1}
     asked = [DIALECT.prefill(BODY | more).pop("disaggregated_params") for _ in range(9)]
     assert {one["request_type"] for one in asked} == {"context_only"}
@@ -241,7 +241,7 @@ def test_the_prefill_worker_is_asked_for_one_token_and_its_context() -> None:
     assert BODY["max_tokens"] == 50, "the request itself was changed"
 
 
-def test_the_decode_worker_goes_on_from_the_context() -> None:
+def test_decode_body_continues_from_context() -> None:
     handed = PARAMS | {"request_type": "generation_only"}
     made = read(DIALECT.decode(BODY, answer()))
     assert made == {**BODY, "prompt": [1, 2, 3], "disaggregated_params": handed}
@@ -249,14 +249,14 @@ def test_the_decode_worker_goes_on_from_the_context() -> None:
     assert made == {**CHAT, "prompt_token_ids": [1, 2, 3], "disaggregated_params": handed}
 
 
-def test_an_answer_that_ended_with_its_first_token_was_not_kept() -> None:
+def test_finished_prefill_answer_has_no_transfer() -> None:
     assert DIALECT.decode(BODY, answer(None, "stop")) == BODY
 
 
 @pytest.mark.parametrize(
     "prefilled", [{}, {"choices": []}, answer(None), answer({"request_type": "context_only"})]
 )
-def test_an_answer_without_a_hand_over_is_told(prefilled: Body) -> None:
+def test_prefill_answer_without_transfer_params_is_rejected(prefilled: Body) -> None:
     with pytest.raises(RequestFailed, match="has no disaggregated_params") as failed:
         DIALECT.decode(BODY, prefilled)
     assert failed.value.status == 502
@@ -264,9 +264,9 @@ def test_an_answer_without_a_hand_over_is_told(prefilled: Body) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["p", ["p"], [1, 2], [[1, 2]], msgspec.Raw(b"[1, 2]"), []])
-def test_one_prompt_is_handed_over_however_it_is_written(prompt: object) -> None:
+def test_prompt_forms_are_replaced_by_token_ids(prompt: object) -> None:
     assert "disaggregated_params" in DIALECT.prefill(BODY | {"prompt": prompt, "n": None})
 
 
-def test_nothing_makes_a_prefill_worker_give_its_blocks_up() -> None:
+def test_trtllm_has_no_release_body() -> None:
     assert DIALECT.release(DIALECT.decode(BODY, answer())) is None

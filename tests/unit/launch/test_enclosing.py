@@ -1,4 +1,4 @@
-"""The allocation around us, by `scontrol --details show job` of Slurm 22.05."""
+"""Enclosing allocation, by `scontrol --details show job` of Slurm 22.05."""
 
 import os
 from pathlib import Path
@@ -27,13 +27,13 @@ JobId=7 JobName=interactive
 """
 
 
-def test_smallest_node_counts() -> None:
+def test_allocation_reports_its_smallest_node() -> None:
     assert parse_allocation(SHOWN) == Allocation(cpus=1, memory_gb=32.0, gpus=2)
     without = SHOWN.replace("     Nodes=n3", "   Not=n3").replace("GRES=gpu:a100:4", "GRES=gpu:4")
     assert parse_allocation(without) == Allocation(cpus=17, memory_gb=64.0, gpus=4)
 
 
-def test_nothing_is_known_of_other_answers() -> None:
+def test_unknown_scontrol_output_gives_empty_allocation() -> None:
     assert parse_allocation("") == Allocation()
     assert parse_allocation(SHOWN + SHOWN) == Allocation(), "a heterogeneous job"
 
@@ -47,7 +47,7 @@ def scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
 
 
-def test_job_that_is_over_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ended_job_id_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scontrol(tmp_path, monkeypatch, "echo 'error: Invalid job id specified' >&2; exit 1")
     assert current_allocation() is None
     with pytest.raises(ConfigError, match="SLURM_JOB_ID=7 names no running job") as error:
@@ -56,7 +56,7 @@ def test_job_that_is_over_is_reported(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "cluster.launcher=slurm" in error.value.hint
 
 
-def test_controller_that_does_not_answer_refuses_nothing(
+def test_silent_controller_does_not_reject_allocation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scontrol(tmp_path, monkeypatch, "echo 'Unable to contact slurm controller' >&2; exit 1")
@@ -64,7 +64,7 @@ def test_controller_that_does_not_answer_refuses_nothing(
     assert require_allocation() == Allocation()
 
 
-def test_without_a_job_there_is_no_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_job_id_means_no_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert current_allocation() is None
     with pytest.raises(ConfigError, match="SLURM_JOB_ID is not set"):

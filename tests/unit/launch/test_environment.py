@@ -1,4 +1,4 @@
-"""What the submitting shell hands on: the user's environment, nothing of the job around it."""
+"""A job inherits the user's environment and no variable of an enclosing job."""
 
 import os
 import subprocess
@@ -67,14 +67,14 @@ def left(env: dict[str, str], wanted: dict[str, str]) -> dict[str, str]:
     return {name: env[name] for name in wanted if name in env}
 
 
-def test_submission_has_nothing_of_the_job_around_it() -> None:
+def test_submission_drops_variables_of_enclosing_job() -> None:
     env = environment.for_submission(())
     assert left(env, OF_A_JOB) == {}
     assert left(env, OF_THE_USER) == OF_THE_USER
     assert env[LOGIN_HOST] == "login1"
 
 
-def test_users_default_for_sbatch_yields_to_the_configuration(
+def test_configured_field_overrides_sbatch_variable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """sbatch would prefer the variable to the script's line."""
@@ -88,7 +88,7 @@ def test_users_default_for_sbatch_yields_to_the_configuration(
 CHILD = "import os, sys; print(os.getcwd() in sys.path, '' in sys.path, '/mine' in sys.path)"
 
 
-def test_children_import_from_pythonpath_and_not_from_the_current_folder(
+def test_children_import_from_pythonpath_not_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", "/mine")
@@ -109,7 +109,7 @@ def test_engine_env_can_allow_imports_from_the_current_folder() -> None:
 
 
 @pytest.mark.parametrize("export", ["ALL", "NONE"])
-def test_a_job_that_inherits_nothing_does_not_import_from_its_folder_either(
+def test_job_without_inherited_environment_does_not_import_from_folder(
     run: Run, export: str
 ) -> None:
     config = compose(["engine=simulator", f"cluster.slurm.extra.export={export}"])
@@ -124,12 +124,12 @@ def test_a_job_that_inherits_nothing_does_not_import_from_its_folder_either(
         assert "--export=ALL" in lines[srun]
 
 
-def test_scratch_folder_of_another_kind_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tmpdir_not_named_after_job_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", "/scratch/14711")
     assert environment.for_submission(())["TMPDIR"] == "/scratch/14711"
 
 
-def test_step_knows_its_allocation_and_none_of_its_options() -> None:
+def test_step_environment_keeps_allocation_and_drops_options() -> None:
     env = environment.for_step()
     allocation = {"SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES", "TMPDIR"}  # a step's own, all three
     assert left(env, OF_A_JOB).keys() == allocation
@@ -138,7 +138,7 @@ def test_step_knows_its_allocation_and_none_of_its_options() -> None:
     }
 
 
-def test_environment_is_back_after_a_submission() -> None:
+def test_environment_is_restored_after_submission() -> None:
     before = dict(os.environ)
     with environment.applied({"ONLY": "this"}):
         argv = [sys.executable, "-c", "import os; print(sorted(os.environ))"]
@@ -148,7 +148,9 @@ def test_environment_is_back_after_a_submission() -> None:
     assert dict(os.environ) == before
 
 
-def test_sbatch_itself_gets_it(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sbatch_gets_submission_environment(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a program in sbatch's place that writes its environment down."""
     for name in ("sbatch", "srun"):
         program = tmp_path / name

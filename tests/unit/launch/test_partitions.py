@@ -1,4 +1,4 @@
-"""What sinfo tells of partitions: what to ask for there, and what can never run."""
+"""Partitions as sinfo shows them: requests that fit, and layouts that can never run."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ mig|32|250000|gpu:1g.10gb:7,gpu:a100:2|3|30:00|(null)|UNLIMITED|1-infinite
 NODES = tuple(parse_sinfo(LISTED))
 
 
-def test_sinfo_is_read() -> None:
+def test_parse_sinfo_reads_all_columns() -> None:
     a100 = PartitionNodes(
         partition="gpu",
         count=10,
@@ -44,7 +44,7 @@ def test_sinfo_is_read() -> None:
     assert NODES[3].gpus_of("a100") == 2
 
 
-def test_gpus_without_a_type_and_rubbish() -> None:
+def test_parse_sinfo_accepts_untyped_gpus_and_skips_other_lines() -> None:
     (nodes,) = parse_sinfo(
         "g*|8|16000|gpu:2(S:0-1)|3|infinite|(null)|UNLIMITED|1-infinite\n\nsinfo: x"
     )
@@ -68,7 +68,7 @@ def asked(config: Config, nodes: tuple[PartitionNodes, ...] = NODES) -> dict[str
     return dict(sbatch_options(fit_to_nodes(config, layout, nodes), layout))
 
 
-def test_never_more_is_asked_for_than_a_node_has() -> None:
+def test_requests_are_limited_to_largest_node() -> None:
     only = {"constraint": "a100"}
     found = asked(config_of(slurm=only))
     assert found["cpus-per-task"] == 18, "34 would be liked"
@@ -77,13 +77,13 @@ def test_never_more_is_asked_for_than_a_node_has() -> None:
     assert (mine["cpus-per-task"], mine["mem"]) == (40, "500GB"), "what the user has set is kept"
 
 
-def test_where_some_node_fits_all_is_asked_for() -> None:
+def test_requests_are_unchanged_if_a_node_fits() -> None:
     found = asked(config_of())
     assert (found["cpus-per-task"], found["mem"]) == (34, "260GB")
 
 
 @pytest.mark.parametrize("nodes", [(), NODES[2:3]])
-def test_without_facts_nothing_changes(nodes: tuple[PartitionNodes, ...]) -> None:
+def test_unknown_partition_leaves_requests_unchanged(nodes: tuple[PartitionNodes, ...]) -> None:
     assert asked(config_of(), nodes)["cpus-per-task"] == 34
 
 
@@ -116,7 +116,7 @@ def impossible(config: Config) -> list[str]:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_layout_that_can_never_run_names_limit_and_field(config: Config, words: str) -> None:
+def test_impossible_layout_names_limit_and_field(config: Config, words: str) -> None:
     assert any(words in row for row in impossible(config)), impossible(config)
 
 
@@ -132,11 +132,11 @@ def test_layout_that_can_never_run_names_limit_and_field(config: Config, words: 
         config_of(gpus_per_node=2, slurm={"partition": "mig", "gpu_type": "a100", "time": "30"}),
     ],
 )
-def test_what_may_run_is_left_to_slurm(config: Config) -> None:
+def test_possible_layout_is_left_to_slurm(config: Config) -> None:
     assert impossible(config) == []
 
 
-def test_gpus_that_nobody_uses_are_pointed_out() -> None:
+def test_unused_gpus_give_a_warning() -> None:
     config = config_of(workers=2)
     assert list(layout_warnings(config, plan(config), ())) == [
         "2 of 4 GPUs are idle: the job pays for GPUs that no worker uses"
@@ -147,7 +147,7 @@ def test_gpus_that_nobody_uses_are_pointed_out() -> None:
     assert "nosuch; known: gpu, cpu, mig" in said
 
 
-def test_each_kind_of_nodes_is_fitted_by_itself() -> None:
+def test_each_node_group_is_fitted_separately() -> None:
     config = compose(
         [
             "engine.cpus=8",

@@ -1,4 +1,4 @@
-"""What Slurm's reasons for a pending job mean, and how a job ended."""
+"""Explanations of Slurm's pending reasons and of final job states."""
 
 import datetime
 
@@ -100,7 +100,7 @@ WAITS = [
     [(NEVER, StartChance.never), (LIMITED, StartChance.limited), (WAITS, StartChance.waits)],
     ids=["never", "limited", "waits"],
 )
-def test_whether_a_job_can_start(names: list[str], chance: StartChance) -> None:
+def test_reasons_have_expected_start_chance(names: list[str], chance: StartChance) -> None:
     found = {name: find_reason(name) for name in names}
     wrong = [
         name for name, reason in found.items() if reason is None or reason.start_chance != chance
@@ -109,7 +109,7 @@ def test_whether_a_job_can_start(names: list[str], chance: StartChance) -> None:
 
 
 @pytest.mark.parametrize("name", [*NEVER, *LIMITED, *WAITS, "SomethingNew"])
-def test_a_line_names_the_reason_once_and_never_twice_pending(name: str) -> None:
+def test_pending_line_names_reason_once(name: str) -> None:
     said = explain_pending("PENDING", name, "42")
     assert said.count(name) == (name != "None")
     assert "pending" not in said
@@ -117,7 +117,7 @@ def test_a_line_names_the_reason_once_and_never_twice_pending(name: str) -> None
     assert "JOB" not in said.replace("JOB_", "")
 
 
-def test_a_job_that_cannot_start_comes_with_a_remedy() -> None:
+def test_job_that_cannot_start_gets_a_remedy() -> None:
     said = explain_pending("PENDING", "PartitionNodeLimit", "42", "2026-03-02T12:00:00", NOW)
     assert said.startswith("cannot start: the partition does not allow so many nodes")
     assert "(PartitionNodeLimit); try: fewer topology.nodes" in said
@@ -136,19 +136,19 @@ def test_a_job_that_cannot_start_comes_with_a_remedy() -> None:
         ("", ""),
     ],
 )
-def test_the_expected_start(start: str, said: str) -> None:
+def test_pending_line_shows_expected_start(start: str, said: str) -> None:
     expected = f"it is next; nodes have to become free (Resources){said}"
     assert explain_pending("PENDING", "Resources", "42", start, NOW) == expected
 
 
-def test_nodes_that_are_away() -> None:
+def test_unavailable_nodes_are_explained() -> None:
     for name in ("ReqNodeNotAvail,_UnavailableNodes:n[1-3]", "ReqNodeNotAvail, Reserved"):
         assert "down, drained or reserved" in explain_pending("PENDING", name, "42")
     words = "Nodes_required_for_job_are_DOWN,_DRAINED_or_reserved"
     assert "`sinfo -R`" in explain_pending("PENDING", words, "42")
 
 
-def test_states_beside_pending() -> None:
+def test_other_waiting_states_are_explained() -> None:
     assert explain_pending("CONFIGURING", "None", "42") == "its nodes are being booted or prepared"
     assert "scontrol resume 42" in explain_pending("SUSPENDED", "None", "42")
 
@@ -168,6 +168,6 @@ def test_states_beside_pending() -> None:
         ("JobState=SPECIAL_EXIT NodeList=n1", "JobState=SPECIAL_EXIT"),
     ],
 )
-def test_how_a_job_ended(fields: str, said: str) -> None:
+def test_final_states_are_explained(fields: str, said: str) -> None:
     pairs = dict(field.split("=", 1) for field in fields.split())
     assert explain_end(pairs).startswith(said)

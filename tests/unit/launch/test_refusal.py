@@ -1,4 +1,4 @@
-"""What Slurm says when it refuses a job or a step becomes its first sentence and our fields."""
+"""Errors of refused jobs and steps: the first sentence and the fields to change."""
 
 import pytest
 
@@ -122,7 +122,7 @@ STEPS = [
 
 
 @pytest.mark.parametrize(("log", "why"), STEPS, ids=[row[1] for row in STEPS])
-def test_step_that_srun_refuses_is_no_crash_to_resume(log: str, why: str) -> None:
+def test_step_refused_by_srun_is_not_resumable(log: str, why: str) -> None:
     error = step_error(f"from the setup\n{log}\n")
     assert error is not None
     assert why in error.message
@@ -137,5 +137,5 @@ def test_step_that_srun_refuses_is_no_crash_to_resume(log: str, why: str) -> Non
         "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-11-29T22:00:00 DUE TO TIME LIMIT ***",
     ],
 )
-def test_end_of_a_step_that_ran_is_no_refusal(log: str) -> None:
+def test_end_of_a_started_step_is_not_a_refusal(log: str) -> None:
     assert step_error(log) is None

@@ -1,4 +1,4 @@
-"""What Slurm is asked for: derived from the layout, or as the site's settings say."""
+"""Resources requested from Slurm: from the layout, or from the site's settings."""
 
 from dataclasses import replace
 from typing import Any
@@ -65,14 +65,14 @@ def with_slurm(**fields: Any) -> Config:
     return with_cluster(slurm=Slurm(**fields))
 
 
-def test_the_fullest_node_says_what_each_gets() -> None:
+def test_fullest_node_determines_resources_of_all_nodes() -> None:
     """Four GPUs are in use there, two on the other."""
     assert need(BASE) == NodeResources(
         nodes=2, cpus=4 * 8 + EXTRA_CPUS, memory_gb=4 * 64 + EXTRA_GB, gpus=4, time_min=60
     )
 
 
-def test_workers_without_gpus_count_as_a_whole() -> None:
+def test_workers_without_gpus_count_once() -> None:
     engine = Engine(device=Device.cpu, cpus=2, memory_gb=4)
     topology = replace(BASE.topology, nodes=2, decode=Pool(workers=3))
     config = replace(BASE, engine=engine, topology=topology)
@@ -81,7 +81,7 @@ def test_workers_without_gpus_count_as_a_whole() -> None:
     )
 
 
-def test_each_model_counts_as_its_own_engine_asks() -> None:
+def test_each_model_counts_with_resources_of_its_engine() -> None:
     models = {
         "large": ServedModel(engine=Engine(cpus=8, memory_gb=64), topology=BASE.topology),
         "small": ServedModel(
@@ -97,25 +97,25 @@ def test_each_model_counts_as_its_own_engine_asks() -> None:
     assert other.cpus == 2 * 8 + 2 * 20 + EXTRA_CPUS
 
 
-def test_memory_is_rounded_up() -> None:
+def test_memory_request_is_rounded_up() -> None:
     engine = Engine(device=Device.cpu, memory_gb=0.3)
     config = replace(BASE, engine=engine, topology=Topology(aggregated=Pool(workers=1)))
     assert need(config).memory_gb == EXTRA_GB + 1
 
 
-def test_the_cluster_may_say_what_a_node_gives() -> None:
+def test_cluster_fields_override_computed_resources() -> None:
     given = need(with_cluster(cpus_per_node=96, memory_gb_per_node=500.5))
     assert (given.cpus, given.memory_gb) == (96, 501)
 
 
-def test_memory_0_is_all_of_a_node() -> None:
+def test_zero_memory_requests_all_memory_of_a_node() -> None:
     assert need(with_cluster(memory_gb_per_node=0)).memory_gb == 0
     assert options(with_cluster(memory_gb_per_node=0))["mem"] == "0"
     per_cpu = with_cluster(memory_gb_per_node=0, slurm=Slurm(memory_option="mem-per-cpu"))
     assert not {"mem", "mem-per-cpu"} & options(per_cpu).keys()
 
 
-def test_what_a_bare_configuration_asks_of_sbatch() -> None:
+def test_default_configuration_gives_minimal_sbatch_options() -> None:
     assert options(replace(BASE, name="my-run")) == {
         "job-name": "hpc-dynamo-my-run",
         "nodes": 2,
@@ -150,7 +150,7 @@ def test_what_a_bare_configuration_asks_of_sbatch() -> None:
         ({"extra": {"--no-requeue": "True"}}, {"no-requeue": True}),
         ({"extra": {"requeue": "false"}}, {"requeue": None}),
         ({"extra": {"kill-on-invalid-dep": "no"}}, {"kill-on-invalid-dep": "no"}),
-        # Never two lines for one thing: the user's replaces ours.
+        # One line for each resource: the user's option replaces the generated one.
         ({"extra": {"mem-per-cpu": "1G"}}, {"mem-per-cpu": "1G", "mem": None}),
         ({"extra": {"mem_per_cpu": "1G"}}, {"mem-per-cpu": "1G", "mem": None}),
         ({"extra": {"mem-per-gpu": "9G"}}, {"mem-per-gpu": "9G", "mem": None}),
@@ -174,7 +174,9 @@ def test_what_a_bare_configuration_asks_of_sbatch() -> None:
         ({}, {"wckey": None, "mem": "260GB"}),
     ],
 )
-def test_each_setting_reaches_sbatch(fields: dict[str, Any], asked: dict[str, Any]) -> None:
+def test_each_slurm_field_becomes_its_sbatch_option(
+    fields: dict[str, Any], asked: dict[str, Any]
+) -> None:
     found = options(with_slurm(**fields))
     assert {name: found.get(name) for name in asked} == asked
 
@@ -189,7 +191,7 @@ FEWER = {
 
 
 @pytest.mark.parametrize(("option", "text"), [(o, t) for o in FEWER for t in FEWER[o]])
-def test_fewer_gpus_than_the_layout_has_are_refused(option: str, text: str) -> None:
+def test_request_for_fewer_gpus_than_layout_is_rejected(option: str, text: str) -> None:
     with pytest.raises(ConfigError) as refused:
         options(with_slurm(extra={option: text}))
     assert f"={text} requests" in refused.value.message
@@ -211,11 +213,11 @@ def test_fewer_gpus_than_the_layout_has_are_refused(option: str, text: str) -> N
         {"gres": "false"},
     ],
 )
-def test_as_many_or_unknown_numbers_of_gpus_pass(extra: dict[str, str]) -> None:
+def test_enough_or_unreadable_gpu_requests_are_accepted(extra: dict[str, str]) -> None:
     options(with_slurm(extra=extra))
 
 
-def test_fewer_gpus_of_a_kind_name_its_field() -> None:
+def test_too_few_gpus_of_a_node_group_name_its_field() -> None:
     kind = Hardware(gpus_per_node=4, extra={"gpus-per-node": "2"})
     pools = Topology(kind=TopologyKind.aggregated, aggregated=Pool(workers=1, hardware="big"))
     config = replace(BASE, topology=pools, cluster=Cluster(hardware={"big": kind}))
@@ -224,17 +226,17 @@ def test_fewer_gpus_of_a_kind_name_its_field() -> None:
     assert "cluster.hardware.big.gpus_per_node=4" in refused.value.message
 
 
-def test_gpus_that_no_worker_uses_may_be_asked_for() -> None:
+def test_request_for_unused_gpus_is_accepted() -> None:
     config = replace(with_slurm(extra={"gres": "gpu:1"}), engine=Engine(device=Device.cpu))
     assert options(config)["gres"] == "gpu:1"
 
 
-def test_no_gpu_is_asked_for_where_none_is_used() -> None:
+def test_layout_without_gpus_requests_none() -> None:
     config = replace(BASE, engine=Engine(device=Device.cpu))
     assert not {"gpus-per-node", "gres"} & options(config).keys()
 
 
-def test_the_step_repeats_the_cpus_and_survives_a_lost_agent() -> None:
+def test_step_repeats_cpus_and_survives_lost_agent() -> None:
     config = with_slurm(srun_args=("--label", "--cpu-bind=none"))
     assert srun_options(config, plan(config), "pmix") == [
         "--mpi=pmix",
@@ -246,6 +248,6 @@ def test_the_step_repeats_the_cpus_and_survives_a_lost_agent() -> None:
     ]
 
 
-def test_the_step_of_whole_nodes_names_no_cpus() -> None:
+def test_step_on_exclusive_nodes_has_no_cpu_option() -> None:
     config = with_slurm(exclusive=True)
     assert not any("cpus" in word for word in srun_options(config, plan(config), "none"))

@@ -172,7 +172,7 @@ def rendered(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_scripts_are_what_the_renderer_writes(name: str) -> None:
+def test_rendered_scripts_equal_golden_files(name: str) -> None:
     file, now = FOLDER / f"{name}.sbatch", rendered(name)
     if os.environ.get("HPC_DYNAMO_ACCEPT"):
         file.write_text(now)
@@ -182,7 +182,7 @@ def test_the_scripts_are_what_the_renderer_writes(name: str) -> None:
     assert not diff, f"{diff}\nto accept this change:  {HOW}"
 
 
-def test_there_is_no_script_without_a_case() -> None:
+def test_every_golden_script_has_a_case() -> None:
     assert {f.stem for f in FOLDER.glob("*.sbatch")} == set(ALL)
 
 
@@ -190,14 +190,14 @@ ODD = ['input=it\'s my "file" $HOME.jsonl', "model.path=/a b", "name=x;y"]
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_shell_can_read_them(name: str) -> None:
+def test_golden_scripts_are_valid_shell(name: str) -> None:
     bash = ["bash", "-n", str(FOLDER / f"{name}.sbatch")]
     checked = subprocess.run(bash, capture_output=True, text=True, timeout=10)
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
 def called(text: str, folder: Path, *arguments: str) -> list[str]:
-    """What a script calls with these arguments: runs it with a `hpc-dynamo` that tells."""
+    """Run a script with these arguments and a fake `hpc-dynamo`; return its command line."""
     program = folder / "hpc-dynamo"
     program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     program.chmod(0o755)
@@ -212,15 +212,13 @@ def called(text: str, folder: Path, *arguments: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_same_verb_runs_inside_with_what_stands_on_sbatchs_line(
-    name: str, tmp_path: Path
-) -> None:
+def test_script_passes_arguments_of_sbatch_to_its_verb(name: str, tmp_path: Path) -> None:
     verb, overrides = ALL[name]
     words = called(rendered(name), tmp_path, *ODD)
     assert words == [verb, *overrides, "cluster.launcher=allocation", *ODD]
 
 
-def test_overrides_survive_the_shell_and_setup_comes_before(tmp_path: Path) -> None:
+def test_overrides_are_quoted_and_setup_runs_first(tmp_path: Path) -> None:
     setup = "cluster.slurm.setup=['echo from the setup']"
     overrides = ["engine=simulator", setup, *ODD[:1]]
     config = compose(["engine=simulator", setup])
@@ -229,7 +227,7 @@ def test_overrides_survive_the_shell_and_setup_comes_before(tmp_path: Path) -> N
 
 
 def directives(text: str) -> dict[str, str]:
-    """The #SBATCH lines by option; one that is there twice must say the same."""
+    """Return the #SBATCH lines by option; a repeated option must have the same value."""
     found: dict[str, str] = {}
     for line in text.splitlines():
         if line.startswith("#SBATCH --"):
@@ -282,7 +280,7 @@ SITES: list[list[str]] = [
 @pytest.mark.usefixtures("slurm_programs")
 @pytest.mark.parametrize("site", SITES, ids=lambda words: ",".join(words) or "plain")
 @pytest.mark.parametrize("name", CASES)
-def test_a_script_asks_for_what_is_submitted(name: str, site: list[str], run: Run) -> None:
+def test_script_requests_equal_submitted_requests(name: str, site: list[str], run: Run) -> None:
     verb, overrides = CASES[name][0], [*CASES[name][1], *site]
     config = replace(compose(overrides), task=Task(verb), name="my-run")
     own = directives(render_script(config, plan(config), verb, overrides))
@@ -294,7 +292,7 @@ def test_a_script_asks_for_what_is_submitted(name: str, site: list[str], run: Ru
 
 
 @pytest.mark.usefixtures("slurm_programs")
-def test_the_step_that_submitit_starts_has_our_options(run: Run) -> None:
+def test_step_of_submitit_has_srun_options(run: Run) -> None:
     config = compose([*CASES["batch-simulator"][1], "cluster.slurm.setup=[module load cuda]"])
     text = submitted(config, run)
     (srun,) = (line for line in text.splitlines() if line.startswith("srun "))
@@ -304,7 +302,7 @@ def test_the_step_that_submitit_starts_has_our_options(run: Run) -> None:
     assert text.index("module load cuda") < text.index(srun)
 
 
-def test_a_refusal_of_sbatch_is_passed_on_once(
+def test_sbatch_error_is_reported_once(
     slurm_programs: Path, run: Run, capfd: pytest.CaptureFixture[str]
 ) -> None:
     said = "sbatch: error: invalid partition specified: gpus"
@@ -325,7 +323,7 @@ def test_a_refusal_of_sbatch_is_passed_on_once(
         ("", "none"),
     ],
 )
-def test_which_mpi_srun_is_asked_for(slurm_programs: Path, listed: str, chosen: str) -> None:
+def test_mpi_option_of_srun(slurm_programs: Path, listed: str, chosen: str) -> None:
     (slurm_programs / "srun").write_text(f"#!/bin/sh\necho '{listed}'\n")
     assert slurm.agent_mpi(compose(["cluster.bootstrap.method=mpi"]).cluster) == chosen
     assert slurm.agent_mpi(compose([]).cluster) == "none"

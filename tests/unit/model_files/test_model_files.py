@@ -1,4 +1,4 @@
-"""Where model files are, and what is reported about those that no engine could load."""
+"""Resolution of model files, and defects that no engine could load."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -46,9 +46,7 @@ def home(tmp_path: Path, folder: Path) -> dict[str, str]:
 # Where a hub id is found.
 
 
-def test_a_hub_id_is_found_where_the_hub_library_finds_it(
-    home: dict[str, str], tmp_path: Path
-) -> None:
+def test_hub_id_resolves_to_cached_snapshot(home: dict[str, str], tmp_path: Path) -> None:
     found = model_source(config(REPOSITORY), home)
     hub = tmp_path / "hf" / "hub"
     theirs = try_to_load_from_cache(REPOSITORY, "config.json", cache_dir=hub)
@@ -67,7 +65,7 @@ def test_a_hub_id_is_found_where_the_hub_library_finds_it(
         {"XDG_CACHE_HOME": "{root}/xdg"},
     ],
 )
-def test_every_variable_of_the_cache_is_followed(
+def test_cache_variables_are_followed(
     environ: dict[str, str], tmp_path: Path, folder: Path
 ) -> None:
     environ = {name: value.format(root=tmp_path) for name, value in environ.items()}
@@ -76,7 +74,7 @@ def test_every_variable_of_the_cache_is_followed(
     assert model_source(config(REPOSITORY), environ).path == snapshot
 
 
-def test_the_environment_of_the_engine_overrides_ours(tmp_path: Path, folder: Path) -> None:
+def test_engine_environment_overrides_process_environment(tmp_path: Path, folder: Path) -> None:
     snapshot = cached(tmp_path / "own" / "hub", folder)
     one = config(REPOSITORY)
     own = replace(one, engine=replace(one.engine, env={"HF_HOME": str(tmp_path / "own")}))
@@ -84,7 +82,7 @@ def test_the_environment_of_the_engine_overrides_ours(tmp_path: Path, folder: Pa
     assert model_source(one, {"HF_HOME": "/nowhere"}).path is None
 
 
-def test_a_revision_is_that_one_or_none(tmp_path: Path, folder: Path) -> None:
+def test_missing_revision_is_not_replaced(tmp_path: Path, folder: Path) -> None:
     environ = {"HF_HOME": str(tmp_path)}
     main = cached(tmp_path / "hub", folder)
     pull_request = cached(tmp_path / "hub", folder, revision="refs/pr/3")
@@ -95,7 +93,7 @@ def test_a_revision_is_that_one_or_none(tmp_path: Path, folder: Path) -> None:
     assert found == {"main": main, "refs/pr/3": pull_request, main.name: main, "v2": None}
 
 
-def test_the_tokenizer_may_be_another_repository(tmp_path: Path, folder: Path) -> None:
+def test_tokenizer_option_names_another_repository(tmp_path: Path, folder: Path) -> None:
     environ = {"HF_HOME": str(tmp_path)}
     snapshot = cached(tmp_path / "hub", folder, "other/tokenizer")
     for engine, name in (("vllm", "tokenizer"), ("sglang", "tokenizer_path")):
@@ -103,7 +101,7 @@ def test_the_tokenizer_may_be_another_repository(tmp_path: Path, folder: Path) -
         assert tokenizer_source(own, environ).path == snapshot
 
 
-def test_a_folder_here_wins_over_the_cache(
+def test_local_folder_overrides_hub_cache(
     home: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -115,7 +113,7 @@ def test_a_folder_here_wins_over_the_cache(
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm", "simulator"])
-def test_a_whole_model_has_no_problem(engine: str, folder: Path, home: dict[str, str]) -> None:
+def test_complete_model_has_no_problem(engine: str, folder: Path, home: dict[str, str]) -> None:
     assert problems(config(folder, engine)) == []
     assert problems(config(REPOSITORY, engine), home) == []
 
@@ -154,12 +152,12 @@ def _without_weights(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [_only_gguf, _mistral, _old, _gpt2, _two_sets])
-def test_other_layouts_of_models_are_whole(change: Callable[[Path], None], folder: Path) -> None:
+def test_other_model_layouts_are_complete(change: Callable[[Path], None], folder: Path) -> None:
     change(folder)
     assert problems(config(folder)) == []
 
 
-def test_options_may_replace_files(folder: Path, tmp_path: Path) -> None:
+def test_options_replace_missing_files(folder: Path, tmp_path: Path) -> None:
     _without_weights(folder)
     (folder / "tokenizer.json").unlink()
     (problem,) = problems(config(folder))
@@ -170,7 +168,7 @@ def test_options_may_replace_files(folder: Path, tmp_path: Path) -> None:
     assert problems(config(folder, skip_tokenizer_init=True, load_format="runai_streamer")) == []
 
 
-def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
+def test_gguf_file_is_accepted(tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(b"GGUF" + bytes(20))
     assert problems(config(file)) == []
@@ -234,7 +232,7 @@ def _broken_link(folder: Path) -> None:
         (_broken_link, f"{FIRST}: not downloaded (a broken link)"),
     ],
 )
-def test_what_no_engine_could_load_is_an_error(
+def test_unloadable_model_is_an_error(
     change: Callable[[Path], None], said: str, folder: Path
 ) -> None:
     change(folder)
@@ -245,7 +243,7 @@ def test_what_no_engine_could_load_is_an_error(
     assert "\n" not in problem.what
 
 
-def test_all_defects_are_in_one_line_with_few_names(tmp_path: Path) -> None:
+def test_defects_are_reported_in_one_line(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "m", shards=30)
     for file in folder.glob("*.safetensors"):
         file.write_text(POINTER)
@@ -256,7 +254,7 @@ def test_all_defects_are_in_one_line_with_few_names(tmp_path: Path) -> None:
     assert problem.fix == f"git -C {folder} lfs pull"
 
 
-def test_a_download_that_was_interrupted_is_resumed(tmp_path: Path, folder: Path) -> None:
+def test_interrupted_download_suggests_resume(tmp_path: Path, folder: Path) -> None:
     snapshot = cached(tmp_path / "hub", folder)
     (snapshot / FIRST).unlink()
     blob = tmp_path / "hub" / "models--demo--tiny" / "blobs" / "ab.incomplete"
@@ -266,7 +264,7 @@ def test_a_download_that_was_interrupted_is_resumed(tmp_path: Path, folder: Path
     assert problem.fix.startswith(f"hf download {REPOSITORY} (it resumes")
 
 
-def test_a_damaged_file_of_the_cache_is_downloaded_again(tmp_path: Path, folder: Path) -> None:
+def test_damaged_cache_file_suggests_forced_download(tmp_path: Path, folder: Path) -> None:
     """The hub library takes a file that is there for whole."""
     snapshot = cached(tmp_path / "hub", folder)
     (snapshot / FIRST).write_bytes(safetensors()[:-1])
@@ -275,7 +273,7 @@ def test_a_damaged_file_of_the_cache_is_downloaded_again(tmp_path: Path, folder:
     assert problem.fix == f"hf download {REPOSITORY} --force-download"
 
 
-def test_a_hub_id_that_is_not_cached_warns_or_fails_offline(tmp_path: Path) -> None:
+def test_uncached_hub_id_warns_or_fails_offline(tmp_path: Path) -> None:
     cache = {"HF_HOME": str(tmp_path)}
     problem = the_problem(config("org/name"), cache)
     assert (problem.severity, problem.fix) == (
@@ -289,7 +287,7 @@ def test_a_hub_id_that_is_not_cached_warns_or_fails_offline(tmp_path: Path) -> N
     assert problems(config("org/name"), cache | {"VLLM_USE_MODELSCOPE": "True"}) == []
 
 
-def test_the_download_goes_to_the_cache_of_the_engine(tmp_path: Path) -> None:
+def test_download_command_uses_engine_cache(tmp_path: Path) -> None:
     one = config("org/name", revision="v2")
     env = {"HF_HOME": str(tmp_path / "my cache"), "HF_HUB_OFFLINE": "1"}
     problem = the_problem(replace(one, engine=replace(one.engine, env=env)))
@@ -299,18 +297,18 @@ def test_the_download_goes_to_the_cache_of_the_engine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
-def test_the_download_works_in_a_shell_that_is_offline(name: str, tmp_path: Path) -> None:
+def test_download_command_overrides_offline_mode(name: str, tmp_path: Path) -> None:
     problem = the_problem(config("org/name"), {"HF_HOME": str(tmp_path), name: "1"})
     assert problem.fix == "HF_HUB_OFFLINE=0 hf download org/name, or model.path=FOLDER"
 
 
-def test_a_path_of_the_nodes_alone_is_checked_there(tmp_path: Path) -> None:
+def test_path_missing_on_login_node_is_a_note(tmp_path: Path) -> None:
     gone = config(tmp_path / "gone")
     assert [p.severity for p in problems(gone, on_node=False)] == [Severity.note]
     assert [p.severity for p in problems(gone, on_node=True)] == [Severity.error]
 
 
-def test_adapters_are_checked(folder: Path, tmp_path: Path) -> None:
+def test_lora_adapters_are_checked(folder: Path, tmp_path: Path) -> None:
     whole = adapter_folder(tmp_path / "whole")
     half = adapter_folder(tmp_path / "half")
     (half / "adapter_model.safetensors").unlink()
@@ -322,7 +320,7 @@ def test_adapters_are_checked(folder: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_the_simulator_needs_no_model(tmp_path: Path) -> None:
+def test_simulator_needs_no_model(tmp_path: Path) -> None:
     for path in ("", "org/name", tmp_path / "gone"):
         assert problems(config(path, "simulator"), on_node=False) == []
     assert "is not there" in the_problem(config(tmp_path / "gone", "simulator")).what
@@ -332,5 +330,5 @@ def test_the_simulator_needs_no_model(tmp_path: Path) -> None:
     assert problems(config(tmp_path / "empty", "simulator")) == []
 
 
-def test_urls_are_left_to_the_engine() -> None:
+def test_model_url_is_not_checked() -> None:
     assert problems(config("s3://bucket/model")) == []

@@ -29,10 +29,7 @@ def routing_request(
     tokens: int = 0, *blocks: int, exclude: tuple[int, ...] = (), split: bool = True
 ) -> RoutingRequest:
     return RoutingRequest(
-        prompt_tokens=tokens,
-        block_hashes=hashes(blocks),
-        exclude=exclude,
-        may_disaggregate=split,
+        prompt_tokens=tokens, block_hashes=hashes(blocks), exclude=exclude, may_disaggregate=split
     )
 
 

@@ -43,9 +43,12 @@ def test_relative_links_lead_to_files_and_headings(page: str) -> None:
             assert anchor in anchors(linked.read_text()), f"{page}: {target}"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/development/")])
-def test_files_named_on_development_pages_exist(page: str) -> None:
-    named = re.findall(r"`((?:[a-z_]+/)+[a-z_]*(?:\.py)?)`", (ROOT / page).read_text())
+@pytest.mark.parametrize("page", PAGES)
+def test_files_named_on_pages_exist(page: str) -> None:
+    # Pages for developers name modules without the package.
+    inside = page.startswith("docs/development/")
+    folders = r"(?:[a-z_]+/)+" if inside else r"(?:hpc_dynamo|tests|benchmarks|conf)/(?:[a-z_]+/)*"
+    named = re.findall(rf"`({folders}[a-z_]*(?:\.py)?)`", (ROOT / page).read_text())
     for path in named:
         found = [ROOT / path, ROOT / "hpc_dynamo" / path, ROOT / "hpc_dynamo" / f"{path}.py"]
         assert any(each.exists() for each in found), f"{page}: {path}"
@@ -78,3 +81,19 @@ def test_fields_named_on_pages_exist_under_their_current_name(page: str) -> None
                 r"\.(md|py|json\w*|yaml)$", name
             ):
                 assert is_field(name), f"{page}: {name} is not a field"
+
+
+def test_readme_lists_every_page_of_the_docs_in_at_most_120_lines() -> None:
+    text = (ROOT / "README.md").read_text()
+    pages = {page for page in PAGES if page.startswith("docs/") and page != "docs/index.md"}
+    assert {page for page in pages if f"]({page})" not in text} == set()
+    assert len(text.splitlines()) <= 120
+
+
+def test_pages_named_in_code_exist() -> None:
+    """Recipes also name pages of other projects as their sources."""
+    pattern = r"(docs|benchmarks/results)/[a-z/-]+\.md"
+    places = ("hpc_dynamo", "conf", ":!conf/recipe")
+    command = ["git", "grep", "-hoE", pattern, "--", *places]
+    named = set(subprocess.check_output(command, text=True, cwd=ROOT).split())
+    assert {page for page in named if not (ROOT / page).exists()} == set()

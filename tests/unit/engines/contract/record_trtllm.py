@@ -46,7 +46,7 @@ def options(tree: ast.Module) -> Iterator[tuple[str, str]]:
 
 
 def fields(tree: ast.Module, model: str) -> Iterator[str]:
-    """Of a pydantic model and of its bases in the same file."""
+    """Yield the fields of a pydantic model and of its bases in the same file."""
     found = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == model)
     for each in found:
         for base in each.bases:

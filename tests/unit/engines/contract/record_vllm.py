@@ -1,10 +1,9 @@
-"""Tells the options of vLLM's server, from its own parser.
+"""Print the options of vLLM's server, from its own parser.
 
     cd tests/unit/engines/contract; /env/bin/python record_vllm.py > vllm.json
 
-with the Python of an environment that has vLLM. Of options that take JSON the fields are told, by
-the class that they make. This file runs in vLLM's environment: it needs vLLM and the standard
-library only.
+Run it with the Python of an environment that has vLLM. For JSON options it prints the fields
+of their class. It needs only vLLM and the standard library.
 """
 
 import argparse
@@ -15,7 +14,7 @@ from typing import Any
 
 
 def option(action: argparse.Action) -> dict[str, Any]:
-    """Whether it is a bare flag, and what may be said."""
+    """Return whether the option is a flag, and its choices."""
     choices = sorted(map(str, action.choices)) if action.choices else None
     return {"flag": action.nargs == 0, "choices": choices}
 

@@ -1,4 +1,4 @@
-"""What our advice tells a user to set is an option that the engine knows."""
+"""Options that hints of known failures name exist in the engine."""
 
 import json
 import re
@@ -16,11 +16,11 @@ TABLES: dict[str, Mapping[str, str]] = {
     "trtllm": trtllm.KNOWN_FAILURES,
     "vllm": vllm.KNOWN_FAILURES,
 }
-FIELDS = {"extra"}  # of TensorRT-LLM: not an option, but fields of its file
+FIELDS = {"extra"}  # not an option, but fields of TensorRT-LLM's options file
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_options_that_our_advice_names_exist(name: str) -> None:
+def test_options_named_in_hints_exist(name: str) -> None:
     recorded = json.loads((Path(__file__).parent / f"{name}.json").read_text())["options"]
     named = set(re.findall(r"engine\.args\.([\w-]+)", " ".join(TABLES[name].values())))
     assert named

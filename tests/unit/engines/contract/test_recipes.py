@@ -21,7 +21,7 @@ REFUSES: dict[str, Callable[[EngineCommand], list[str]]] = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_its_engine_knows_every_option(recipe: str) -> None:
+def test_engine_knows_every_option_of_recipe(recipe: str) -> None:
     config = compose([f"recipe={recipe}", "cluster.gpus_per_node=8"])
     for worker in plan(config).workers:
         for part in started_shards(config, worker):
@@ -29,7 +29,7 @@ def test_its_engine_knows_every_option(recipe: str) -> None:
             assert REFUSES[config.engine.name](made) == [], (worker, part)
 
 
-def test_vllms_steps_hold_all_requests_of_a_rank() -> None:
+def test_vllm_recipe_steps_hold_all_requests_of_a_rank() -> None:
     """With DeepEP's low latency a step of vLLM 0.32 has 256 tokens by itself (arg_utils.py), and
     it refuses fewer tokens than requests (config/scheduler.py)."""
     config = compose(["recipe=deepseek-r1-vllm", "cluster.gpus_per_node=8"])
@@ -40,7 +40,7 @@ def test_vllms_steps_hold_all_requests_of_a_rank() -> None:
         assert int(steps) >= int(told["--max-num-seqs"]), worker
 
 
-def test_sglangs_attention_ranks_share_the_tokens_of_a_step() -> None:
+def test_sglang_recipe_attention_ranks_share_step_tokens() -> None:
     """0.5.23 divides --chunked-prefill-size by --attn-dp-size (arg_groups/parallel_hook.py)."""
     config = compose(["recipe=deepseek-r1-sglang", "cluster.gpus_per_node=8"])
     told = options(shard_command(config, plan(config).workers[0], 0))

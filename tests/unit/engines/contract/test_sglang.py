@@ -1,4 +1,4 @@
-"""What we say to SGLang is held against its own definitions, see read_sglang."""
+"""Commands of SGLang workers are checked against its own definitions, see read_sglang."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ WHOLE = Topology(kind=TopologyKind.aggregated, aggregated=POOL)
 
 
 def words(role: Role, **args: Any) -> list[str]:
-    """The options of a worker that tells KV events, and the key that its starter adds."""
+    """Return the options of a worker with KV events, and the key that its entry point adds."""
     config = Config(
         engine=Engine(name="sglang", args=args),
         model=Model(path="/shared/llama"),
@@ -50,7 +50,7 @@ def told(config: Config, place: Placement) -> list[str]:
 
 
 def wrong(words: list[str]) -> list[str]:
-    """What SGLang's parser would refuse."""
+    """Return the options that SGLang's parser would reject."""
     found, rest = list[str](), list(words)
     while rest:
         option = rest.pop(0)
@@ -68,14 +68,14 @@ def wrong(words: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("role", Role)
-def test_every_flag_is_known_with_an_allowed_value(role: Role) -> None:
+def test_every_sglang_flag_is_known_with_allowed_value(role: Role) -> None:
     assert wrong(words(role)) == []
     assert wrong(words(role, mem_fraction_static=0.8, disable_cuda_graph=False)) == []
 
 
 @pytest.mark.parametrize("part", [0, 1])
 @pytest.mark.parametrize("role", [Role.prefill, Role.decode])
-def test_every_flag_of_a_part_is_known(role: Role, part: int) -> None:
+def test_every_flag_of_a_shard_is_known(role: Role, part: int) -> None:
     config = Config(engine=Engine(name="sglang"), model=Model(path="/llama"), topology=SPLIT)
     sizes = dict(config.topology.pools)[role].parallel
     worker = Worker(3, role, (Shard(0, (0, 1)), Shard(1, (0, 1))), parallel=sizes)
@@ -96,7 +96,7 @@ def test_options_of_adapters_and_sleep_are_known() -> None:
     assert {"--lora-paths", "--enable-memory-saver", "--enable-weights-cpu-backup"} <= {*found}
 
 
-def test_what_is_wrong_would_be_found() -> None:
+def test_contract_check_can_fail() -> None:
     found = wrong(words(Role.decode, max_model_len=9, enable_metrics=3, disaggregation_mode="x"))
     assert sorted(found) == [
         "--disaggregation-mode may not be ['x']",
@@ -105,7 +105,7 @@ def test_what_is_wrong_would_be_found() -> None:
     ]
 
 
-def test_the_definitions_are_read_as_they_are_written(tmp_path: Path) -> None:
+def test_sglang_definitions_are_read(tmp_path: Path) -> None:
     wheel, fields = tmp_path / "sglang-1.2.3-py3.whl", "sglang/srt/arg_groups/fields/"
     with ZipFile(wheel, "w") as archive:
         archive.writestr("sglang/srt/arg_groups/choices.py", "BACKENDS = ['nixl', 'fake']\n")

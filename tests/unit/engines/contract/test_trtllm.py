@@ -1,4 +1,4 @@
-"""What we say to TensorRT-LLM, held against its published source (see record_trtllm)."""
+"""Commands and bodies for TensorRT-LLM, checked against its source (see record_trtllm)."""
 
 import ast
 import json
@@ -36,7 +36,7 @@ MODEL_OF = {
     "kv_cache_config": "KvCacheConfig",
     "load_balancer": "MoeLoadBalancerConfig",
     "moe_config": "MoeConfig",
-    "speculative_config": "MTPDecodingConfig",  # the one that we use
+    "speculative_config": "MTPDecodingConfig",  # the only one in use
 }
 
 SHAPES = [Pool(1, tensor_parallel=4), Pool(1, pipeline_parallel=2), Pool(1, data_parallel=4)]
@@ -65,13 +65,13 @@ def command(role: Role, pool: Pool, args: dict[str, Any]) -> EngineCommand:
 @pytest.mark.parametrize("args", [{}, ARGS], ids=["ours", "the user's too"])
 @pytest.mark.parametrize("pool", SHAPES, ids=["tensor", "pipeline", "data"])
 @pytest.mark.parametrize("role", list(Role))
-def test_every_option_and_field_exists(role: Role, pool: Pool, args: dict[str, Any]) -> None:
+def test_every_trtllm_option_and_field_exists(role: Role, pool: Pool, args: dict[str, Any]) -> None:
     made = command(role, pool, args)
     assert unknown(made) == []
 
 
 def unknown(made: EngineCommand) -> list[str]:
-    """What TensorRT-LLM would refuse of a command."""
+    """Return the parts of a command that TensorRT-LLM would reject."""
     words, wrong = list(made.argv[made.argv.index("serve") + 2 :]), list[str]()
     while words:
         name = words.pop(0)
@@ -92,7 +92,7 @@ def strangers(model: str, fields: dict[str, Any], path: str = "") -> Iterator[st
             yield from strangers(MODEL_OF[key], value, f"{path}{key}.")
 
 
-def test_every_option_of_a_world_over_nodes_exists() -> None:
+def test_every_option_of_multi_node_worker_exists() -> None:
     pool = Pool(1, tensor_parallel=8, pipeline_parallel=2)
     config = Config(
         engine=Engine(name="trtllm"), model=Model(path="/model"), topology=Topology(aggregated=pool)
@@ -106,7 +106,7 @@ def test_every_option_of_a_world_over_nodes_exists() -> None:
     assert "--gpus_per_node" in made.argv
 
 
-def test_this_check_can_fail() -> None:
+def test_trtllm_contract_check_can_fail() -> None:
     wrong = {"max_num_seqs": 1, "extra": {"kv_cache_config": {"fraction": 1}, "lease": 1}}
     made = command(Role.prefill, SHAPES[0], wrong)
     assert unknown(made) == ["--max_num_seqs", "kv_cache_config.fraction", "lease"]
@@ -121,7 +121,7 @@ def test_this_check_can_fail() -> None:
         ("ChatCompletionRequest", {"model": "m", "messages": []}),
     ],
 )
-def test_every_field_of_a_split_request_exists(model: str, body: Body) -> None:
+def test_every_field_of_disaggregated_request_exists(model: str, body: Body) -> None:
     """Its models refuse fields that they do not know."""
     params = {"request_type": "context_only", "ctx_request_id": 1}
     answer = {"choices": [{"disaggregated_params": params}], "prompt_token_ids": [1]}
@@ -134,7 +134,7 @@ def test_every_field_of_a_split_request_exists(model: str, body: Body) -> None:
     assert asked <= set(FIELDS["DisaggregatedParams"])
 
 
-def test_the_metrics_that_this_version_has() -> None:
+def test_recorded_metrics_exist() -> None:
     """Those for load and caches came later (docs/guides/tensorrt-llm.md)."""
     assert {TRTLLM_METRICS.ttft, TRTLLM_METRICS.itl} <= set(RECORDED["metrics"])
 
@@ -161,7 +161,7 @@ class Args(Base, Mirror):
 """
 
 
-def test_the_recording() -> None:
+def test_recorder_reads_source() -> None:
     assert dict(record_trtllm.options(ast.parse(SERVE))) == {
         "--tp": "value",
         "--tp_size": "value",

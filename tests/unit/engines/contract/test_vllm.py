@@ -1,4 +1,4 @@
-"""What we say to vLLM is held against its own parser, see record_vllm."""
+"""Commands of vLLM workers are checked against its own parser, see record_vllm."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def words(config: Config) -> Iterator[list[str]]:
 
 
 def wrong(words: list[str]) -> list[str]:
-    """What vLLM's parser would refuse."""
+    """Return the options that vLLM's parser would reject."""
     found, rest = list[str](), list(words)
     while rest:
         option, values = rest.pop(0), list[str]()
@@ -69,7 +69,7 @@ SHAPES = ["tensor_parallel", "pipeline_parallel", "data_parallel"]
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("topology", ["disaggregated", "aggregated"])
-def test_every_option_is_known_with_an_allowed_value(topology: str, shape: str) -> None:
+def test_every_vllm_option_is_known_with_allowed_value(topology: str, shape: str) -> None:
     roles = ["aggregated"] if topology == "aggregated" else ["prefill", "decode"]
     sizes = [f"topology.{role}.{shape}=2" for role in roles]
     config = compose([f"topology={topology}", *sizes, "cluster.gpus_per_node=8", "model.path=/m"])
@@ -85,7 +85,7 @@ def test_options_of_adapters_and_sleep_are_known(tmp_path: Path) -> None:
     assert {"--max-lora-rank", "--lora-modules", "--enable-sleep-mode"} <= {*found[0]}
 
 
-def test_what_is_wrong_would_be_found() -> None:
+def test_contract_check_can_fail() -> None:
     args = {
         "mem-fraction-static": 0.8,
         "enable-dbo": 3,
@@ -107,7 +107,7 @@ def test_what_is_wrong_would_be_found() -> None:
 
 @pytest.mark.vllm
 @pytest.mark.timeout(300)
-def test_what_is_recorded_is_what_the_installed_one_says(tmp_path: Path) -> None:
+def test_record_equals_options_of_installed_vllm(tmp_path: Path) -> None:
     argv = [str(provisioned().python), record_vllm.__file__]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, timeout=280)
     assert done.returncode == 0, done.stderr
