@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from hpc_dynamo.frontend.openapi import openapi_document
+from hpc_dynamo.frontend.openapi import ERRORS, openapi_document
 
 PAGE = "http-api.md"
 INTRODUCTION = """
@@ -22,13 +22,15 @@ def page() -> str:
     for path, methods in openapi_document()["paths"].items():
         for method, operation in methods.items():
             parts.append("\n".join(_operation(path, method, operation)))
+    rows = [f"| {status} | {text} |" for status, text in ERRORS.items()]
+    parts.append("\n".join(["## Error statuses\n", "| status | meaning |", "|---|---|", *rows, ""]))
     return "\n".join(parts)
 
 
 def _operation(path: str, method: str, operation: dict[str, Any]) -> Iterator[str]:
     summary = operation["summary"]
     yield f"## `{method.upper()} {path}`\n"
-    yield f"{summary[0].upper()}{summary[1:].rstrip('.')}.\n"
+    yield f"{summary}. {operation['description']}\n"
     body = operation.get("requestBody")
     if body:
         schema = body["content"]["application/json"]["schema"]

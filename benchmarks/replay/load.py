@@ -37,7 +37,7 @@ class Seen(msgspec.Struct):
 
 
 class Ear:
-    """Sink that records the pieces of one response, see http.Sink."""
+    """Sink that records the pieces of one response, see http.ByteSink."""
 
     congested = False
 

@@ -110,7 +110,7 @@ class EngineProcess:
         cause = mpi_step.killed_rank(tail) if self._step else ""
         # A process killed from outside logs no cause; its last line shows what it was doing.
         cause = cause or (last_line(tail) if hint == OUT_OF_MEMORY else self._cause())
-        found = diagnose(self._config, cause) or diagnose(self._config, tail)
+        found = diagnose(self._config.engine, cause) or diagnose(self._config.engine, tail)
         return EngineError(f"{self.name} {what}: {cause}", hint=found or hint, log=self._log)
 
     def _cause(self) -> str:

@@ -15,8 +15,8 @@ from hpc_dynamo.errors import ExitCode, HpcDynamoError, file_error_in
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     replace_unencodable(sys.stdout, sys.stderr)
-    args = parse(sys.argv[1:] if argv is None else argv)
     try:
+        args = parse(sys.argv[1:] if argv is None else argv)
         code: int = args.command.run(args)
         sys.stdout.flush()
         return code

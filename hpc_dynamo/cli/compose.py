@@ -10,7 +10,7 @@ import msgspec
 from hpc_dynamo.cli import model_overrides as models
 from hpc_dynamo.cli.conf_folders import conf_folders
 from hpc_dynamo.cli.overrides import arguments, files, tree
-from hpc_dynamo.config import Config, Role, ServedModel, Task, errors_of_model
+from hpc_dynamo.config import Config, Role, ServedModel, Task, Topology, errors_of_model
 
 
 def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
@@ -23,7 +23,9 @@ def compose(overrides: Sequence[str], config_dir: Path | None = None) -> Config:
     own, of_models = models.split_overrides(overrides)
     config, in_files = _composed(own, folders, {})
     served = {
-        name: _model(name, in_files.get(name, {}), of_models.get(name, []), own, folders, config)
+        name: _model(
+            name, in_files.get(name, {}), of_models.get(name, []), own, folders, config.topology
+        )
         for name in {**in_files, **of_models}
     }
     task = Task.serve if served else config.task  # all that several models are for
@@ -42,13 +44,15 @@ def _model(
     its_words: list[str],
     own: list[str],
     folders: tuple[Path, ...],
-    run: Config,
+    topology: Topology,
 ) -> ServedModel:
-    """Return one of several models, as a run of only that model. `run` is composed from `own`, the
-    run's own arguments."""
+    """Return one of several models, as a run of only that model.
+
+    `own` are the run's own arguments, `topology` is composed from them.
+    """
     with errors_of_model(name):
         groups, values = models.from_file(name, in_files)
-        its = models.merged_overrides(own, groups + its_words, run.topology.nodes)
+        its = models.merged_overrides(own, groups + its_words, topology.nodes)
         one, _ = _composed(its, folders, values)
     return ServedModel(one.model.path, one.engine, one.topology, one.router, one.model.lora)
 

@@ -1,10 +1,11 @@
 """Configuration of a run: schema, validation and transformations.
 
-schema/             fields with help, unit and bounds
-validation/         checks before anything starts
-resolve.py          transformations, in the order in which a run applies them
-paths.py            `~` in fields that hold paths
-sbatch_options.py   names of sbatch options
+- `schema/`: Fields with help, unit and bounds.
+- `validation/`: Checks before a run starts.
+- `resolve.py`: Transformations of the configuration, in the order of a run.
+- `merge.py`: Merge of engine options.
+- `paths.py`: Expansion of `~` in fields that hold paths.
+- `sbatch_options.py`: Names of sbatch options.
 """
 
 from hpc_dynamo.config.resolve import (

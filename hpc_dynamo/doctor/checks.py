@@ -31,6 +31,10 @@ def warning(check: str, what: str, why: str, fix: str) -> Finding:
     return Finding(check=check, level=FindingLevel.warning, what=what, why=why, fix=fix)
 
 
+def _fault_if(error: str, check: str, why: str, fix: str, prefix: str = "") -> Finding | None:
+    return fault(check, f"{prefix}{error}", why, fix) if error else None
+
+
 def check_model(facts: NodeFacts) -> Finding | None:
     """Report defects of the model's files. Warnings are omitted if there are errors."""
     problems = facts.model_problems
@@ -82,11 +86,9 @@ def check_locked_memory(facts: NodeFacts) -> Finding | None:
 
 
 def check_ports(facts: NodeFacts) -> Finding | None:
-    if not facts.port_error:
-        return None
     why = "engines, endpoint and control plane listen there"
     fix = "cluster.interface=… with an address of this node; sysctl net.ipv4.ip_local_port_range"
-    return fault("ports", f"no port can be opened: {facts.port_error}", why, fix)
+    return _fault_if(facts.port_error, "ports", why, fix, "no port can be opened: ")
 
 
 def check_clock(ahead_s: float) -> Finding | None:
@@ -135,36 +137,30 @@ def check_read_speed(facts: NodeFacts) -> Finding | None:
 
 
 def check_run_folder(facts: NodeFacts) -> Finding | None:
-    if not facts.run_error:
-        return None
     why = "every node writes results, logs and addresses there"
-    return fault("run folder", facts.run_error, why, "runs_dir=… on a disk that all nodes share")
+    return _fault_if(
+        facts.run_error, "run folder", why, "runs_dir=… on a disk that all nodes share"
+    )
 
 
 def check_engine(facts: NodeFacts) -> Finding | None:
-    if not facts.engine_error:
-        return None
     fix = "engine.python=… of the engine's environment, on a shared disk; "
     fix += "for containers engine.container.image"
     fix += "" if facts.local else ", and cluster.slurm.setup=['module load …']"
-    return fault("engine", facts.engine_error, "no worker can start on this node", fix)
+    return _fault_if(facts.engine_error, "engine", "no worker can start on this node", fix)
 
 
 def check_nixl(facts: NodeFacts) -> Finding | None:
-    if not facts.nixl_error:
-        return None
-    if facts.contained:
+    if facts.nixl_error and facts.contained:
         why = "links are measured outside the engine's container, and therefore were not measured"
         return warning("NIXL", facts.nixl_error, why, "pip install 'hpc-dynamo[nixl]'")
-    return fault("NIXL", facts.nixl_error, "no KV cache can move to or from this node", NIXL)
+    return _fault_if(facts.nixl_error, "NIXL", "no KV cache can move to or from this node", NIXL)
 
 
 def check_mpi(facts: NodeFacts) -> Finding | None:
-    if not facts.mpi_error:
-        return None
     why = "no job starts with cluster.bootstrap.method=mpi"
     fix = "srun --mpi=list; pip install 'hpc-dynamo[mpi]'; or cluster.bootstrap.method=tcp"
-    return fault("MPI", facts.mpi_error, why, fix)
+    return _fault_if(facts.mpi_error, "MPI", why, fix)
 
 
 PREFLIGHT_CHECKS: tuple[Check, ...] = (

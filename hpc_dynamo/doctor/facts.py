@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hpc_dynamo.bootstrap import mpi
-from hpc_dynamo.config import BootstrapMethod, Config, Container, ContainerKind, Engine
+from hpc_dynamo.config import BootstrapMethod, Cluster, Config, Container, ContainerKind, Engine
 from hpc_dynamo.doctor.records import NodeFacts
 from hpc_dynamo.engines import ENGINES
 from hpc_dynamo.launch.mpi_step import step_environment
@@ -211,9 +211,9 @@ def mpi_version(python: str) -> str:
     return ""
 
 
-def mpi_error(config: Config) -> str:
+def mpi_error(cluster: Cluster) -> str:
     """Return why MPI cannot be tried here; empty if it can, or is not configured."""
-    if config.cluster.bootstrap.method is BootstrapMethod.tcp or mpi.available():
+    if cluster.bootstrap.method is BootstrapMethod.tcp or mpi.available():
         return ""
     if importlib.util.find_spec("mpi4py") is None:
         return "mpi4py is not installed in the environment of hpc-dynamo"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import hpc_dynamo
-from hpc_dynamo.config import Config, Device
+from hpc_dynamo.config import Device, Engine
 from hpc_dynamo.doctor import link
 from hpc_dynamo.doctor.facts import in_container
 from hpc_dynamo.doctor.records import LinkResult, MeasureLink
@@ -61,19 +61,19 @@ class NixlEndpoint:
 
 
 @asynccontextmanager
-async def nixl_endpoint(name: str, config: Config, address: str) -> AsyncIterator[NixlEndpoint]:
+async def nixl_endpoint(name: str, engine: Engine, address: str) -> AsyncIterator[NixlEndpoint]:
     """Run the process with the engine's interpreter. Raises KvTransferError if NIXL fails.
 
     The interpreter of an engine in a container is not usable here; this one replaces it.
     """
-    python = "" if in_container(config.engine) else config.engine.python
-    gpu = ["--gpu"] if config.engine.device is Device.cuda else []
+    python = "" if in_container(engine) else engine.python
+    gpu = ["--gpu"] if engine.device is Device.cuda else []
     process = await asyncio.create_subprocess_exec(
         *(python or sys.executable, "-m", link.__name__, name, *gpu),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env=_environment(config, address),
+        env=_environment(engine, address),
         limit=1 << 22,
     )
     try:
@@ -90,13 +90,13 @@ async def nixl_endpoint(name: str, config: Config, address: str) -> AsyncIterato
         await process.wait()
 
 
-def _environment(config: Config, address: str) -> dict[str, str]:
+def _environment(engine: Engine, address: str) -> dict[str, str]:
     """Return the engine's environment, with this package for an interpreter that lacks it."""
     package = str(Path(hpc_dynamo.__file__).parents[1])
     path = os.pathsep.join(p for p in (package, os.environ.get("PYTHONPATH", "")) if p)
     loopback = {"UCX_NET_DEVICES": "lo"} if address.startswith("127.") else {}
     own = {"PYTHONPATH": path, "UCX_LOG_LEVEL": "info"}
-    return clean_environment(loopback | config.engine.env | own)
+    return clean_environment(loopback | engine.env | own)
 
 
 async def _read_record(process: asyncio.subprocess.Process) -> tuple[dict[str, Any], str]:

@@ -123,7 +123,9 @@ class _DoctorNode:
         name = f"doctor-{self._index}-{os.getpid()}"
         first = next(iter(self._config.by_model.values()))
         try:
-            return await stack.enter_async_context(nixl_endpoint(name, first, self._address)), ""
+            return await stack.enter_async_context(
+                nixl_endpoint(name, first.engine, self._address)
+            ), ""
         except KvTransferError as e:
             return None, e.message
         except OSError as e:
@@ -158,7 +160,7 @@ class _DoctorNode:
     async def _mpi_error(self) -> str:
         settings = self._config.cluster.bootstrap
         if settings.method is BootstrapMethod.tcp or not mpi.available():
-            return facts.mpi_error(self._config)
+            return facts.mpi_error(self._config.cluster)
         me = NodeRecord(
             node=self._index, host=self._hosts[self._index], address=self._address,
             pid=os.getpid(), log=str(self._attempt.agent_log(self._index)),

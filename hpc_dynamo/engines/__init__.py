@@ -140,9 +140,11 @@ def prompt_check_of(config: Config) -> PromptCheck | None:
     return adapter_of(config.engine).prompt_check(config)
 
 
-def diagnose(config: Config, log_tail: str) -> str:
+def diagnose(engine_config: Engine, log_tail: str) -> str:
     """Return what to try, from the last lines of a failed engine's log; empty if unknown."""
-    return container_args.diagnose(config, log_tail) or adapter_of(config.engine).diagnose(log_tail)
+    return container_args.diagnose(engine_config, log_tail) or adapter_of(engine_config).diagnose(
+        log_tail
+    )
 
 
 def is_concurrent(config: Config) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from hpc_dynamo.config import Config, PlannerMode, TopologyKind
+from hpc_dynamo.config import Config, Engine, PlannerMode, TopologyKind
 from hpc_dynamo.engines.diagnostics import find_hint
 from hpc_dynamo.engines.pd_protocol import Body, PdProtocol
 from hpc_dynamo.topology import Plan, Worker
@@ -144,7 +144,7 @@ class EngineAdapter(ABC):
         """Return True if a worker can change its role without a restart of the engine."""
         return False
 
-    def sleep_endpoints(self, config: Config) -> SleepEndpoints | None:
+    def sleep_endpoints(self, engine: Engine) -> SleepEndpoints | None:
         """Return the paths for sleep and wake; None if workers cannot sleep."""
         return None
 

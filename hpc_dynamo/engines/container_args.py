@@ -69,9 +69,9 @@ def in_container(config: Config, placement: Placement, command: EngineCommand) -
     return command
 
 
-def diagnose(config: Config, log_tail: str) -> str:
+def diagnose(engine: Engine, log_tail: str) -> str:
     """Return what to try if the container failed; empty if unknown or without a container."""
-    if config.engine.container.kind is ContainerKind.none:
+    if engine.container.kind is ContainerKind.none:
         return ""
     return find_hint(KNOWN_FAILURES, log_tail)
 

@@ -58,7 +58,7 @@ async def serve(attempt: Attempt, index: int, link: Path, listening: socket.sock
     tokenizers = await asyncio.gather(*loading)
     router = await RemoteRouter.connect(link)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, router.close)
-    engine_client, successor_client = HttpClient.bearer(attempt.engine_key()), _client(config)
+    engine_client, successor_client = HttpClient.bearer(attempt.engine_key()), _client(config.serve)
     async with engine_client as client, successor_client, asyncio.TaskGroup() as tasks:
         models = ModelEndpoints(
             _model_endpoint(
@@ -71,8 +71,10 @@ async def serve(attempt: Attempt, index: int, link: Path, listening: socket.sock
         auth, passthrough = ApiKeyAuth(_api_key(attempt, config.serve)), EnginePassthrough(client)
         app = App(config, auth, router, models, forwarder, passthrough, stats)
         format_error = partial(_format_error, Cors(config.serve.allowed_origins))
-        async with HttpServer(app, limits=_limits(config), format_error=format_error) as server:
-            port = await server.listen_on(listening, tls=_tls(config))
+        async with HttpServer(
+            app, limits=_limits(config.serve), format_error=format_error
+        ) as server:
+            port = await server.listen_on(listening, tls=_tls(config.serve))
             log.info("frontend %d (pid %d) listens on port %d", index, os.getpid(), port)
             background = [tasks.create_task(_follow_successor(router, forwarder))]
             for model in models:
@@ -162,22 +164,22 @@ def _api_key(attempt: Attempt, serve_config: Serve) -> str:
     return Path(file).read_text().strip() if file else attempt.run.api_key()
 
 
-def _client(config: Config) -> HttpClient:
+def _client(serve_config: Serve) -> HttpClient:
     """Return a client for the endpoint of the next job, which has the same certificate."""
-    certificate = config.serve.tls_cert
+    certificate = serve_config.tls_cert
     return HttpClient(tls=pinned_tls_context(certificate) if certificate else None)
 
 
-def _limits(config: Config) -> HttpLimits:
-    body, buffered = config.serve.max_body_mb * MB, config.serve.max_buffered_mb * MB
+def _limits(serve_config: Serve) -> HttpLimits:
+    body, buffered = serve_config.max_body_mb * MB, serve_config.max_buffered_mb * MB
     return HttpLimits(body_bytes=int(body), buffered_bytes=int(buffered))
 
 
-def _tls(config: Config) -> ssl.SSLContext | None:
-    if not config.serve.tls_cert:
+def _tls(serve_config: Serve) -> ssl.SSLContext | None:
+    if not serve_config.tls_cert:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(config.serve.tls_cert, config.serve.tls_key)
+    context.load_cert_chain(serve_config.tls_cert, serve_config.tls_key)
     return context
 
 

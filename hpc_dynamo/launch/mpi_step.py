@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hpc_dynamo.config import Config, ContainerKind, Launcher
+from hpc_dynamo.config import Config, ContainerKind, Engine, Launcher
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch import mpi_rank
 from hpc_dynamo.launch.environment import with_job_id
@@ -74,15 +74,15 @@ class WorkerStep:
         group = het_component()
         where = () if group is None else (f"--het-group={group}",)
         mpi = rank_mpi(config.cluster) if self.shard_index is None else "none"
-        return self.srun_argv(config, argv, nodes, *where, f"--mpi={mpi}")
+        return self.srun_argv(config.engine, argv, nodes, *where, f"--mpi={mpi}")
 
     def srun_argv(
-        self, config: Config, argv: Sequence[str], nodes: Sequence[str], *job_options: str
+        self, engine: Engine, argv: Sequence[str], nodes: Sequence[str], *job_options: str
     ) -> tuple[str, ...]:
         """Return srun's command for these nodes. `given` are options known only inside the job."""
         each = len(self.shards[0].gpus) if self.shard_index is None else 1
         gpus = "/".join(",".join(map(str, shard.gpus)) for shard in self.shards)
-        python = config.engine.python or "python3" if self.container_args else sys.executable
+        python = engine.python or "python3" if self.container_args else sys.executable
         options = (
             "--overlap",
             f"--job-name={self.name}",

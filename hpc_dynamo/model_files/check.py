@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Config, Engine
 from hpc_dynamo.model_files import hub
 from hpc_dynamo.model_files.source import (
     Origin,
@@ -90,24 +90,26 @@ def check_model(
         elif model.path is None and model.origin is Origin.disk and on_node:
             yield _missing(model, on_node=on_node)
         return
-    yield from _check(config, environ, model, _model_defects(config, model), on_node=on_node)
-    if tokenizer != model and not option(config, "skip-tokenizer-init"):
+    yield from _check(
+        config.engine, environ, model, _model_defects(config.engine, model), on_node=on_node
+    )
+    if tokenizer != model and not option(config.engine, "skip-tokenizer-init"):
         defects = _tokenizer_defects(tokenizer.path) if tokenizer.path else []
-        yield from _check(config, environ, tokenizer, defects, on_node=on_node)
+        yield from _check(config.engine, environ, tokenizer, defects, on_node=on_node)
     for adapter in adapter_sources(config, environ):
         defects = _adapter_defects(adapter.path) if adapter.path else []
-        yield from _check(config, environ, adapter, defects, on_node=on_node)
+        yield from _check(config.engine, environ, adapter, defects, on_node=on_node)
 
 
 def _check(
-    config: Config, environ: Mapping[str, str], source: Source, defects: list[str], *, on_node: bool
+    engine: Engine, environ: Mapping[str, str], source: Source, defects: list[str], *, on_node: bool
 ) -> Iterator[Problem]:
     if source.path:
         yield from _defective(source, defects)
     elif source.origin is Origin.disk:
         yield _missing(source, on_node=on_node)
     elif source.origin is Origin.hub:
-        env = engine_environment(config.engine, environ)
+        env = engine_environment(engine, environ)
         if not any(env.get(name, "").upper() in ("1", "TRUE") for name in _MODELSCOPE):
             yield _not_cached(source, offline=hub.is_offline(env))
 
@@ -165,7 +167,7 @@ def _remedy(source: Source, defects: list[str]) -> str:
     return source.download + (" (it resumes the interrupted download)" if begun else "")
 
 
-def _model_defects(config: Config, source: Source) -> list[str]:
+def _model_defects(engine: Engine, source: Source) -> list[str]:
     path = source.path
     if path is None or (path / "model_index.json").exists():  # a pipeline of several models
         return []
@@ -173,11 +175,11 @@ def _model_defects(config: Config, source: Source) -> list[str]:
         return file_defects(path.parent, [path.name])
     if reason := _no_folder(path):
         return [reason]
-    defects = _config_defects(config, path)
-    own_tokenizer = not any(option(config, n) for n in ("tokenizer", "tokenizer-path"))
-    if own_tokenizer and option(config, "skip-tokenizer-init") != "True":
+    defects = _config_defects(engine, path)
+    own_tokenizer = not any(option(engine, n) for n in ("tokenizer", "tokenizer-path"))
+    if own_tokenizer and option(engine, "skip-tokenizer-init") != "True":
         defects += _tokenizer_defects(path)
-    if not _has_weights_elsewhere(config, source):
+    if not _has_weights_elsewhere(engine, source):
         defects += weight_defects(path)
     return defects
 
@@ -189,17 +191,17 @@ def _no_folder(path: Path) -> str:
         return f"the folder cannot be read ({e.strerror or e})"
 
 
-def _has_weights_elsewhere(config: Config, source: Source) -> bool:
-    form = option(config, "load-format")
-    moved = source.origin is Origin.hub and bool(option(config, "download-dir"))
+def _has_weights_elsewhere(engine: Engine, source: Source) -> bool:
+    form = option(engine, "load-format")
+    moved = source.origin is Origin.hub and bool(option(engine, "download-dir"))
     return moved or form.startswith(_OTHER_FORMATS)
 
 
-def _config_defects(config: Config, folder: Path) -> list[str]:
+def _config_defects(engine: Engine, folder: Path) -> list[str]:
     """Return defects of config.json, or of `params.json`, Mistral's own form of it."""
     there = [name for name in _SMALL if (folder / name).exists() or (folder / name).is_symlink()]
     defects = file_defects(folder, there)
-    if option(config, "hf-config-path") or {"config.json", "params.json"} & set(there):
+    if option(engine, "hf-config-path") or {"config.json", "params.json"} & set(there):
         return defects
     return ["config.json: missing", *defects]
 

@@ -48,7 +48,7 @@ class Source:
 
 
 def locate(
-    field: str, name: str, config: Config, environ: Mapping[str, str], revision: str = ""
+    field: str, name: str, engine: Engine, environ: Mapping[str, str], revision: str = ""
 ) -> Source:
     """Resolve a name. A folder that exists here wins over a hub id of the same name."""
     here = Path(name).expanduser()
@@ -59,12 +59,12 @@ def locate(
         return Source(field, name, Origin.remote)
     if not hub.is_hub_id(name.partition(":")[0]):
         return Source(field, name, Origin.disk)
-    cache = hub.cache_folder(engine_environment(config.engine, environ))
+    cache = hub.cache_folder(engine_environment(engine, environ))
     other = cache != hub.cache_folder(environ)
     prefix = "HF_HUB_OFFLINE=0 " if hub.is_offline(environ) else ""
     prefix += f"HF_HUB_CACHE={shlex.quote(str(cache))} " if other else ""
     found = Source(field, name, Origin.hub, None, revision, cache, prefix)
-    moved = option(config, "download-dir")  # the engine's own cache, searched first
+    moved = option(engine, "download-dir")  # the engine's own cache, searched first
     caches = [Path(moved).expanduser(), cache] if moved else [cache]
     snapshots = (hub.snapshot(each, found.repository, revision) for each in caches)
     return replace(found, path=next(filter(None, snapshots), None))
@@ -77,28 +77,30 @@ def engine_environment(engine: Engine, environ: Mapping[str, str]) -> dict[str, 
 
 def model_source(config: Config, environ: Mapping[str, str]) -> Source:
     """Resolve `model.path` of a run of one model."""
-    return locate("model.path", config.model.path, config, environ, option(config, "revision"))
+    return locate(
+        "model.path", config.model.path, config.engine, environ, option(config.engine, "revision")
+    )
 
 
 def tokenizer_source(config: Config, environ: Mapping[str, str]) -> Source:
     """Resolve the tokenizer: an engine option of its own, or that of the model."""
-    revision = option(config, "tokenizer-revision") or option(config, "revision")
+    revision = option(config.engine, "tokenizer-revision") or option(config.engine, "revision")
     for name in ("tokenizer", "tokenizer-path"):
-        if given := option(config, name):
-            return locate(f"engine.args.{name}", given, config, environ, revision)
-    return locate("model.path", config.model.path, config, environ, revision)
+        if given := option(config.engine, name):
+            return locate(f"engine.args.{name}", given, config.engine, environ, revision)
+    return locate("model.path", config.model.path, config.engine, environ, revision)
 
 
 def adapter_sources(config: Config, environ: Mapping[str, str]) -> tuple[Source, ...]:
     """Resolve the LoRA adapters of a run of one model."""
     adapters = config.model.lora.items()
-    return tuple(locate(f"model.lora.{name}", path, config, environ) for name, path in adapters)
+    return tuple(
+        locate(f"model.lora.{name}", path, config.engine, environ) for name, path in adapters
+    )
 
 
-def option(config: Config, name: str) -> str:
+def option(engine: Engine, name: str) -> str:
     """Return an engine option as text, spelled with dashes or underscores; empty if not given."""
-    given: dict[str, Any] = {
-        key.replace("_", "-"): value for key, value in config.engine.args.items()
-    }
+    given: dict[str, Any] = {key.replace("_", "-"): value for key, value in engine.args.items()}
     value = given.get(name)
     return "" if value is None else str(value)

@@ -1,10 +1,10 @@
 """A real Slurm cluster on one machine, every node with its own namespaces.
 
 examples, from the top of the checkout, as root on Debian:
-  python -m tests.cluster.slurm install      install the Debian packages, once
-  python -m tests.cluster.slurm shell        start a cluster and a shell that uses it
-  python -m tests.cluster.slurm up --gpus 2  start a cluster and print its environment
-  python -m tests.cluster.slurm down         stop it in any state; --all: every cluster
+    python -m tests.cluster.slurm install      install the Debian packages, once
+    python -m tests.cluster.slurm shell        start a cluster and a shell that uses it
+    python -m tests.cluster.slurm up --gpus 2  start a cluster and print its environment
+    python -m tests.cluster.slurm down         stop it in any state; --all: every cluster
 """
 
 import argparse

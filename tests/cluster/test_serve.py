@@ -105,12 +105,12 @@ def test_three_nodes_and_the_death_of_one(cluster: SlurmCluster, shared_dir: Pat
         until("the lost node to be noticed", lambda: ready_roles(run) == ["decode", "prefill"])
         stop(cluster, shared_dir)
     finally:
-        cluster.boot(lost)  # until then Slurm waits for the node to end its part
+        cluster.boot(lost)  # Slurm waits for the node to end its step
     gone(cluster)
 
 
 def test_the_end_of_the_walltime_drains_first(cluster: SlurmCluster, shared_dir: Path) -> None:
-    """One node: the endpoint is not on loopback, where nobody outside could ask it."""
+    """On one node, the endpoint must not listen on loopback: no other node could reach it."""
     words = ("topology=aggregated", "engine.args.timing=h100-8b", "engine.args.time-scale=10")
     run, asked = start(cluster, shared_dir, *words)
     more = {"stream": True, "max_tokens": 40, "extra_body": {"ignore_eos": True}}

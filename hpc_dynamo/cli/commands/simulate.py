@@ -16,7 +16,7 @@ from hpc_dynamo.cli.render.simulation import (
     split_overrides,
     split_text,
 )
-from hpc_dynamo.config import Config, require_single_model, validate
+from hpc_dynamo.config import Config, Simulate, require_single_model, validate
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.plotting import draw, import_matplotlib
 from hpc_dynamo.simulation import (
@@ -63,7 +63,7 @@ def check(args: Namespace) -> None:
 def run(args: Namespace) -> int:
     """Simulate the trace, or search for the best split."""
     config = _config(args)
-    requests = _requests(config)
+    requests = _requests(config.simulate)
     job = from_config.simulated_job(config)
     from_config.check_requests_fit(job, requests)
     if config.simulate.search_split:
@@ -94,8 +94,8 @@ def _overrides(args: Namespace) -> Iterator[str]:
             yield f"simulate.{name}={given}"
 
 
-def _requests(config: Config) -> list[TraceRequest]:
-    settings, picture = config.simulate, Path(config.simulate.plot)
+def _requests(simulate: Simulate) -> list[TraceRequest]:
+    settings, picture = simulate, Path(simulate.plot)
     if not settings.trace:
         hint = "--trace FILE, JSON lines of timestamp (ms), input_length, output_length, hash_ids"
         raise ConfigError("simulate.trace is not set", hint=hint)

@@ -79,6 +79,7 @@ class TextSource(ConfigSource):
         return SCHEME
 
     def load_config(self, config_path: str) -> ConfigResult:
+        """Read a file, with current names of fields. Raises ConfigLoadError if there is none."""
         folders = CURRENT.get()
         path = folders.file(config_path)
         if path is None:
@@ -100,6 +101,7 @@ class TextSource(ConfigSource):
         return CURRENT.get().file(config_path) is not None
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        """Return the names of groups and files below a path."""
         groups = {
             entry.name
             for folder in CURRENT.get().folders

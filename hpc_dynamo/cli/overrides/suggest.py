@@ -54,14 +54,14 @@ EXAMPLES = {
 }
 
 # Options of the engines that the toolkit computes for each worker.
-SET_BY_US = frozenset(
+COMPUTED = frozenset(
     (
         *("host", "port", "nnodes", "node-rank", "master-addr", "master-port", "dist-init-addr"),
         *("middleware", "disaggregation-mode", "disaggregation-bootstrap-port", "device-ids"),
     )
 )
 
-BODY = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k")  # of a request
+BODY = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k")  # request fields
 
 # Sections that only some verbs read. The verb is empty if it is not known.
 SECTIONS = {
@@ -107,7 +107,7 @@ def _engine_option(name: str, value: str) -> str:
         return f"engine.args.{name[3:]}=false"
     if name in FLAGS:
         return _assigned(f"engine.args.{name}", value or "true")
-    return _assigned(f"engine.args.{name}", value) if name in VALUES - SET_BY_US else ""
+    return _assigned(f"engine.args.{name}", value) if name in VALUES - COMPUTED else ""
 
 
 def _assigned(field: str, value: str) -> str:

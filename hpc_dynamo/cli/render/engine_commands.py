@@ -76,7 +76,7 @@ def _with_srun(config: Config, placement: Placement, command: EngineCommand) -> 
     step = WorkerStep(worker, shard, command.container_args)
     nodes = [f"<node-{shard.node}>" for shard in step.shards]
     mpi = "--mpi=<mpi>" if mpi_step else "--mpi=none"
-    argv = step.srun_argv(config, command.argv, nodes, mpi)
+    argv = step.srun_argv(config.engine, command.argv, nodes, mpi)
     env = {name: value for name, value in command.env.items() if name != "CUDA_VISIBLE_DEVICES"}
     return replace(command, argv=argv, env=env)
 

@@ -6,7 +6,7 @@ srt/utils/auth.py. The last leaves /health, /ready and /metrics open to the netw
 key at all with several tokenizer workers.
 """
 
-from hpc_dynamo.config import Config, Role, Topology
+from hpc_dynamo.config import Config, Engine, Role, Topology
 from hpc_dynamo.engines.adapter import (
     EngineAdapter,
     EngineCommand,
@@ -101,7 +101,7 @@ class SglangAdapter(EngineAdapter):
     def command(self, config: Config, placement: Placement) -> EngineCommand:
         flags = server_flags(config, placement, self.event_endpoints(config, placement))
         argv = (python_executable(config.engine), "-m", "hpc_dynamo_sglang", *flags)
-        return EngineCommand(argv, server_environment(config, placement))
+        return EngineCommand(argv, server_environment(config.engine, placement))
 
     def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
         """Return None also with a kv-events-config of the user, and with data parallelism of the
@@ -118,8 +118,8 @@ class SglangAdapter(EngineAdapter):
             return None
         return ipc_event_endpoints(config.router, placement)
 
-    def sleep_endpoints(self, config: Config) -> SleepEndpoints | None:
-        return SLEEP_ENDPOINTS if config.engine.sleep_mode else None
+    def sleep_endpoints(self, engine: Engine) -> SleepEndpoints | None:
+        return SLEEP_ENDPOINTS if engine.sleep_mode else None
 
     def adapter_fields(self, config: Config, adapter: str) -> Body:
         """Source: entrypoints/openai/serving_base.py (_parse_model_parameter)."""

@@ -76,17 +76,17 @@ def _shard_options(placement: Placement) -> dict[str, Any]:
     }
 
 
-def server_environment(config: Config, placement: Placement) -> dict[str, str]:
+def server_environment(engine: Engine, placement: Placement) -> dict[str, str]:
     """Return SGLang's environment for one worker or shard."""
     host = {"SGLANG_HOST_IP": placement.address} if placement.rendezvous else {}
     # Required for any computation on the CPU (srt/utils/common.py, is_cpu).
-    cpu = {"SGLANG_USE_CPU_ENGINE": "1"} if config.engine.device is Device.cpu else {}
+    cpu = {"SGLANG_USE_CPU_ENGINE": "1"} if engine.device is Device.cpu else {}
     return {
         **host,
         **cpu,
         **network_environment(placement),
-        **device_environment(config.engine, placement),
-        **config.engine.env,
-        "PYTHONPATH": python_path(config.engine),
+        **device_environment(engine, placement),
+        **engine.env,
+        "PYTHONPATH": python_path(engine),
         "HPC_DYNAMO_ENGINE_KEY": placement.token,
     }

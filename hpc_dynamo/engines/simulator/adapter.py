@@ -133,8 +133,8 @@ class SimulatorAdapter(EngineAdapter):
         restart = config.planner.restart_on_role_change or self._is_concurrent(config)
         return roles_can_change(config) and not restart
 
-    def sleep_endpoints(self, config: Config) -> SleepEndpoints | None:
-        return SLEEP_ENDPOINTS if config.engine.sleep_mode else None
+    def sleep_endpoints(self, engine: Engine) -> SleepEndpoints | None:
+        return SLEEP_ENDPOINTS if engine.sleep_mode else None
 
     def adapter_fields(self, config: Config, adapter: str) -> Body:
         return simulated_engine(config.engine).adapter_fields(config, adapter)

@@ -7,7 +7,7 @@ checks no key: docs/guides/tensorrt-llm.md describes the consequences.
 from collections.abc import Mapping
 from typing import Any
 
-from hpc_dynamo.config import Config, ContainerKind, Device, Model
+from hpc_dynamo.config import Config, ContainerKind, Device, Model, Topology
 from hpc_dynamo.engines.adapter import EngineAdapter, EngineCommand, MetricNames, Placement
 from hpc_dynamo.engines.compat_checks import refuse_recompute, require_model
 from hpc_dynamo.engines.diagnostics import COMMON, PORT_TAKEN
@@ -97,7 +97,7 @@ class TrtllmAdapter(EngineAdapter):
             what = "engine.sleep_mode=true: trtllm-serve has no paths for it"
             raise ConfigError(what, hint="engine.sleep_mode=false")
         refuse_recompute("trtllm", config.engine)
-        _check_pools(config)
+        _check_pools(config.topology)
         for worker in multi_node_workers(plan):
             require_equal_shards("trtllm", worker)
             _check_mpi_step(config, worker)
@@ -141,8 +141,8 @@ def _check_args(args: Mapping[str, Any]) -> None:
             raise ConfigError(what, hint=f"engine.args.extra.{name}.{field}")
 
 
-def _check_pools(config: Config) -> None:
-    for role, pool in config.topology.pools:
+def _check_pools(topology: Topology) -> None:
+    for role, pool in topology.pools:
         if pool.data_parallel > 1 and pool.tensor_parallel > 1:
             what = f"topology.{role}: TensorRT-LLM's attention is data or tensor parallel, not both"
             size = pool.tensor_parallel * pool.data_parallel

@@ -4,7 +4,7 @@ Source: vLLM's `vllm.entrypoints.openai.api_server` and its NixlConnector. The s
 a module, since the `vllm` script of the CPU build looks for metadata that it does not have.
 """
 
-from hpc_dynamo.config import Config, Device
+from hpc_dynamo.config import Config, Device, Engine
 from hpc_dynamo.engines.adapter import (
     EngineAdapter,
     EngineCommand,
@@ -102,7 +102,7 @@ class VllmAdapter(EngineAdapter):
         both, events = self.serves_both_roles(config), self.event_endpoints(config, placement)
         flags = server_flags(config, placement, both_roles=both, events=events)
         argv = (python_executable(config.engine), "-m", server_module(placement), *flags)
-        return EngineCommand(argv, server_environment(config, placement))
+        return EngineCommand(argv, server_environment(config.engine, placement))
 
     def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
         """Return None also with a kv-events-config of the user, and with data parallelism: vLLM
@@ -116,8 +116,8 @@ class VllmAdapter(EngineAdapter):
     def serves_both_roles(self, config: Config) -> bool:
         return roles_can_change(config) and not config.planner.restart_on_role_change
 
-    def sleep_endpoints(self, config: Config) -> SleepEndpoints | None:
-        return SLEEP_ENDPOINTS if config.engine.sleep_mode else None
+    def sleep_endpoints(self, engine: Engine) -> SleepEndpoints | None:
+        return SLEEP_ENDPOINTS if engine.sleep_mode else None
 
     def block_tokens(self, config: Config) -> int:
         """Return vLLM 0.32's default, or `block-size`. Some attention backends use another size."""

@@ -65,18 +65,18 @@ def _kv_transfer_config(engine: Engine, kv_role: str) -> dict[str, Any]:
     }
 
 
-def server_environment(config: Config, placement: Placement) -> dict[str, str]:
+def server_environment(engine: Engine, placement: Placement) -> dict[str, str]:
     """Return vLLM's environment for one worker or shard."""
     return {
         "VLLM_NO_USAGE_STATS": "1",
         # Enables the paths for sleep and wake. They require the run's token like all paths.
-        **({"VLLM_SERVER_DEV_MODE": "1"} if config.engine.sleep_mode else {}),
+        **({"VLLM_SERVER_DEV_MODE": "1"} if engine.sleep_mode else {}),
         **({"VLLM_HOST_IP": placement.address} if placement.rendezvous else {}),
         **network_environment(placement),
         "VLLM_NIXL_SIDE_CHANNEL_HOST": placement.address,
         "VLLM_NIXL_SIDE_CHANNEL_PORT": str(placement.ports[1]),
-        **device_environment(config.engine, placement),
-        **config.engine.env,
-        "PYTHONPATH": python_path(config.engine),
+        **device_environment(engine, placement),
+        **engine.env,
+        "PYTHONPATH": python_path(engine),
         "VLLM_API_KEY": placement.token,
     }

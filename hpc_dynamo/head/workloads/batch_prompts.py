@@ -29,7 +29,7 @@ from hpc_dynamo.simulator.chat_request import TokenizeRequest
 log = logging.getLogger(__name__)
 
 
-class SimulatorPrompts:
+class SimulatorTokenizer:
     """Computes token ids as the simulator does, for a run without a model folder."""
 
     async def chat(self, body: Mapping[str, Any]) -> Tokens | UnknownTokens:
@@ -61,7 +61,7 @@ async def load_batch_tokenizer(config: Config) -> PromptTokenizer:
     if not routes_by_kv_cache(config):
         return TokenIdsOnly()
     if config.engine.name == "simulator" and not config.model.path:
-        return SimulatorPrompts()
+        return SimulatorTokenizer()
     return await asyncio.to_thread(load_tokenizer, config, os.environ)
 
 

@@ -55,7 +55,7 @@ class SleepController:
 
     def _paths(self, worker: WorkerReport) -> SleepEndpoints:
         config = self._context.routes[worker.model].config
-        paths = engine(config.engine.name).sleep_endpoints(config)
+        paths = engine(config.engine.name).sleep_endpoints(config.engine)
         if paths is None:
             what = f"worker {worker.rank} was not started with engine.sleep_mode=true"
             raise RequestFailed(what, status=409)

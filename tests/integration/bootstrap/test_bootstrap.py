@@ -163,7 +163,7 @@ def test_error_distinguishes_agent_that_cannot_reach_head(attempt: Attempt) -> N
 
 
 def test_requeued_job_ignores_address_of_earlier_execution(attempt: Attempt) -> None:
-    with socket.create_server((LOOPBACK, 0)) as dead:  # of the earlier execution
+    with socket.create_server((LOOPBACK, 0)) as dead:  # port of the earlier execution
         endpoint = f"tcp://{LOOPBACK}:{dead.getsockname()[1]}"
         write_json(attempt.rendezvous_file, HeadAddress(endpoint=endpoint, restart_count="0"))
         again = {"SLURM_RESTART_COUNT": "1"}

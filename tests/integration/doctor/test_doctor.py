@@ -260,7 +260,10 @@ async def test_closed_port_and_wrong_clock_are_faults() -> None:
 
 async def test_link_from_dead_nixl_peer_is_dead() -> None:
     config = Config(engine=Engine(device=Device.cpu))
-    async with nixl_endpoint("one", config, HERE) as one, nixl_endpoint("two", config, HERE) as two:
+    async with (
+        nixl_endpoint("one", config.engine, HERE) as one,
+        nixl_endpoint("two", config.engine, HERE) as two,
+    ):
         pull = MeasureLink(peer=1, metadata=two.metadata)
         good = await one.measure(0, pull)
         assert good.error == ""
@@ -279,7 +282,10 @@ async def test_link_from_dead_nixl_peer_is_dead() -> None:
 async def test_delayed_pull_does_not_lower_measured_bandwidth() -> None:
     """The peer is stopped for a while, as on a busy machine."""
     config = Config(engine=Engine(device=Device.cpu))
-    async with nixl_endpoint("one", config, HERE) as one, nixl_endpoint("two", config, HERE) as two:
+    async with (
+        nixl_endpoint("one", config.engine, HERE) as one,
+        nixl_endpoint("two", config.engine, HERE) as two,
+    ):
         pull = MeasureLink(peer=1, metadata=two.metadata)
         good = await one.measure(0, pull)
         os.kill(two.pid, signal.SIGSTOP)
@@ -346,7 +352,7 @@ async def test_doubtful_links_are_measured_again(attempt: Attempt) -> None:
 async def test_nixl_with_invalid_transport_does_not_start(tmp_path: Path) -> None:
     config = Config(engine=Engine(device=Device.cpu, env={"UCX_TLS": "nonsense"}))
     with pytest.raises(KvTransferError, match="did not start"):
-        async with nixl_endpoint("one", config, HERE):
+        async with nixl_endpoint("one", config.engine, HERE):
             pass
 
 

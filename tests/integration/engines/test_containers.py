@@ -150,7 +150,7 @@ def test_engine_under_pyxis_is_a_step_on_its_node() -> None:
     _, whole = commands(config(PYXIS, python="/env/bin/python"))
     step = WorkerStep(PLACE.worker, 0, whole.container_args)
     c = config(PYXIS, python="/env/bin/python")
-    argv = step.srun_argv(c, whole.argv, ["n1"], "--mpi=none")
+    argv = step.srun_argv(c.engine, whole.argv, ["n1"], "--mpi=none")
     inner = ("/env/bin/python", "-I", "-S", mpi_rank.__file__, "0,1", *whole.argv)
     assert argv[-len(inner) - len(whole.container_args) :] == (*whole.container_args, *inner)
     options = set(argv[1 : -len(inner)])
@@ -267,7 +267,7 @@ def test_valid_containers_are_accepted() -> None:
     ],
 )
 def test_advice(said: str, try_this: str) -> None:
-    assert try_this in diagnose(config(APPTAINER), said)
+    assert try_this in diagnose(config(APPTAINER).engine, said)
 
 
 def test_unknown_container_kind_lists_known_kinds(tmp_path: Path) -> None:

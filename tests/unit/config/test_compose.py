@@ -1,4 +1,4 @@
-"""From overrides to a configuration; what a person gets to read who mistypes one."""
+"""From overrides to a configuration, and error messages for wrong overrides."""
 
 from pathlib import Path
 
@@ -126,7 +126,7 @@ def test_a_free_field_takes_a_whole_mapping() -> None:
     }
 
 
-def test_a_folder_of_ones_own_adds_files_and_replaces_ours(tmp_path: Path) -> None:
+def test_config_dir_adds_files_and_replaces_built_in_ones(tmp_path: Path) -> None:
     own = tmp_path / "my conf"
     (own / "cluster").mkdir(parents=True)
     (own / "cluster" / "alps.yaml").write_text("launcher: slurm\nslurm:\n  account: g42\n")
@@ -166,7 +166,7 @@ SEVERAL = [
 ]
 
 
-def test_a_model_is_composed_as_a_run_of_it_alone() -> None:
+def test_model_of_several_is_composed_like_a_run_of_one_model() -> None:
     config = compose(SEVERAL)
     assert list(config.models) == ["llama-3.1-8b", "org/large"]
     assert config.task is Task.serve

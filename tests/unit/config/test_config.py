@@ -44,7 +44,7 @@ def planned(topology: Topology = PAIR, **fields: Any) -> Config:
 
 
 def several(task: Task = Task.serve, **models: ServedModel) -> Config:
-    """Beside a model `a` that is well."""
+    """Return a configuration of several models, of which `a` is valid."""
     return Config(task=task, models={"a": ServedModel(path="/a", topology=GOOD), **models})
 
 
@@ -176,7 +176,6 @@ def test_refusals_name_field_value_and_remedy(config: Config, what: str, remedy:
     assert refused.value.exit_code == 3
 
 
-# Each of these is accepted today and makes a run that fails later, or does nothing for ever.
 NONSENSE = [
     ("batch.max_retries", Config(topology=GOOD, batch=Batch(max_retries=-1))),
     ("batch.request_timeout_s", Config(topology=GOOD, batch=Batch(request_timeout_s=0))),

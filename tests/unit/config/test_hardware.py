@@ -73,7 +73,7 @@ def test_what_cannot_be_is_refused(words: list[str], said: str, hint: str) -> No
     assert hint in error.value.hint
 
 
-def test_a_kind_that_nobody_described() -> None:
+def test_unknown_hardware_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"cluster\.hardware is empty"):
         plan(compose(["topology.decode.hardware=l40s", "cluster.gpus_per_node=4"]))
 
@@ -107,7 +107,7 @@ def test_each_kind_is_laid_out_on_nodes_of_its_own() -> None:
     assert prefill.workers + decode.workers == layout.workers
 
 
-def test_tp4dp4_beside_tp16() -> None:
+def test_tp4dp4_with_tp16() -> None:
     """On nodes of 8 and of 4 GPUs, neither group with room for the other."""
     shapes = (
         *("topology.prefill.tensor_parallel=16", "topology.decode.tensor_parallel=4"),
@@ -151,7 +151,7 @@ PROGRAMS = {
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with what its programs were told. The first job is 7."""
+    """Folder of fake Slurm programs that record their arguments. The first job is 7."""
     folder = tmp_path / "slurm"
     folder.mkdir()
     for name, text in PROGRAMS.items():
@@ -286,7 +286,7 @@ def test_the_plan_shows_kinds(call: Call) -> None:
     assert "each node of l40s: 2 CPUs" in out
 
 
-# Where there is an allocation, or no Slurm.
+# In an allocation, or without Slurm.
 
 
 def allocated(monkeypatch: pytest.MonkeyPatch, run: Run, **variables: str) -> None:
@@ -327,14 +327,14 @@ def test_a_component_with_too_few_nodes(run: Run, monkeypatch: pytest.MonkeyPatc
 
 
 def test_nodes_are_in_the_order_of_components(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of which the list of a step, sorted by name, tells nothing."""
+    """The node list of a step is sorted by name, not by component."""
     (slurm / "scontrol").write_text("#!/bin/sh\necho $3 | tr , '\\n'\n")
     monkeypatch.setenv("SLURM_NODEID", "2")
     monkeypatch.setenv("SLURM_STEP_NODELIST", "a,b,c")
     monkeypatch.setenv("SLURMD_NODENAME", "a")
     assert (node_index_and_hosts(3), het_component()) == ((2, ["a", "b", "c"]), None)
     monkeypatch.setenv("SLURM_HET_SIZE", "2")
-    monkeypatch.setenv("SLURM_JOB_NODELIST_HET_GROUP_0", "b,c,d")  # of which the step has two
+    monkeypatch.setenv("SLURM_JOB_NODELIST_HET_GROUP_0", "b,c,d")  # the step uses two of them
     monkeypatch.setenv("SLURM_JOB_NODELIST_HET_GROUP_1", "a")
     assert (node_index_and_hosts(3), het_component()) == ((2, ["b", "c", "a"]), 1)
 

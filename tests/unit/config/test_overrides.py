@@ -329,7 +329,7 @@ def test_a_file_of_ones_own_replaces_its_namesake(tmp_path: Path) -> None:
     assert compose(["cluster=slurm"], tmp_path).cluster.slurm.account == "g42"
 
 
-def test_interpolation_is_for_files_alone(tmp_path: Path) -> None:
+def test_interpolation_applies_only_to_files(tmp_path: Path) -> None:
     (tmp_path / "engine").mkdir()
     lines = "env: {OMP_NUM_THREADS: '${engine.cpus}', MODEL: '${model.path}/x', B: '\\${B}'}\n"
     (tmp_path / "engine" / "mine.yaml").write_text(lines)
@@ -370,7 +370,7 @@ def test_the_home_folder_is_expanded_in_lists_and_files(
     assert not is_path("engine.env.A")
 
 
-def test_the_home_of_nobody_is_refused() -> None:
+def test_home_of_unknown_user_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"runs_dir=~nobody-x/y: there is no user 'nobody-x'"):
         compose(["runs_dir=~nobody-x/y"])
 

@@ -1,4 +1,4 @@
-"""The files of conf/recipe/: each composes, is planned, rendered and says where it is from."""
+"""Recipes of conf/recipe/: composition, plan, rendered script and named sources."""
 
 import re
 from functools import cache
@@ -92,7 +92,7 @@ def test_its_commands_are_shown_without_the_key(recipe: str, call: Call) -> None
 @pytest.mark.parametrize("file", FILES, ids=RECIPES)
 def test_it_names_its_sources_and_what_was_not_run(file: Path) -> None:
     said = " ".join(line[2:] for line in file.read_text().splitlines() if line.startswith("# "))
-    sources, not_run = said.index("Sources: "), said.index("Not run: ")
+    sources, not_run = said.index("Sources: "), said.index("Not run on ")
     assert sources < not_run
     named = re.findall(r"[\w./{},-]+/[\w.{},-]+\.(?:ya?ml|md|sh|slurm)", said[sources:not_run])
     assert named, "no file of a public guide"
@@ -120,7 +120,7 @@ def test_the_words_of_a_person_win() -> None:
     assert (made.router.policy, decode.env) == ("kv", {"NCCL_SOCKET_IFNAME": "ib0"})
 
 
-def test_a_group_that_a_recipe_chooses_can_be_chosen_anew() -> None:
+def test_group_that_a_recipe_selects_can_be_overridden() -> None:
     made = config("llama-70b-2p2d-vllm", "engine=simulator")
     assert made.engine.name == "simulator"
     assert made.topology.prefill.tensor_parallel == 8
@@ -133,9 +133,9 @@ def test_an_unknown_recipe_lists_the_known_ones() -> None:
 
 
 UNEVEN = [
-    # Six stages on nodes of four, and a decode worker of one GPU beside them.
+    # Six stages on nodes of four, and a decode worker of one GPU.
     (["topology.prefill.pipeline_parallel=6"], {P: (2, 6), D: (1, 1)}),
-    # Data parallel over tensor parallel groups, beside one tensor parallel group of as many.
+    # Data-parallel replicas over tensor-parallel groups, and one tensor-parallel group.
     (
         [
             *("topology.prefill.tensor_parallel=4", "topology.prefill.data_parallel=4"),

@@ -83,7 +83,7 @@ def nested(name: str, value: object) -> str:
 
 
 def shown(capsys: pytest.CaptureFixture[str]) -> str:
-    """What was printed on stderr, without line breaks of the console."""
+    """Return the text on stderr without the line breaks of the console."""
     return " ".join(capsys.readouterr().err.split())
 
 

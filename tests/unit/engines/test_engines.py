@@ -212,9 +212,9 @@ def test_sleep_mode_sets_options_and_endpoints() -> None:
             engine(name).check(unfit, plan(config))
     command = engine("sglang").command(config, place(Role.decode, "0"))
     assert {"--enable-memory-saver", "--enable-weights-cpu-backup"} <= options(command).keys()
-    asleep = [engine(name).sleep_endpoints(config) for name in sorted(ENGINES)]
+    asleep = [engine(name).sleep_endpoints(config.engine) for name in sorted(ENGINES)]
     assert [naps is None for naps in asleep] == [False, False, True, False]
-    assert engine("vllm").sleep_endpoints(CONFIG) is None
+    assert engine("vllm").sleep_endpoints(CONFIG.engine) is None
 
 
 @pytest.mark.parametrize("spelling", ["kv-transfer-config", "kv_transfer_config"])

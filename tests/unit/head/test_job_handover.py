@@ -9,7 +9,7 @@ from hpc_dynamo.launch.walltime import Walltime
 from hpc_dynamo.messages import Outcome, Successor
 from hpc_dynamo.run import Attempt
 
-SIGNAL_S = 90.0  # of these, 30 s are reserved for stopping agents
+SIGNAL_S = 90.0  # includes 30 s for stopping agents
 
 
 @pytest.fixture
