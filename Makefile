@@ -33,10 +33,11 @@ coverage: $(VENV)/dev.stamp ## the fast suite with its coverage; fails below the
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not cluster and not vllm and not slow" \
 		--cov --cov-report=term --cov-report=xml:dist/coverage.xml
 
-lint: $(VENV)/dev.stamp ## ruff, strict mypy, and the docs: generated pages, navigation and links
+lint: $(VENV)/dev.stamp ## ruff, strict mypy, prose, and the docs: generated pages and links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/prose.py
 	$(BIN)/python -m tools.reference --check
 	$(BIN)/mkdocs build --quiet --strict
 

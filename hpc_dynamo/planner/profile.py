@@ -81,9 +81,9 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
         version = f" {self.version}" if self.version != self.engine else ""
         return f"{self.model}, {self.engine}{version}, {self.kind}, {sizes}"
 
-    def of(self, what: Metric, *, held_out: bool = False) -> list[Measurement]:
+    def of(self, metric: Metric, *, held_out: bool = False) -> list[Measurement]:
         """Return the points of a metric that have a time."""
-        wanted = (what, held_out)
+        wanted = (metric, held_out)
         return [
             p for p in self.points if (p.point.metric, p.point.held_out) == wanted and p.seconds
         ]
@@ -97,9 +97,9 @@ def load_profile(file: Path) -> EngineProfile:
         raise ConfigError(f"{file}: cannot be read: {e.strerror}", hint=HINT) from e
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
         raise ConfigError(f"{file}: is not a profile: {e}", hint=HINT) from e
-    for what in (Metric.ttft, Metric.itl):
-        if not profile.of(what):
-            raise ConfigError(f"{file}: has no point of {what}", hint=HINT)
+    for metric in (Metric.ttft, Metric.itl):
+        if not profile.of(metric):
+            raise ConfigError(f"{file}: has no point of {metric}", hint=HINT)
     return profile
 
 

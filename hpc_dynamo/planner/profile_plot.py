@@ -53,10 +53,10 @@ def _transfer(profile: EngineProfile, worker: ProfilePerformance) -> Iterator[Cu
 
 
 def _measured(
-    profile: EngineProfile, what: Metric, x: Callable[[Measurement], float]
+    profile: EngineProfile, metric: Metric, x: Callable[[Measurement], float]
 ) -> Iterator[Curve]:
     for held_out, name in ((False, "measured"), (True, "held out")):
-        points = [(x(p), p.seconds) for p in profile.of(what, held_out=held_out) if p.seconds]
+        points = [(x(p), p.seconds) for p in profile.of(metric, held_out=held_out) if p.seconds]
         if points:
             yield Curve(name, [a for a, _ in points], [b for _, b in points], Style.points)
 

@@ -102,7 +102,7 @@ async def stream_completion(client: HttpClient, url: str, body: Body) -> TimedSt
         client.send("POST", url, PATH, content) as answer,
     ):
         if answer.status != 200:
-            raise _refused(url, answer.status, await answer.read())
+            raise _request_failed(url, answer.status, await answer.read())
         await answer.relay(timed)
     timed.read()
     if not timed.token_at:
@@ -118,10 +118,10 @@ async def complete(client: HttpClient, url: str, body: Body) -> bytes:
     ):
         content = await answer.read()
         if answer.status != 200:
-            raise _refused(url, answer.status, content)
+            raise _request_failed(url, answer.status, content)
         return content
 
 
-def _refused(url: str, status: int, said: bytes) -> RequestFailed:
-    what = f"{url} answered {status}: {said[:200].decode(errors='replace')}"
-    return RequestFailed(what, status=status, body=said)
+def _request_failed(url: str, status: int, content: bytes) -> RequestFailed:
+    what = f"{url} answered {status}: {content[:200].decode(errors='replace')}"
+    return RequestFailed(what, status=status, body=content)

@@ -40,10 +40,8 @@ class SimulatedCache:
 
     def match(self, hashes: Sequence[int]) -> int:
         """Return the number of cached blocks from the start."""
-        holders = self._owner_counts
-        return next(
-            (i for i, block_hash in enumerate(hashes) if block_hash not in holders), len(hashes)
-        )
+        known = self._owner_counts
+        return next((i for i, each in enumerate(hashes) if each not in known), len(hashes))
 
     def acquire(self, hashes: Sequence[int], tokens: int) -> CacheHold | None:
         """Acquire these cached blocks and more tokens; return None if there is no room."""

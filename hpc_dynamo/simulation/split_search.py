@@ -41,9 +41,8 @@ def search_splits(
         split = {Role.prefill: prefill, Role.decode: workers - prefill}
         split = split if prefill else {Role.aggregated: workers}
         on_start(split)
-        results[prefill] = SplitResult(
-            split, simulate(replace(job, workers=split), requests, on_result=on_result)
-        )
+        result = simulate(replace(job, workers=split), requests, on_result=on_result)
+        results[prefill] = SplitResult(split, result)
 
     run_split(0)
     for prefill in _refine(workers, lambda: _best(results)):
@@ -65,6 +64,5 @@ def _best(results: Mapping[int, SplitResult]) -> int:
     return min((prefill for prefill in results if prefill), key=lambda p: _rank(results[p]))
 
 
-def _rank(results: SplitResult) -> tuple[float, float]:
-    outcome = results.outcome
-    return -outcome.goodput_hz, sum(outcome.ttft_s())
+def _rank(split: SplitResult) -> tuple[float, float]:
+    return -split.outcome.goodput_hz, sum(split.outcome.ttft_s())

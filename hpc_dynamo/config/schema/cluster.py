@@ -81,8 +81,7 @@ class Slurm:
         90, "Time before the walltime limit at which Slurm signals the job.", unit="s", ge=0
     )
     mpi: str = setting(
-        "auto",
-        "Value of `srun --mpi`. auto: none, or pmix if MPI is used and srun supports it.",
+        "auto", "Value of `srun --mpi`. auto: none, or pmix if MPI is used and srun supports it."
     )
     extra: dict[str, str] = setting(
         {}, "Any other sbatch option, NAME: VALUE. true: a flag; false: leave the option out."
@@ -119,8 +118,7 @@ class Cluster:
     """Nodes of the job and the way it is started."""
 
     launcher: Launcher = setting(
-        Launcher.auto,
-        "Start by Slurm, in the enclosing allocation, or on this machine (local).",
+        Launcher.auto, "Start by Slurm, in the enclosing allocation, or on this machine (local)."
     )
     gpus_per_node: int | None = setting(None, "GPUs of each node.", unit="GPUs", ge=0)
     cpus_per_node: int | None = setting(

@@ -37,11 +37,7 @@ class ScaleOut:
     """Additional Slurm jobs whose workers join this run."""
 
     max_nodes: int = setting(
-        0,
-        "Maximum nodes of all additional jobs. 0: none.",
-        unit="nodes",
-        ge=0,
-        was="nodes",
+        0, "Maximum nodes of all additional jobs. 0: none.", unit="nodes", ge=0, was="nodes"
     )
     max_node_hours: float | None = setting(
         None,
@@ -79,9 +75,7 @@ class Planner:
     ttft_s: float = setting(2.0, "Target for the mean time to first token.", unit="s", gt=0)
     itl_s: float = setting(0.04, "Target for the mean inter-token latency.", unit="s", gt=0)
     priority_target: PriorityTarget = setting(
-        PriorityTarget.itl,
-        "Target that is kept if the workers cannot meet both.",
-        was="protect",
+        PriorityTarget.itl, "Target that is kept if the workers cannot meet both.", was="protect"
     )
     min_prefill_workers: int = setting(
         1, "Minimum number of prefill workers.", unit="workers", ge=1, was="least_prefill"

@@ -51,9 +51,7 @@ class Router:
     )
     overlap_weight: float = setting(1.0, "Weight of prefill work in the cost of a worker.", ge=0)
     recompute_weight: float = setting(
-        1.0,
-        "Weight of the uncached blocks of a prompt. Above 1: fewer copies of a prefix.",
-        ge=0,
+        1.0, "Weight of the uncached blocks of a prompt. Above 1: fewer copies of a prefix.", ge=0
     )
     decode_weight: float = setting(0.02, "Weight of the blocks of running requests.", ge=0)
     temperature: float = setting(0.0, "Above 0: costlier workers are also chosen, at random.", ge=0)

@@ -19,11 +19,7 @@ class Simulate:
         path=True,
     )
     max_requests: int = setting(
-        0,
-        "Number of requests to replay. 0: all.",
-        unit="requests",
-        ge=0,
-        was="requests",
+        0, "Number of requests to replay. 0: all.", unit="requests", ge=0, was="requests"
     )
     speed: float = setting(1.0, "Factor on the request rate of the trace.", gt=0)
     timing_model: str = setting(

@@ -54,8 +54,7 @@ class Pool:
     pipeline_parallel: int = setting(1, "Pipeline-parallel size of each worker.", ge=1)
     data_parallel: int = setting(1, "Data-parallel size of each worker.", ge=1)
     hardware: str = setting(
-        DEFAULT_HARDWARE,
-        "Entry of `cluster.hardware` to run on. Empty: the default nodes.",
+        DEFAULT_HARDWARE, "Entry of `cluster.hardware` to run on. Empty: the default nodes."
     )
 
     @property

@@ -37,9 +37,7 @@ class Batch:
         False, "Run the requests in errors.jsonl again. Other results are kept."
     )
     body_defaults: dict[str, Any] = setting(
-        {},
-        "Fields of the request body, used for requests that do not set them.",
-        was="defaults",
+        {}, "Fields of the request body, used for requests that do not set them.", was="defaults"
     )
 
 

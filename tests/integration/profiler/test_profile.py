@@ -34,7 +34,7 @@ KV_TOKENS = 24 * BLOCK_TOKENS
 KV_BYTES = 1024  # per token, the simulator's default
 
 
-def spots(*, transfers: bool, context_tokens: int = 192) -> list[OperatingPoint]:
+def points(*, transfers: bool, context_tokens: int = 192) -> list[OperatingPoint]:
     limits = ProfileLimits(
         context_tokens=context_tokens,
         max_sequences=2,
@@ -48,7 +48,7 @@ def spots(*, transfers: bool, context_tokens: int = 192) -> list[OperatingPoint]
 def complete(run: Path, *, transfers: bool, context_tokens: int = 192) -> EngineProfile:
     """Assert that each point was measured once, with the expected cached tokens."""
     profile = load_profile(run / "profile.json")
-    expected = spots(transfers=transfers, context_tokens=context_tokens)
+    expected = points(transfers=transfers, context_tokens=context_tokens)
     assert [p.point for p in profile.points] == expected
     assert all(p.seconds for p in profile.points), "sequences did not fit at once"
     for point in profile.points:
@@ -125,7 +125,7 @@ def test_profile_resumes_after_kill_9(tmp_path: Path) -> None:
     part = run / "parts/1.jsonl"
     saved = read_measurements([part])
     count = sum(map(len, saved.values()))
-    everything = ROUNDS * len(spots(transfers=True))
+    everything = ROUNDS * len(points(transfers=True))
     assert 3 <= count < everything, "it had ended before it was killed"
     with part.open("ab") as file:
         file.write(b'{"point": {"metric": "ttft", "prom')  # as after a power failure
@@ -134,7 +134,7 @@ def test_profile_resumes_after_kill_9(tmp_path: Path) -> None:
     complete(run, transfers=True)
     new = read_measurements([run / "parts/2.jsonl"])
     assert count + sum(map(len, new.values())) == everything, "measured again"
-    assert all(len(saved[spot]) + len(new[spot]) == ROUNDS for spot in spots(transfers=True))
+    assert all(len(saved[spot]) + len(new[spot]) == ROUNDS for spot in points(transfers=True))
     status = latest(run).status()
     assert status is not None
     assert status.progress.resumed == count
@@ -166,32 +166,32 @@ def test_too_short_context_is_not_retried(tmp_path: Path) -> None:
     done = hpc_dynamo(*words, cwd=tmp_path)
     assert done.returncode == 3, done.stdout + done.stderr
     assert "sequences of 90 tokens are too short" in done.stderr
-    assert "max-model-len=96" in done.stderr
+    assert "max-model-len=128" in done.stderr
 
 
 def test_tokens_arriving_together_are_counted_each() -> None:
-    heard = TimedStream(sent_at=0.0)
+    stream = TimedStream(sent_at=0.0)
     events = [b'{"choices":[{}],"usage":{"completion_tokens":%d}}' % n for n in (1, 3)]
     last = b'{"choices":[],"usage":{"prompt_tokens_details":{"cached_tokens":16}}}'
     for event in (*events, last, b"[DONE]"):
-        heard.write(b"data: " + event[:20])
-        heard.write(event[20:] + b"\n\n")
-    heard.read()
-    assert len(heard.token_at) == 3
-    assert heard.token_at[0] < heard.token_at[1] == heard.token_at[2]
-    assert heard.cached_tokens == 16
+        stream.write(b"data: " + event[:20])
+        stream.write(event[20:] + b"\n\n")
+    stream.read()
+    assert len(stream.token_at) == 3
+    assert stream.token_at[0] < stream.token_at[1] == stream.token_at[2]
+    assert stream.cached_tokens == 16
 
 
 def test_stream_without_counts_has_one_token_per_event() -> None:
-    heard = TimedStream(sent_at=0.0)
-    heard.write(b': ping\n\ndata: {"choices":[{}]}\n\ndata: {"choices":[{}]}\n\ndata: [DONE]\n\n')
-    heard.read()
-    assert len(heard.token_at) == 2
-    assert heard.cached_tokens is None
+    stream = TimedStream(sent_at=0.0)
+    stream.write(b': ping\n\ndata: {"choices":[{}]}\n\ndata: {"choices":[{}]}\n\ndata: [DONE]\n\n')
+    stream.read()
+    assert len(stream.token_at) == 2
+    assert stream.cached_tokens is None
 
 
 def test_profile_help_has_examples(tmp_path: Path) -> None:
     done = hpc_dynamo("profile", "--help", cwd=tmp_path)
     assert done.returncode == 0
-    for said in ("profile.json", "planner.profile=", "goes on where the last attempt ended"):
+    for said in ("profile.json", "planner.profile=", "to resume the profile"):
         assert said in done.stdout

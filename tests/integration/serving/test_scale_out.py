@@ -30,7 +30,8 @@ PLANNER = (
     ),
     *(
         "planner.scale_out.max_nodes=1",
-        "planner.scale_out.scale_in_delay_s=2",
+        # On a busy machine the load of the first workers drops for seconds while the job starts.
+        "planner.scale_out.scale_in_delay_s=10",
         "cluster.heartbeat_timeout_s=3",
     ),
 )
