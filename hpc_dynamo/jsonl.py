@@ -1,4 +1,4 @@
-"""JSON Lines files that survive a crash: one record a line, flushed to disk."""
+"""JSON Lines files that survive a crash: one record per line, synced to disk."""
 
 import os
 from collections.abc import Iterator

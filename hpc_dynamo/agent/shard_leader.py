@@ -12,22 +12,22 @@ from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import ShardExited, StartShard
 from hpc_dynamo.process.child import Child
 
-REPORT_S = 1.0  # time for the report of another shard's exit, after the first's
+REPORT_S = 1.0  # after this shard has exited, time to wait for the report of a follower
 
 
 class ShardLeader:
-    """First shards on this node. `send` sends a message to the head, which passes it on."""
+    """Leaders of multi-node workers on this node. The head passes on the messages of `send`."""
 
     def __init__(self, send: Callable[[StartShard], Awaitable[None]]) -> None:
         self._send = send
         self._incarnations = Counter[int]()  # starts of each worker, by rank
-        self._exits = dict[int, asyncio.Future[str]]()  # exit of another shard, by rank
+        self._exits = dict[int, asyncio.Future[str]]()  # exit of a follower, by rank
 
     @asynccontextmanager
     async def start_shards(
         self, placement: Placement, has_followers: bool
     ) -> AsyncIterator["asyncio.Future[str]"]:
-        """Start the other shards of a worker, if it has some, for one start of the worker.
+        """Start the followers of a worker, if it has some, for one start of the worker.
 
         The future is set to an error text when one of them exits.
         """
@@ -43,7 +43,7 @@ class ShardLeader:
             exited.cancel()
 
     def shard_exited(self, message: ShardExited) -> None:
-        """Handle the exit of another shard. Messages of earlier starts are ignored."""
+        """Handle the exit of a follower. Messages of earlier starts are ignored."""
         exited = self._exits.get(message.rank)
         current = message.incarnation == self._incarnations[message.rank]
         if exited and not exited.done() and current:

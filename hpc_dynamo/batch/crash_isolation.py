@@ -24,7 +24,7 @@ RunGroup = Callable[[Sequence[RequestEntry], bool], Awaitable[list[RequestEntry]
 
 
 def retry_groups(suspects: Sequence[RequestEntry]) -> list[Sequence[RequestEntry]]:
-    """Return groups of one, or about as many groups as each has members."""
+    """Return groups of one request, or for many suspects groups of about sqrt(n) requests."""
     size = 1 if len(suspects) <= ONE_BY_ONE else isqrt(len(suspects))
     return [suspects[start : start + size] for start in range(0, len(suspects), size)]
 
@@ -41,7 +41,7 @@ def max_solo_attempts(config: Config) -> int:
 async def retry_isolated(suspects: Sequence[RequestEntry], run: RunGroup, attempts: int) -> None:
     """Retry in groups, then one by one the members of groups that crash a worker.
 
-    Requests that crash a worker that runs only them come last, up to `attempts` times.
+    Requests that crash a worker on their own are retried last, up to `attempts` times.
     """
     single: list[RequestEntry] = []
     for group in retry_groups(suspects):

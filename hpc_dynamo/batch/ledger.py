@@ -1,4 +1,4 @@
-"""Results on disk. A result counts once its line, including the newline, has been flushed.
+"""Results on disk. A result counts once its line, including the newline, is synced to disk.
 
 Each attempt appends to its own part, so that two writers never share a file. A line that a crash
 truncated has no newline and is ignored. The last successful line of an id wins. At the end the
@@ -166,7 +166,7 @@ class Ledger:
         except OSError as e:
             e.filename = e.filename or str(self._part)
             known = file_error(e) or HpcDynamoError(f"{self._part} cannot be written: {e}")
-            known.hint = f"{known.hint or 'the disk'}; run the same command again to resume"
+            known.hint = f"{known.hint or 'check the disk'}; run the same command again to resume"
             raise known from e
 
     async def _flush(self, handle: int, lines: list[bytes]) -> None:

@@ -20,7 +20,7 @@ from hpc_dynamo.topology import Plan
 Options = Mapping[str, str | int | bool]
 
 HEADER = (
-    "# `hpc-dynamo plan --sbatch …` prints a script of your own that creates its run folder itself."
+    "# This script belongs to one run folder. `hpc-dynamo plan --sbatch …` prints a reusable one."
 )
 
 
@@ -91,6 +91,7 @@ def directives(groups: GroupPlans, first: Options, others: Options | None = None
         if index:
             yield "#SBATCH hetjob"
         configured = sbatch_options(config, plan)
+        # Configured options come first and also win over the additional ones.
         options = configured | dict((others or {}) if index else first) | configured
         yield from (_directive(name, value) for name, value in options.items())
 

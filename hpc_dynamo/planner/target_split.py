@@ -33,13 +33,13 @@ class ReadyWorkers(NamedTuple):
 def target_split(need: WorkerNeed, ready: ReadyWorkers, config: Planner) -> TargetSplit:
     """Return the wanted split of the ready workers; their sum stays the same.
 
-    The pressure of a role is its need divided by its workers. The even split minimizes the larger
-    of the two pressures.
+    The pressure of a role is its need divided by its workers. The balanced split minimizes the
+    larger of the two pressures.
 
     1. While no role needs more workers than it has, nothing changes.
-    2. If the even split meets both needs, the short role gets half of the workers that it lacks
-       compared with that split, rounded up. It gets at least its need. Nothing moves if the even
-       split reduces the pressure by a factor of at most 1 + hysteresis. The role of the priority
+    2. If the balanced split meets both needs, the short role gets half of the workers that it lacks
+       compared with that split, rounded up. It gets at least its need. Nothing moves if the
+       balanced split reduces the pressure by a factor of at most 1 + hysteresis. The role of the priority
        target keeps its need plus that margin.
     3. If no split meets both needs, `priority_target` decides. `ttft`: prefill gets its need,
        decode the rest. `itl`: decode gets its share in proportion to the needs, rounded up. That
@@ -52,18 +52,18 @@ def target_split(need: WorkerNeed, ready: ReadyWorkers, config: Planner) -> Targ
     if ready.total < config.min_prefill_workers + config.min_decode_workers:
         return _target(need, ready, ready.prefill, "too few workers are ready to split")
     load, need = need, _at_least_minimum(need, config)
-    now, even = _pressure(need, ready), _even_split(need, ready, config)
+    now, balanced = _pressure(need, ready), _balanced_split(need, ready, config)
     if now <= 1:
         return _target(need, ready, ready.prefill, "no role is short")
-    if (after := _pressure(need, even)) > 1:
+    if (after := _pressure(need, balanced)) > 1:
         prefill = _priority_split(load, ready, config)
         return _target(need, ready, prefill, f"{config.priority_target} has priority")
     if now <= after * (1 + config.hysteresis):
         return _target(need, ready, ready.prefill, "a move would help too little")
     if need.prefill > ready.prefill:
-        short, prefill = "prefill", _halfway(need.prefill, ready.prefill, even.prefill)
+        short, prefill = "prefill", _halfway(need.prefill, ready.prefill, balanced.prefill)
     else:
-        decode = _halfway(need.decode, ready.decode, even.decode)
+        decode = _halfway(need.decode, ready.decode, balanced.decode)
         short, prefill = "decode", ready.total - decode
     prefill = _keep_priority(prefill, load, ready, config)
     return _target(need, ready, prefill, f"{short} is short")
@@ -95,8 +95,8 @@ def _pressure(need: WorkerNeed, ready: ReadyWorkers) -> float:
     return max(need.prefill / ready.prefill, need.decode / ready.decode)
 
 
-def _even_split(need: WorkerNeed, ready: ReadyWorkers, config: Planner) -> ReadyWorkers:
-    """Return the even split within the minimum of each role."""
+def _balanced_split(need: WorkerNeed, ready: ReadyWorkers, config: Planner) -> ReadyWorkers:
+    """Return the balanced split within the minimum of each role."""
     total, fair = ready.total, floor(ready.total * need.prefill / need.total)
     highest = total - config.min_decode_workers
     counts = (max(config.min_prefill_workers, min(n, highest)) for n in (fair, fair + 1))
@@ -104,8 +104,8 @@ def _even_split(need: WorkerNeed, ready: ReadyWorkers, config: Planner) -> Ready
     return min(splits, key=lambda split: _pressure(need, split))
 
 
-def _halfway(need: float, ready: int, even: int) -> int:
-    return max(ceil(need), ready + ceil((even - ready) / 2))
+def _halfway(need: float, ready: int, balanced: int) -> int:
+    return max(ceil(need), ready + ceil((balanced - ready) / 2))
 
 
 def _keep_priority(prefill: int, load: WorkerNeed, ready: ReadyWorkers, config: Planner) -> int:

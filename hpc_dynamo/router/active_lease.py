@@ -26,7 +26,7 @@ class ActiveLease:
     arrived_at: float  # time of the request at the router
     kv_source: RoutedWorker | None  # keeps the prompt's blocks until the decode worker has them
     phase_started_at: float = field(init=False)
-    queued_tokens: int = 0  # computed by the prompt worker until this prompt is done
+    queued_tokens: int = 0  # tokens ahead on the prompt worker at the start, this prompt included
     partial_block_tokens: int = 0  # response tokens beyond whole blocks
     first_token_at: float = 0.0
     last_token_at: float = 0.0

@@ -167,7 +167,7 @@ class RequestRouter:
             self._throughput.requests += 1
             self.interval_stats.add_request(request.prompt_tokens)
         lease = None if self._queue else self._try_grant(request, self._clock())
-        if lease is None and len(self._queue) >= self._limits.max_queued_requests:
+        if lease is None and self._limits.queue_is_full(len(self._queue)):
             self._reject_one(request)
         return lease
 

@@ -68,7 +68,8 @@ class Serve:
     )
     max_requests_per_worker: int | None = setting(
         None,
-        "Requests running on one worker. Null: twice `engine.max_num_seqs`.",
+        "Requests assigned to one worker, running or queued in its engine. "
+        "Null: twice `engine.max_num_seqs`.",
         unit="requests",
         ge=1,
         was="worker_requests",

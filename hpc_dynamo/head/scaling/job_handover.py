@@ -158,7 +158,9 @@ class JobHandover:
             return self.successor.detail
         self._last_queue_poll = time.monotonic()
         job = launch.find_job(attempt)
-        state, detail = await asyncio.to_thread(job.state) if job else ("", "")
+        if not job:
+            return "no record of the next job"
+        state, detail = await asyncio.to_thread(job.state)
         return f"{state}, {detail}"
 
     async def _probe(self, known: Successor, client: HttpClient) -> Successor:

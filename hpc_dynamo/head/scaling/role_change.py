@@ -1,4 +1,4 @@
-"""Role change of one worker: drain, switch, first request in the new role."""
+"""Role change of one worker: drain it, then switch it in place or restart its engine."""
 
 import asyncio
 import time
@@ -20,9 +20,9 @@ def min_workers(planner: Planner, role: Role) -> int:
 
 
 class RoleChanger:
-    """Changes roles of workers. A worker whose change fails keeps its old role, if it runs.
+    """Changes roles of workers. An engine that serves only one role is restarted.
 
-    Its engine is restarted if it serves one role only.
+    If the change fails, the worker keeps its old role.
     """
 
     def __init__(self, config: Config, router: RequestRouter, members: Membership) -> None:

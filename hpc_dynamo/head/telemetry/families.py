@@ -88,19 +88,19 @@ WORKER_KV_USAGE = _worker("kv_cache_usage_ratio", "Share of the KV cache in use,
 WORKER_HITS = _worker("prefix_cache_hit_ratio", "Share of prompt tokens cached, 0 to 1.")
 
 # The router's decisions and its view of the KV caches.
-DECISIONS = _counter("router_decisions", "Requests assigned to it.", "rank", "role", "policy")
-PREFILLS = _counter("router_prefills", "Prompts by the reason for their prefill worker.", "reason")
+DECISIONS = _counter("router_decisions", "Requests assigned to a worker.", "rank", "role", "policy")
+PREFILLS = _counter("router_prefills", "Prompts, by the reason for their worker.", "reason")
 PROMPT_BLOCKS = _counter("router_prompt_blocks", "KV blocks of all routed prompts.")
 CACHED_BLOCKS = _counter("router_cached_prompt_blocks", "Blocks cached on the selected worker.")
 HIT_RATIO = _gauge("router_cache_hit_ratio", "Cached share of all prompt blocks, 0 to 1.")
 DECISION_TIME = _histogram("router_decision_seconds", "Time to select the workers of a request.")
-TRANSFER_COST = _gauge("router_transfer_cost_tokens", "Prompt tokens computed during a transfer.")
+TRANSFER_COST = _gauge("router_transfer_cost_tokens", "Cost of a KV transfer in prompt tokens.")
 INDEX_BLOCKS = _gauge("router_index_blocks", "Known cached blocks, by their source.", "source")
 IGNORED_BLOCKS = _counter("router_ignored_blocks", "Blocks in KV events not indexed.", "reason")
 EVENT_LAG = _gauge("router_kv_event_lag_seconds", "Delay of the last KV event until its indexing.")
 EVENT_BATCHES = _counter("router_kv_event_batches", "Batches of KV events received.")
 EVENT_GAPS = _counter("router_kv_event_gaps", "Missing batches of KV events, requested again.")
-INDEX_RESETS = _counter("router_kv_index_resets", "Workers dropped from the index: lost events.")
+INDEX_RESETS = _counter("router_kv_index_resets", "Indexes of a worker dropped after lost events.")
 BAD_EVENTS = _counter("router_kv_events_invalid", "Batches of KV events that cannot be read.")
 
 # The planner's decisions.

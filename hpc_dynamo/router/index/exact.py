@@ -19,7 +19,7 @@ from hpc_dynamo.router.index.worker_blocks import (
 
 
 class PrefixIndex:
-    """Exact index of cached blocks, including gaps in a prefix.
+    """Exact index of cached blocks, also of blocks that follow an evicted one.
 
     A dictionary maps the hash of a block to its owners, the bits of one integer. A second one maps
     the last hash of PAGE consecutive blocks to the workers that stored them together. A long prompt
@@ -36,7 +36,7 @@ class PrefixIndex:
     """
 
     def __init__(self, capacity: int, block_tokens: int) -> None:
-        self._capacity, self._block = capacity, block_tokens
+        self._capacity, self._block_tokens = capacity, block_tokens
         self._owners, self._page_owners = BlockOwners(1024), BlockOwners(8)
         self._bits, self._workers = WorkerBits(), dict[int, WorkerBlocks]()  # by rank
         self._ended = deque[WorkerBlocks]()  # with blocks to sweep
@@ -68,8 +68,9 @@ class PrefixIndex:
         if rank in self._workers:
             self.add_worker(rank)
 
-    # After lost events, the indexed blocks are unreliable.
-    reset = clear
+    def reset(self, rank: int) -> None:
+        """Drop all blocks of a worker whose events were lost: they are unreliable."""
+        self.clear(rank)
 
     def store(
         self,
@@ -89,10 +90,12 @@ class PrefixIndex:
         worker = self._workers.get(rank)
         if worker is None:
             return
-        if block_tokens == self._block and self._append_block(worker, keys, parent, tokens, medium):
+        if block_tokens == self._block_tokens and self._append_block(
+            worker, keys, parent, tokens, medium
+        ):
             return
         short = short_keys(keys)
-        ratio, odd = divmod(block_tokens, self._block)
+        ratio, odd = divmod(block_tokens, self._block_tokens)
         fits = len(tokens) == len(short) * block_tokens * TOKEN_BYTES
         if odd or ratio < 1 or not fits or len(set(short)) < len(short):
             self.unfit += len(short)
@@ -114,7 +117,7 @@ class PrefixIndex:
             return
         self._forget(worker, table, known)
         self._extend(
-            worker, table, end, short, chained_hashes(tokens, self._block, end.parent_hash)
+            worker, table, end, short, chained_hashes(tokens, self._block_tokens, end.parent_hash)
         )
 
     def _append_block(
@@ -129,7 +132,7 @@ class PrefixIndex:
 
         Return False, without changes, for any other event.
         """
-        if len(keys) != 1 or parent is None or len(tokens) != self._block * TOKEN_BYTES:
+        if len(keys) != 1 or parent is None or len(tokens) != self._block_tokens * TOKEN_BYTES:
             return False
         table, name, before = worker.table(medium), short_key(keys[0]), short_key(parent)
         page = table.find(before)
@@ -137,7 +140,7 @@ class PrefixIndex:
             return False
         if self._ended or self._copies >= self._capacity:
             return False
-        blocks = chained_hashes(tokens, self._block, page.last)
+        blocks = chained_hashes(tokens, self._block_tokens, page.last)
         self._append(worker, table, page, [name], blocks)
         worker.add_copies(self._owners.add(blocks, worker.bit))
         self._copies += 1

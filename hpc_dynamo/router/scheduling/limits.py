@@ -45,6 +45,10 @@ class AdmissionLimits:
             and worker.prefill_tokens <= self.max_prefill_tokens_per_worker
         )
 
+    def queue_is_full(self, queued: int) -> bool:
+        """Return True if no more requests may be queued (`serve.max_queued_requests`)."""
+        return queued >= self.max_queued_requests
+
     @classmethod
     def for_endpoint(cls, serve: Serve, router: Router, max_num_seqs: int) -> Self:
         """Return the limits of an endpoint; workers decode up to `max_num_seqs` sequences."""
