@@ -10,6 +10,8 @@ HPC_DYNAMO := $(BIN)/pip install --quiet --no-deps --editable .
 # Tests wait as much as they compute: three workers on two cores. An idle worker takes over
 # tests of a busy one.
 SIDE_BY_SIDE := -n 3 --dist worksteal
+# `make test` also runs tests/integration, and property tests with more examples.
+FAST := --hypothesis-profile=fast -m "not cluster and not vllm and not slow" tests/unit
 
 COMPILE := uv pip compile --quiet --upgrade --universal --generate-hashes --no-annotate \
 	--no-header --no-emit-index-url --python-version 3.11
@@ -26,12 +28,11 @@ demo: $(VENV)/demo.stamp ## a batch through one prefill and one decode worker (E
 test: $(VENV)/dev.stamp ## all tests: local, Slurm cluster (root on Debian) and vLLM; prints first what it installs
 	@$(BIN)/python -m tests.suite
 
-test-fast: $(VENV)/dev.stamp ## some three minutes on two cores: no cluster, no vLLM, few whole jobs
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not cluster and not vllm and not slow"
+test-fast: $(VENV)/dev.stamp ## unit tests without the slow ones: under two minutes on two cores
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(FAST)
 
 coverage: $(VENV)/dev.stamp ## the fast suite with its coverage; fails below the floor in pyproject.toml
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not cluster and not vllm and not slow" \
-		--cov --cov-report=term --cov-report=xml:dist/coverage.xml
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(FAST) --cov --cov-report=term --cov-report=xml:dist/coverage.xml
 
 lint: $(VENV)/dev.stamp ## ruff, strict mypy, prose, and the docs: generated pages and links
 	$(BIN)/ruff check .

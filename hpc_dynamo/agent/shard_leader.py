@@ -12,7 +12,8 @@ from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import ShardExited, StartShard
 from hpc_dynamo.process.child import Child
 
-REPORT_S = 1.0  # after this shard has exited, time to wait for the report of a follower
+# Time to wait for the report of a follower after this shard has exited.
+REPORT_S = 1.0
 
 
 class ShardLeader:

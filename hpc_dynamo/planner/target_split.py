@@ -39,8 +39,8 @@ def target_split(need: WorkerNeed, ready: ReadyWorkers, config: Planner) -> Targ
     1. While no role needs more workers than it has, nothing changes.
     2. If the balanced split meets both needs, the short role gets half of the workers that it lacks
        compared with that split, rounded up. It gets at least its need. Nothing moves if the
-       balanced split reduces the pressure by a factor of at most 1 + hysteresis. The role of the priority
-       target keeps its need plus that margin.
+       balanced split reduces the pressure by a factor of at most 1 + hysteresis. The
+       role of the priority target keeps its need plus that margin.
     3. If no split meets both needs, `priority_target` decides. `ttft`: prefill gets its need,
        decode the rest. `itl`: decode gets its share in proportion to the needs, rounded up. That
        is enough for the load that prefill lets through; the other requests are queued. The role of
