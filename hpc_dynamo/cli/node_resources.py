@@ -6,7 +6,7 @@ from pathlib import Path
 from hpc_dynamo import launch
 from hpc_dynamo.config import Cluster, Config, Launcher
 from hpc_dynamo.config.resolve import with_node_resources
-from hpc_dynamo.launch import enclosing, partitions
+from hpc_dynamo.launch import current_allocation, partitions
 from hpc_dynamo.launch.layout_check import check_layout, fit_to_nodes
 from hpc_dynamo.topology import Plan
 
@@ -22,7 +22,7 @@ def resolve_node_resources(config: Config, launcher: Launcher) -> Config:
         return with_node_resources(config, gpus)
     if launcher is not Launcher.allocation:
         return config
-    found = enclosing.require_allocation()
+    found = current_allocation.require_allocation()
     if config.cluster.hardware:
         return config
     known = found.gpus or None, found.cpus or None, found.memory_gb or None

@@ -25,8 +25,8 @@ from msgspec import structs
 
 from hpc_dynamo.config import Config, Heterogeneous, Launcher, require_single_model, with_hardware
 from hpc_dynamo.errors import ConfigError, RunBusy
-from hpc_dynamo.launch import enclosing, extra_jobs, hetjob, local, slurm
-from hpc_dynamo.launch.allocation import StepJob, start_step
+from hpc_dynamo.launch import current_allocation, extra_jobs, hetjob, local, slurm
+from hpc_dynamo.launch.allocation_launcher import StepJob, start_step
 from hpc_dynamo.launch.job import JobState, LaunchedJob
 from hpc_dynamo.launch.local import LocalJob
 from hpc_dynamo.launch.node import is_requeued
@@ -44,7 +44,7 @@ def resolve_launcher(launcher: Launcher) -> Launcher:
     if launcher is Launcher.auto and "SLURM_JOB_ID" in os.environ:
         launcher = Launcher.allocation
     if launcher is Launcher.allocation:
-        enclosing.require_allocation()
+        current_allocation.require_allocation()
     if launcher is not Launcher.auto:
         return launcher
     return Launcher.slurm if slurm.available() else Launcher.local

@@ -11,7 +11,7 @@ from hpc_dynamo.errors import LaunchError
 from hpc_dynamo.launch.environment import for_submission
 from hpc_dynamo.launch.refusal import submission_error
 from hpc_dynamo.launch.resources import group_configs, sbatch_options
-from hpc_dynamo.launch.script import hetjob_script
+from hpc_dynamo.launch.sbatch_script import hetjob_script
 from hpc_dynamo.launch.slurm import agent_mpi, run_command
 from hpc_dynamo.messages import JobRecord
 from hpc_dynamo.run import Attempt

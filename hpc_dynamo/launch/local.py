@@ -12,7 +12,7 @@ import submitit
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.errors import LaunchError
-from hpc_dynamo.launch import enclosing
+from hpc_dynamo.launch import current_allocation
 from hpc_dynamo.launch.environment import applied, for_step
 from hpc_dynamo.launch.job import JobState
 from hpc_dynamo.messages import JobRecord
@@ -24,7 +24,7 @@ NO_WALLTIME_MIN = 365 * 24 * 60  # the local executor requires a limit
 
 def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], int]) -> JobRecord:
     """Start `plan.nodes` agents on this machine; they continue when this process ends."""
-    env = for_step(allocation=enclosing.current_allocation() is not None)
+    env = for_step(allocation=current_allocation.current_allocation() is not None)
     executor = submitit.AutoExecutor(folder=attempt.submitit, cluster="local")
     executor.update_parameters(
         nodes=1,

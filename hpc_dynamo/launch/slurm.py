@@ -22,7 +22,7 @@ from hpc_dynamo.launch.job import JobState
 from hpc_dynamo.launch.reasons import explain_end, explain_pending
 from hpc_dynamo.launch.refusal import submission_error
 from hpc_dynamo.launch.resources import sbatch_options
-from hpc_dynamo.launch.script import submission_script
+from hpc_dynamo.launch.sbatch_script import submission_script
 from hpc_dynamo.messages import JobRecord
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan

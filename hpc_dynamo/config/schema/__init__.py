@@ -11,8 +11,8 @@
     setting.py    metadata of a field
     describe.py   texts about a field
 
-Defaults here are the defaults of the product; files in `conf/` only choose among them. `None` means
-that the value is derived.
+Defaults here hold if no file in `conf/` sets the field. `conf/config.yaml` selects the files of a
+run, such as `topology=disaggregated`. `None` means that the value is derived.
 """
 
 from hpc_dynamo.config.schema.cluster import (

@@ -74,7 +74,8 @@ class Topology:
 
     kind: TopologyKind = setting(
         TopologyKind.aggregated,
-        "Aggregated workers compute whole requests. Disaggregated ones compute prefill or decode.",
+        "Aggregated workers compute whole requests. Disaggregated ones compute prefill or decode. "
+        "The command line selects `topology=disaggregated` if nothing else is given.",
     )
     nodes: int | None = setting(
         None, "Number of nodes. Null: the fewest that hold the workers.", unit="nodes", ge=1

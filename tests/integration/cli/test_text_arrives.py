@@ -19,7 +19,7 @@ from hpc_dynamo.cli.overrides.yaml_text import dump
 from hpc_dynamo.config import Config, Role, validate, with_worker_options
 from hpc_dynamo.engines import Placement, engine
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.launch.script import quoted, render_script
+from hpc_dynamo.launch.sbatch_script import quoted, render_script
 from hpc_dynamo.topology import plan
 from tests.support.runs import hpc_dynamo
 from tests.unit.config.test_overrides import ODD

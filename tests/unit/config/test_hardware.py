@@ -13,10 +13,10 @@ from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import Config, Launcher, with_hardware
 from hpc_dynamo.errors import ConfigError, LaunchError
 from hpc_dynamo.launch import extra_jobs
-from hpc_dynamo.launch.allocation import start_step
+from hpc_dynamo.launch.allocation_launcher import start_step
 from hpc_dynamo.launch.node import het_component, node_index_and_hosts
 from hpc_dynamo.launch.resources import group_configs, required_resources
-from hpc_dynamo.launch.script import submission_script
+from hpc_dynamo.launch.sbatch_script import submission_script
 from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.tasks import node
 from hpc_dynamo.topology import NodeGroup, Plan, plan

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.launch import environment, script, slurm
+from hpc_dynamo.launch import environment, sbatch_script, slurm
 from hpc_dynamo.process.child import LOGIN_HOST, clean_environment
 from hpc_dynamo.run import Run
 from hpc_dynamo.tasks import node
@@ -115,8 +115,8 @@ def test_job_without_inherited_environment_does_not_import_from_folder(
     config = compose(["engine=simulator", f"cluster.slurm.extra.export={export}"])
     attempt, layout = run.new_attempt(config, plan(config)), plan(config)
     for text in (
-        script.submission_script(attempt, config, layout, "none"),
-        script.hetjob_script(attempt, config, layout, "hpc_dynamo.tasks.node", "none"),
+        sbatch_script.submission_script(attempt, config, layout, "none"),
+        sbatch_script.hetjob_script(attempt, config, layout, "hpc_dynamo.tasks.node", "none"),
     ):
         lines = text.splitlines()
         (srun,) = (n for n, line in enumerate(lines) if line.startswith("srun "))

@@ -13,7 +13,7 @@ from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import Config, Task
 from hpc_dynamo.errors import LaunchError
 from hpc_dynamo.launch import slurm
-from hpc_dynamo.launch.script import render_script, submission_script
+from hpc_dynamo.launch.sbatch_script import render_script, submission_script
 from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.tasks import node
 from hpc_dynamo.topology import plan

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hpc_dynamo.errors import ConfigError
-from hpc_dynamo.launch.enclosing import (
+from hpc_dynamo.launch.current_allocation import (
     Allocation,
     current_allocation,
     parse_allocation,
