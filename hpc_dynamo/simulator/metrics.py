@@ -24,7 +24,7 @@ class SimulatorMetrics:
         self.running = self.waiting = 0
         self.kv_usage = 0.0
         self.prompt_tokens = self.generation_tokens = 0
-        self.prefix_queries = self.prefix_hits = 0
+        self.prefix_queries = self.prefix_hits = self.external_hits = 0
         self.finished = dict.fromkeys(("stop", "length", "abort", "error"), 0)
         self.ttft = Histogram(TTFT_S)
         self.itl = Histogram(ITL_S)
@@ -66,6 +66,7 @@ class SimulatorMetrics:
             "generation_tokens_total": self.generation_tokens,
             "prefix_cache_queries_total": self.prefix_queries,
             "prefix_cache_hits_total": self.prefix_hits,
+            "external_prefix_cache_hits_total": self.external_hits,
             "nixl_num_failed_transfers_total": self.failed_transfers,
             "nixl_num_kv_expired_reqs_total": self.expired,
         }

@@ -261,6 +261,7 @@ class Scheduler:
             self.wake()
 
     def _handle_pulled(self, sequence: OutputSequence, blocks: list[int]) -> None:
+        self._metrics.external_hits += sequence.prompt_tokens - sequence.cached_tokens
         self.model.accept_pulled_blocks(sequence, blocks)
         if sequence.finish_reason is None:
             self._pulled.append(sequence)

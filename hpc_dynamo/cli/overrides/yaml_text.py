@@ -120,7 +120,23 @@ def _as_names(item: Any) -> Any:
 
 def dump(content: dict[str, Any]) -> str:
     """Return YAML of plain values, which `read` and Hydra read back unchanged."""
-    return str(yaml.safe_dump(_escaped(content), sort_keys=False, allow_unicode=True, width=1000))
+    return str(
+        yaml.dump(
+            _escaped(content), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000
+        )
+    )
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc] # yaml has no type information
+    """Writes texts with any line break in double quotes, so that they can be indented."""
+
+
+def _represent_text(dumper: Any, text: str) -> Any:
+    style = '"' if len(f"{text}.".splitlines()) > 1 else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _escaped(value: Any) -> Any:

@@ -166,7 +166,7 @@ def test_too_short_context_is_not_retried(tmp_path: Path) -> None:
     done = hpc_dynamo(*words, cwd=tmp_path)
     assert done.returncode == 3, done.stdout + done.stderr
     assert "sequences of 90 tokens are too short" in done.stderr
-    assert "max-model-len=128" in done.stderr
+    assert "max-model-len=96" in done.stderr
 
 
 def test_tokens_arriving_together_are_counted_each() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hpc_dynamo.cli.compose import compose
@@ -273,6 +273,7 @@ def test_free_values_of_a_file_are_those_of_an_override(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=10)
 @given(st.text(), st.text())
+@example("\x85", "a\u2028 b\x1c\n c")
 def test_a_shown_configuration_is_read_back_unchanged(
     tmp_path_factory: pytest.TempPathFactory, text: str, other: str
 ) -> None:
