@@ -28,7 +28,7 @@ PYTEST = (sys.executable, "-m", "pytest", "-q", "--durations=15")
 # cores. A worker that has run all its tests takes over tests of another one.
 LOCAL = ("-n", "3", "--dist", "worksteal", "-m", "not cluster and not vllm")
 # Each worker brings up a Slurm cluster of its own.
-CLUSTER = ("-n", "2", "--dist", "worksteal", "-m", "cluster")
+CLUSTER = ("-n", "2", "--dist", "worksteal", "-m", "cluster and not vllm")
 # Tests of a file share engines.
 VLLM = ("-n", "2", "--dist", "loadfile", "-m", "vllm")
 

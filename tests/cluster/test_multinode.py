@@ -78,5 +78,5 @@ def test_worker_restarts_after_an_mpi_rank_was_killed(
     assert "2 restarts left" in log_text
     assert f"srun: error: {second}: task " in log_text
     assert "starts: " not in attempt.agent_log(1).read_text(), "the first agent starts all ranks"
-    assert "node 3 of 4, with node 0" in attempt.worker_log(0).read_text()
+    assert "node 3 of 4, connected to node 0" in attempt.worker_log(0).read_text()
     until("no rank left", lambda: not any(_ranks(cluster, n) for n in (first, second)))
