@@ -73,7 +73,7 @@ class ResponseRelay:
         self._response.begin(200, headers)
 
 
-class _Usage(msgspec.Struct):
+class _TokenUsage(msgspec.Struct):
     """Token counts of a response."""
 
     completion_tokens: int = 0
@@ -83,7 +83,7 @@ class _Usage(msgspec.Struct):
 class _Response(msgspec.Struct):
     """Fields of a response that are read here."""
 
-    usage: _Usage | None = None
+    usage: _TokenUsage | None = None
 
 
 _RESPONSE = msgspec.json.Decoder(_Response)

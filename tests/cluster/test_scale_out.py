@@ -126,4 +126,4 @@ async def test_extra_job_ends_with_its_head(cluster: SlurmCluster, shared_dir: P
         until("an empty queue", lambda: not queue(cluster), SOON_S)
         known = job(attempt, 1)
         assert known
-        assert known.state is ExtraJobState.running, "nobody could tell of its end"
+        assert known.state is ExtraJobState.running, "only a running job can end without a report"

@@ -131,7 +131,9 @@ async def test_extra_jobs_end_when_the_head_dies_or_is_stopped(
         await wait_for_scale_out(first)
         kill(first.head)
         until("nothing is left", lambda: not first.processes())
-        assert jobs(first.attempt)[0].state is ExtraJobState.running, "nobody could tell of its end"
+        assert jobs(first.attempt)[0].state is ExtraJobState.running, (
+            "only a running job can end without a report"
+        )
     with serving(tmp_path, *words) as second:
         until("it is known", lambda: jobs(first.attempt)[0].state is ExtraJobState.ended)
         status = until("a status", lambda: (s := second.attempt.status()) and s.node_hours and s)
