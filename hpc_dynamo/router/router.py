@@ -46,9 +46,8 @@ class RequestRouter:
         self._limits = limits or AdmissionLimits()
         self.kv_state, self.decisions = KvState(config, clock), DecisionStats()
         self._selector = WorkerSelector(kind, config, self._limits, self.kv_state)
-        self._role_sets = (
-            2 if kind is TopologyKind.disaggregated else 1
-        )  # that requests can require
+        # Sets of roles that a request can require: decode, or prefill and decode.
+        self._role_sets = 2 if kind is TopologyKind.disaggregated else 1
         self._workers, self._departed = dict[int, RoutedWorker](), dict[int, RoutedWorker]()
         self._leases, self._lease_ids = dict[int, ActiveLease](), count(1)
         self._queue, self._peer_loads = RequestQueue(clock), PeerLoads()

@@ -72,8 +72,7 @@ class PlannerLoop:
             while True:
                 await asyncio.sleep(self._interval_s)
                 signals = self._collect()
-                # A forecast may fit a model; that must not block streams.
-                self.last = await asyncio.to_thread(self._planner.decide, signals)
+                self.last = self._planner.decide(signals)
                 self._on_decision(self.last)
                 ranks, skipped = self._select(self.last.move)
                 await self._record(PlannerRecord(decision=self.last, skipped=skipped))
