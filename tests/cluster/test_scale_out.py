@@ -11,7 +11,7 @@ from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, NodeRecord, Worke
 from hpc_dynamo.run import Attempt
 from tests.cluster.serving import PLANNER, serving
 from tests.cluster.slurm import SlurmCluster
-from tests.support.load import Load
+from tests.support.load import Load, wait
 from tests.support.runs import hpc_dynamo, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(580)]
@@ -19,9 +19,10 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(580)]
 WORDS = (
     *("cluster.heartbeat_timeout_s=4", "topology.nodes=1"),
     *("topology.prefill.workers=1", "topology.decode.workers=1"),
-    *("engine=simulator", "engine.args.timing=h100-8b", "engine.args.time-scale=8"),
+    *("engine=simulator", "engine.args.timing=h100-8b", "engine.args.time-scale=5"),
     *(
-        "engine.args.num-blocks=512",
+        # 24 streams of 100 tokens use half of these blocks on one worker, a quarter on two.
+        *("engine.args.num-blocks=160", "engine.args.max-model-len=2048"),
         "planner.scale_out.max_nodes=1",
         "planner.scale_out.scale_in_delay_s=15",
     ),
@@ -41,7 +42,7 @@ async def on_one_node(
 ) -> AsyncIterator[tuple[Attempt, Load]]:
     """Run streams meanwhile."""
     async with serving(cluster, folder, *WORDS, *words, workers=2) as job:
-        yield job.attempt, job.load(3, 200)
+        yield job.attempt, job.load(3, 100)
 
 
 def job(attempt: Attempt, number: int) -> ExtraJobStatus | None:
@@ -94,21 +95,25 @@ async def test_node_is_added_under_load_and_released(
             assert {w.host for w in status.workers} == {*cluster.nodes[:2]}
             return first
 
-        await load.run_until(joined, 24, SOON_S)
-        first = job(attempt, 1)
-        assert first
         stopped = list[str]()
 
         def preempted() -> bool:
             """Preempt it while it has streams."""
-            if not stopped and any(w.active for w in loads(attempt, 1)):
+            first = job(attempt, 1)
+            if not stopped and first and any(w.active for w in loads(attempt, 1)):
                 stopped.append(cluster.slurm("scancel", "--signal=USR2", first.job_id))
             return has_ended(attempt, 1)
 
-        await load.run_until(preempted, 24, SOON_S)
+        def joined_again() -> bool:
+            return serves(attempt, 2)
+
+        async with load.running(24):
+            for step in (joined, preempted, joined_again):
+                await wait(step, SOON_S)
         assert stopped
-        assert "Slurm ends it soon" in (job(attempt, 1) or first).detail
-        await load.run_until(lambda: serves(attempt, 2), 24, SOON_S)
+        first = job(attempt, 1)
+        assert first
+        assert "Slurm ends it soon" in first.detail
         await load.run_until(lambda: has_ended(attempt, 2), 1, SOON_S)  # more than nothing, less
         assert queue(cluster) == [own.job_id]
         assert load.pieces

@@ -1,6 +1,7 @@
 """Runs that are longer than their jobs.
 
 Slurm ends a job at the earliest one minute after its start, so the three runs run in parallel.
+Each job stops dispatching requests after half a minute.
 """
 
 import subprocess
@@ -16,16 +17,19 @@ from hpc_dynamo.run import Run
 from tests.cluster.slurm import SlurmCluster
 from tests.support.runs import each_once, hpc_dynamo, latest, write_prompts
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(560)]
+pytestmark = [
+    *(pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(560)),
+    pytest.mark.xdist_group("walltime"),  # the tests share their set-up
+]
 
-MINUTE = ("cluster.slurm.time=1", "cluster.slurm.signal_before_end_s=15")
+MINUTE = ("cluster.slurm.time=1", "cluster.slurm.signal_before_end_s=30")
 SLOW = ("engine.args.time-scale=20", "batch.concurrency=4")
 SMALL = ("topology=aggregated", "topology.nodes=1")
 
 # Requests of a run, and what makes it longer than a minute.
 CASES = {
-    "three walltimes": (200, SLOW, {}),
-    "never requeued": (100, SLOW, {"SBATCH_NO_REQUEUE": "1"}),
+    "three walltimes": (120, SLOW, {}),
+    "never requeued": (70, SLOW, {"SBATCH_NO_REQUEUE": "1"}),
     "no answer": (2, ("engine.args.start-delay-s=300",), {}),
 }
 
@@ -68,7 +72,7 @@ def test_batch_over_three_walltimes_finishes(ended: dict[str, Ended]) -> None:
 def test_job_without_requeue_submits_next_attempt(ended: dict[str, Ended]) -> None:
     run, ids, done = ended["never requeued"]
     assert done.returncode == 0, done.stdout + done.stderr
-    first, second = Run(run).attempts()
+    first, second, *_ = Run(run).attempts()
     outcome = first.outcome()
     assert outcome is not None
     assert (outcome.next_attempt, lives(run)) == (second.number, 1)

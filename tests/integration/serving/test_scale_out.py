@@ -1,9 +1,6 @@
 """An endpoint adds an extra job, as processes on this machine, and releases it."""
 
-import asyncio
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -12,15 +9,20 @@ from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, Status
 from hpc_dynamo.planner.scale_out import ScaleOutRecord
 from hpc_dynamo.run import Attempt
 from tests.integration.serving.served import MODEL, Served, kill, serving
+from tests.support.load import Load
 from tests.support.runs import hpc_dynamo, until
 
-SOON_S = 60.0
 SHAPE = (
     "topology.prefill.workers=1",
     "topology.decode.workers=1",
     "router.conditional_disaggregation=false",
 )
-SLOW = ("engine.args.timing=h100-8b", "engine.args.time-scale=8", "engine.args.num-blocks=512")
+SLOW = (
+    "engine.args.timing=h100-8b",
+    "engine.args.time-scale=5",
+    "engine.args.num-blocks=160",
+    "engine.args.max-model-len=2048",
+)
 PLANNER = (
     *("planner.mode=load", "planner.interval_s=0.5", "planner.stabilization_intervals=2"),
     *(
@@ -35,35 +37,6 @@ PLANNER = (
         "cluster.heartbeat_timeout_s=3",
     ),
 )
-
-
-class Load:
-    """Clients that send requests in sequence until stopped; any failure ends the test."""
-
-    def __init__(self, served: Served, max_tokens: int) -> None:
-        self._body: dict[str, Any] = {
-            "model": MODEL, "max_tokens": max_tokens, "stream": True,
-            "extra_body": {"ignore_eos": True},
-        }  # fmt: skip
-        self._served, self._stop = served, asyncio.Event()
-        self.pieces = list[int]()  # length of each answer
-
-    async def run_until(self, done: Callable[[], object], clients: int) -> None:
-        async with self._served.asynchronous() as client, asyncio.TaskGroup() as group:
-            for number in range(clients):
-                group.create_task(self._ask(client, number))
-            try:
-                await asyncio.to_thread(until, "what the load is for", done, SOON_S)
-            finally:
-                self._stop.set()
-
-    async def _ask(self, client: Any, number: int) -> None:
-        count = 0
-        while not self._stop.is_set():
-            prompt = f"{number}.{count} hello"
-            stream = await client.completions.create(**self._body, prompt=prompt)
-            self.pieces.append(sum([1 async for chunk in stream if chunk.choices]))
-            count += 1
 
 
 def jobs(attempt: Attempt) -> list[ExtraJobStatus]:
@@ -88,7 +61,7 @@ def wait_until_released(served: Served) -> Status | None:
 
 async def wait_for_scale_out(served: Served) -> Load:
     """Apply load until new workers answer requests."""
-    load = Load(served, max_tokens=200)
+    load = Load(served.url, served.key, MODEL, prompt_words=1, max_tokens=100)
     await load.run_until(lambda: served_by_new_workers(served), clients=24)
     return load
 
@@ -99,7 +72,7 @@ async def test_extra_job_is_added_under_load_and_released_without(
 ) -> None:
     with serving(tmp_path, *SHAPE, *SLOW, *PLANNER, f"model.path={model_folder}") as served:
         load = await wait_for_scale_out(served)
-        assert set(load.pieces) == {200}
+        assert set(load.pieces) == {100}
         folder = served.attempt.run.path
         shown = hpc_dynamo("status", "--once", str(folder), cwd=folder)
         assert "extra job" in shown.stdout, shown.stdout
