@@ -17,7 +17,7 @@ COMPILE := uv pip compile --quiet --upgrade --universal --generate-hashes --no-a
 	--no-header --no-emit-index-url --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast coverage lint docs lock cluster cluster-down golden clean
+.PHONY: help demo test test-fast coverage faults lint docs lock cluster cluster-down golden clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -30,6 +30,9 @@ test: $(VENV)/dev.stamp ## all tests: local, Slurm cluster (root on Debian) and 
 
 test-fast: $(VENV)/dev.stamp ## unit tests without the slow ones: under two minutes on two cores
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(FAST)
+
+faults: $(VENV)/dev.stamp ## the whole fault suite: processes, Slurm nodes and engines that die, hang or lie
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 tests/faults
 
 coverage: $(VENV)/dev.stamp ## the fast suite with its coverage; fails below the floor in pyproject.toml
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(FAST) --cov --cov-report=term --cov-report=xml:dist/coverage.xml

@@ -1,6 +1,8 @@
-"""Shared fixtures: a run folder, and an environment without traces of an enclosing job."""
+"""Shared fixtures: a run folder, a Slurm cluster, no traces of an enclosing job."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from hpc_dynamo.process.child import JOB_VARIABLES
 from hpc_dynamo.run import Attempt, Run, Secrets, new_token
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.wire import new_keys
+from tests.cluster.slurm import SlurmCluster, Spec, sweep, unavailable
 from tests.support.terminal import Call, caller
 
 # Examples have no deadline, since the machine may be busy; pytest has its own timeout.
@@ -50,3 +53,28 @@ def call(
 ) -> Call:
     """Return a function that calls the command line in this process, in a new folder."""
     return caller(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[SlurmCluster]:
+    """Start three Slurm nodes with two fake GPUs each, when the first test needs them.
+
+    Tests are skipped, with a reason, if they cannot run; with `cluster` among the words of
+    HPC_DYNAMO_REQUIRE they fail instead.
+    """
+    if reason := unavailable():
+        refuse = pytest.fail if "cluster" in _required() else pytest.skip
+        refuse(reason)
+    sweep()
+    with SlurmCluster(Spec(f"t{os.getpid()}n", gpus=2)) as cluster:
+        yield cluster
+
+
+def _required() -> list[str]:
+    return os.environ.get("HPC_DYNAMO_REQUIRE", "").replace(",", " ").split()
+
+
+@pytest.fixture
+def shared_dir(cluster: SlurmCluster) -> Path:
+    """Return a new folder that all nodes share; `tmp_path` exists only on this machine."""
+    return Path(tempfile.mkdtemp(dir=cluster.shared))
