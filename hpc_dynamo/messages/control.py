@@ -65,7 +65,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     context_tokens: int = 0  # longest sequence; 0 if unknown
     operations: tuple[str, ...] = ()  # HTTP operations for clients: `POST /v1/rerank`
     asleep: bool = False  # put to sleep by a client; receives no requests
-    hangs: int = 0  # times that it was killed since the start of its agent, because it hung
+    hangs: int = 0  # times that it hung and was killed; counted by its agent
 
     @property
     def without_operations(self) -> "WorkerReport":

@@ -59,7 +59,7 @@ def _ancestors(pid: int) -> Iterator[int]:
 
 
 def ended(pid: int) -> bool:
-    """Return True if a process has ended, also if nobody has waited for it."""
+    """Return True if a process has ended, also if its parent has not waited for it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
