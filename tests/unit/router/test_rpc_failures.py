@@ -154,7 +154,7 @@ async def test_invalid_hints_fail_only_their_request(head: Head, hints: RoutingH
 
 async def test_defect_affects_only_its_message(head: Head) -> None:
     remote = await head.frontend()
-    received, head.server.on_report = head.server.on_report, lambda *_: 1 / 0  # type: ignore[assignment,return-value]
+    received, head.server.on_report = head.server.on_report, lambda *_: 1 / 0  # type: ignore[assignment]
     remote.report_to_head(RunView())
     with pytest.raises(RequestFailed, match="internal error") as error:
         await remote.set_sleep(ZERO_DIVISION_RANK, asleep=True)
