@@ -93,8 +93,8 @@ class WorkerClient:
     ) -> AsyncIterator[CheckedResponse]:
         """Yield a worker's response with status 200.
 
-        Raises RequestFailed that names the worker for another status, and WorkerFailed for a
-        connection that fails or a response that is none, also while the response is read.
+        Raises RequestFailed for another status. Raises WorkerFailed, also while the response is
+        read, if the connection fails or the response is no answer. Both name the worker.
         """
         sent = self.client.send("POST", target.url, request.path, content, request.headers)
         path = request.path.partition("?")[0]

@@ -180,6 +180,7 @@ class HttpResponse(asyncio.Protocol):
             self._wake()
 
     def on_body(self, part: bytes) -> None:
+        """Write to the sink, or keep the piece and wake a reader for the first."""
         if self._sink is None:
             if not self._body:
                 self._wake()
