@@ -75,6 +75,10 @@ class WorkerFailed(RequestFailed):
         self.rank, self.reached = rank, reached
 
 
+class WorkerLost(WorkerFailed):
+    """A worker hung, or its node was lost: nothing suggests that the request was the cause."""
+
+
 class WorkerClient:
     """HTTP client for the workers of a lease."""
 

@@ -88,7 +88,7 @@ class RequestRouter:
             self._departed[rank] = worker
             worker.idle.set()
             for active in list(self._leases.values()):
-                if worker in (active.decode, active.prefill):
+                if worker in (active.decode, active.active_prefill):
                     active.lease.set_worker_lost(rank)
             self._serve_queue()
 

@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 
-from hpc_dynamo.config.schema import Config, Hardware, Slurm
+from hpc_dynamo.config.schema.cluster import Hardware, Slurm
+from hpc_dynamo.config.schema.config import Config
 from hpc_dynamo.errors import ConfigError, quoted_override
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\x85]")

@@ -27,6 +27,7 @@ from hpc_dynamo.messages import (
     NodeRecord,
     Preempted,
     Roster,
+    SetAsleep,
     SetRole,
     ShardExited,
     StartShard,
@@ -173,6 +174,10 @@ class Membership:
         await self._send(worker.node, SetRole(rank=rank, role=role, restart=restart))
         if not restart and rank in self.workers:
             self.workers[rank] = replace(worker, role=role)
+
+    async def set_asleep(self, rank: int, asleep: bool) -> None:
+        """Inform a worker's agent, which expects no progress of a worker that sleeps."""
+        await self._send(self.workers[rank].node, SetAsleep(rank=rank, asleep=asleep))
 
     @contextmanager
     def subscribe(self) -> Iterator[Reports]:
