@@ -99,8 +99,8 @@ def serve_run(config: Config, notify: Notify) -> Run:
 def _unused_folder(config: Config, notify: Notify) -> Run:
     """Return the run, after a rename of its folder if `overwrite=true`. Makes new files private.
 
-    Raises RunBusy if a job uses it, FileRefused if another user could have written to it, and
-    ConfigError if its folder contains files but no run.
+    Raises RunBusy if a job uses it. Raises FileRefused if another user could have written to it.
+    Raises ConfigError if its folder contains files but no run.
     """
     os.umask(PRIVATE_UMASK)
     run = Run(Path(config.runs_dir) / config.name)

@@ -89,7 +89,7 @@ def _check_parents(parent: Path) -> None:
             if folder != parent:
                 continue
             if found.st_uid not in (os.geteuid(), ROOT):
-                what = "it belongs to another user, who could replace runs in it"
+                what = "it belongs to another user and its owner could replace runs in it"
                 raise _refusal(folder, found, what, OWN_FOLDER)
             if found.st_mode & OTHERS_WRITE and not sticky:
                 raise _writable(folder, found)

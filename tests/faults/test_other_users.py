@@ -44,7 +44,7 @@ def program(*words: str) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def scratch() -> Iterator[Path]:
-    """A folder where both users may write, as /tmp."""
+    """Make a folder in which both users may write, as in /tmp."""
     folder = Path(mkdtemp(prefix="hpc-dynamo-users-"))
     folder.chmod(0o1777)
     try:
