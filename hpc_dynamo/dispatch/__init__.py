@@ -17,6 +17,7 @@ The life of a request:
                     TensorRT-LLM)        (SGLang)
                       |
               worker_client: HTTP, errors that name the worker
+              response_check: is it an answer, and complete?
                       |
        ResponseSink: relayed to the client, or buffered for a batch result
 
