@@ -5,14 +5,8 @@ from dataclasses import is_dataclass
 from typing import Any, get_args, get_origin
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.config.schema import (
-    SchemaField,
-    default_text,
-    limits,
-    own_fields,
-    schema_fields,
-    type_name,
-)
+from hpc_dynamo.config.schema.describe import default_text, limits, type_name
+from hpc_dynamo.config.schema.setting import SchemaField, own_fields, schema_fields
 
 PAGE = "configuration.md"
 INTRODUCTION = """

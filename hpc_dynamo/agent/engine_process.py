@@ -14,6 +14,7 @@ from hpc_dynamo.engines.root_cause import killed_itself, last_line, root_cause
 from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.launch import mpi_step
 from hpc_dynamo.process.child import Child, clean_environment
+from hpc_dynamo.process.session import SessionUsage, session_usage
 from hpc_dynamo.run import Attempt, write_atomic
 
 TAIL_BYTES = 4000
@@ -44,6 +45,10 @@ class EngineProcess:
     @property
     def url(self) -> str:
         return f"http://{self._place.address}:{self._place.ports[0]}"
+
+    def usage(self, child: Child) -> SessionUsage | None:
+        """Return the usage of its processes; None if they run in a Slurm step."""
+        return None if self._step else session_usage(child.session)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Child]:

@@ -16,43 +16,37 @@ from hpc_dynamo.config.resolve import (
     with_throughput_routing,
     with_worker_options,
 )
-from hpc_dynamo.config.schema import (
-    REMOVED_FORECASTS,
-    Batch,
+from hpc_dynamo.config.schema.cluster import (
     Bootstrap,
     BootstrapMethod,
     Cluster,
-    Config,
+    Hardware,
+    Heterogeneous,
+    Launcher,
+    Slurm,
+)
+from hpc_dynamo.config.schema.config import Config, Model, ServedModel
+from hpc_dynamo.config.schema.engine import (
     Container,
     ContainerKind,
     Device,
     Engine,
-    Forecast,
-    Hardware,
-    Heterogeneous,
     KvLoadFailurePolicy,
-    Launcher,
-    Model,
-    ParallelSizes,
+    RoleOptions,
+)
+from hpc_dynamo.config.schema.planner import (
+    REMOVED_FORECASTS,
+    Forecast,
     Planner,
     PlannerMode,
-    Policy,
-    Pool,
     PriorityTarget,
-    Role,
-    RoleOptions,
-    Route,
-    Router,
     ScaleOut,
-    Serve,
-    ServedModel,
-    Simulate,
-    Slurm,
-    Task,
-    Topology,
-    TopologyKind,
-    schema_fields,
 )
+from hpc_dynamo.config.schema.router import Policy, Router
+from hpc_dynamo.config.schema.setting import schema_fields
+from hpc_dynamo.config.schema.simulate import Simulate
+from hpc_dynamo.config.schema.topology import ParallelSizes, Pool, Role, Topology, TopologyKind
+from hpc_dynamo.config.schema.workload import Batch, Route, Serve, Task
 from hpc_dynamo.config.validation import (
     check_folder,
     errors_of_model,

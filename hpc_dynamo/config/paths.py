@@ -3,7 +3,8 @@
 import os
 from fnmatch import fnmatchcase
 
-from hpc_dynamo.config.schema import Config, schema_fields
+from hpc_dynamo.config.schema.config import Config
+from hpc_dynamo.config.schema.setting import schema_fields
 from hpc_dynamo.errors import ConfigError, quoted_override
 
 # Fields of `models.*` are composed separately, as those of a run of one model.

@@ -20,20 +20,12 @@ from dataclasses import replace
 from typing import Any
 
 from hpc_dynamo.config.merge import merge_options, with_dashes, with_names_of
-from hpc_dynamo.config.schema import (
-    Config,
-    Device,
-    Engine,
-    Hardware,
-    Pool,
-    Role,
-    Route,
-    Router,
-    Task,
-    Topology,
-    TopologyKind,
-)
-from hpc_dynamo.config.schema.topology import DEFAULT_HARDWARE
+from hpc_dynamo.config.schema.cluster import Hardware
+from hpc_dynamo.config.schema.config import Config
+from hpc_dynamo.config.schema.engine import Device, Engine
+from hpc_dynamo.config.schema.router import Router
+from hpc_dynamo.config.schema.topology import DEFAULT_HARDWARE, Pool, Role, Topology, TopologyKind
+from hpc_dynamo.config.schema.workload import Route, Task
 from hpc_dynamo.config.validation.route import base_urls, check_route
 from hpc_dynamo.config.validation.text import check_folder
 from hpc_dynamo.errors import ConfigError

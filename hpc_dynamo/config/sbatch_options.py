@@ -3,7 +3,7 @@
 An option in `cluster.slurm.extra` replaces the generated one, so a script never sets one twice.
 """
 
-from hpc_dynamo.config.schema import Slurm
+from hpc_dynamo.config.schema.cluster import Slurm
 
 Options = dict[str, str | int | bool]
 

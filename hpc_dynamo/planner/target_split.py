@@ -30,8 +30,10 @@ class ReadyWorkers(NamedTuple):
         return self.prefill + self.decode
 
 
-def target_split(need: WorkerNeed, ready: ReadyWorkers, config: Planner) -> TargetSplit:
+def target_split(load_need: WorkerNeed, ready: ReadyWorkers, config: Planner) -> TargetSplit:
     """Return the wanted split of the ready workers; their sum stays the same.
+
+    `load_need` is what the load requires, without the minimum of each role.
 
     The pressure of a role is its need divided by its workers. The balanced split minimizes the
     larger of the two pressures.
@@ -50,13 +52,13 @@ def target_split(need: WorkerNeed, ready: ReadyWorkers, config: Planner) -> Targ
     more than 1 + hysteresis.
     """
     if ready.total < config.min_prefill_workers + config.min_decode_workers:
-        return _target(need, ready, ready.prefill, "too few workers are ready to split")
-    load, need = need, _at_least_minimum(need, config)
+        return _target(load_need, ready, ready.prefill, "too few workers are ready to split")
+    need = _at_least_minimum(load_need, config)
     now, balanced = _pressure(need, ready), _balanced_split(need, ready, config)
     if now <= 1:
         return _target(need, ready, ready.prefill, "no role is short")
     if (after := _pressure(need, balanced)) > 1:
-        prefill = _priority_split(load, ready, config)
+        prefill = _priority_split(load_need, ready, config)
         return _target(need, ready, prefill, f"{config.priority_target} has priority")
     if now <= after * (1 + config.hysteresis):
         return _target(need, ready, ready.prefill, "a move would help too little")
@@ -65,18 +67,18 @@ def target_split(need: WorkerNeed, ready: ReadyWorkers, config: Planner) -> Targ
     else:
         decode = _halfway(need.decode, ready.decode, balanced.decode)
         short, prefill = "decode", ready.total - decode
-    prefill = _keep_priority(prefill, load, ready, config)
+    prefill = _keep_priority(prefill, load_need, ready, config)
     return _target(need, ready, prefill, f"{short} is short")
 
 
 def capacity_gap(
-    need: WorkerNeed, ready: ReadyWorkers, changing_role: int, config: Planner
+    load_need: WorkerNeed, ready: ReadyWorkers, changing_role: int, config: Planner
 ) -> CapacityGap:
     """Return the missing and spare workers, compared with those ready or changing their role."""
-    load, need, present = need, _at_least_minimum(need, config), ready.total + changing_role
+    need, present = _at_least_minimum(load_need, config), ready.total + changing_role
     missing = ceil(need.prefill) + ceil(need.decode) - present
-    keep = _with_margin(load.prefill, config.min_prefill_workers, config)
-    keep += _with_margin(load.decode, config.min_decode_workers, config)
+    keep = _with_margin(load_need.prefill, config.min_prefill_workers, config)
+    keep += _with_margin(load_need.decode, config.min_decode_workers, config)
     prefill_short = need.prefill - ready.prefill > need.decode - ready.decode
     role = Role.prefill if prefill_short else Role.decode
     return CapacityGap(missing=max(missing, 0), spare=max(present - keep, 0), role=role)
@@ -108,21 +110,25 @@ def _halfway(need: float, ready: int, balanced: int) -> int:
     return max(ceil(need), ready + ceil((balanced - ready) / 2))
 
 
-def _keep_priority(prefill: int, load: WorkerNeed, ready: ReadyWorkers, config: Planner) -> int:
+def _keep_priority(
+    prefill: int, load_need: WorkerNeed, ready: ReadyWorkers, config: Planner
+) -> int:
     """Return the prefill workers such that the priority role keeps its need plus the margin."""
     if config.priority_target is PriorityTarget.ttft:
-        keep = _with_margin(load.prefill, config.min_prefill_workers, config)
+        keep = _with_margin(load_need.prefill, config.min_prefill_workers, config)
         return max(prefill, min(ready.prefill, keep))
-    keep = _with_margin(load.decode, config.min_decode_workers, config)
+    keep = _with_margin(load_need.decode, config.min_decode_workers, config)
     return min(prefill, ready.total - min(ready.decode, keep))
 
 
-def _priority_split(load: WorkerNeed, ready: ReadyWorkers, config: Planner) -> int:
+def _priority_split(load_need: WorkerNeed, ready: ReadyWorkers, config: Planner) -> int:
     """Return the prefill workers if no split meets both needs."""
     if config.priority_target is PriorityTarget.ttft:
-        prefill = _priority_workers(load.prefill, ready.prefill, config.min_prefill_workers, config)
+        prefill = _priority_workers(
+            load_need.prefill, ready.prefill, config.min_prefill_workers, config
+        )
     else:
-        share = min(load.decode, ready.total * load.decode / max(load.total, 1.0))
+        share = min(load_need.decode, ready.total * load_need.decode / max(load_need.total, 1.0))
         decode = _priority_workers(share, ready.decode, config.min_decode_workers, config)
         prefill = ready.total - decode
     highest = ready.total - config.min_decode_workers

@@ -11,6 +11,10 @@ from pathlib import Path
 
 from hpc_dynamo.process import supervisor
 
+# Time of a supervisor to end its command and itself, in addition to the command's own time. One
+# that is stopped needs longer, and is killed with its session.
+SUPERVISOR_S = 5.0
+
 # Variables by which Slurm, MPI and submitit describe the job, step or rank of this process. With
 # them a child would join an MPI world that is not its own. Each srun or sbatch would take the
 # limits of this job as its own options. SBATCH_* and similar variables are defaults of the user;
@@ -54,8 +58,8 @@ def _is_of_this_job(name: str) -> bool:
 class Child:
     """Running command. `stop()` returns when its whole process group has ended."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self, process: asyncio.subprocess.Process, grace_s: float) -> None:
+        self._process, self._grace_s = process, grace_s
 
     @classmethod
     async def start(
@@ -80,7 +84,12 @@ class Child:
                 start_new_session=True,
                 pass_fds=pass_fds,
             )
-        return cls(process)
+        return cls(process, grace_s)
+
+    @property
+    def session(self) -> int:
+        """Id of the session of all its processes."""
+        return self._process.pid
 
     @property
     def running(self) -> bool:
@@ -98,7 +107,23 @@ class Child:
         child."""
         if self._process.stdin:
             self._process.stdin.close()
-        return await self.wait()
+        return await self._end_within(self._grace_s + SUPERVISOR_S)
+
+    async def kill(self) -> int:
+        """Send SIGKILL, for a child that hangs. Returns the exit code."""
+        if self._process.stdin and not self._process.stdin.is_closing():
+            self._process.stdin.write(supervisor.KILL)
+        return await self._end_within(SUPERVISOR_S)
+
+    async def _end_within(self, seconds: float) -> int:
+        waiting = asyncio.ensure_future(self.wait())
+        try:
+            await asyncio.wait({waiting}, timeout=seconds)
+            if not waiting.done():
+                kill_session(self._process.pid)
+            return await waiting
+        finally:
+            waiting.cancel()
 
 
 def kill_session(leader: int) -> None:

@@ -18,13 +18,13 @@ class ActiveLease:
 
     lease: Lease
     decode: RoutedWorker
-    prefill: RoutedWorker | None  # None after the prefill has finished
-    prompt_worker: RoutedWorker  # computes the prompt
+    active_prefill: RoutedWorker | None  # the prefill worker until its prefill has finished
+    prompt_worker: RoutedWorker  # computes the prompt: the prefill or the decode worker
     pending_tokens: int  # prompt tokens still to compute
     blocks: int  # KV blocks held on the decode worker
     transfer_cost: TransferCost  # updated with the observed times
     arrived_at: float  # time of the request at the router
-    kv_source: RoutedWorker | None  # keeps the prompt's blocks until the decode worker has them
+    kv_source: RoutedWorker | None  # the prefill worker until the decode worker has its blocks
     phase_started_at: float = field(init=False)
     queued_tokens: int = 0  # tokens ahead on the prompt worker at the start, this prompt included
     partial_block_tokens: int = 0  # response tokens beyond whole blocks
@@ -56,7 +56,7 @@ class ActiveLease:
 
     def on_prefilled(self) -> bool:
         """Count the end of the prefill. Return False if there is none or it has ended."""
-        if self.prefill is None:
+        if self.active_prefill is None:
             return False
         now = self.decode.clock()
         self.transfer_cost.observe_prefill(self.queued_tokens, now - self.phase_started_at)
@@ -68,7 +68,7 @@ class ActiveLease:
         """Count the first token: the prompt is computed and its KV blocks have arrived."""
         self.first_token_at = self.last_token_at = self.decode.clock()
         stats.current.ttft_s.add(self.first_token_at - self.arrived_at)
-        if self.prompt_worker is not self.decode and self.prefill is None:
+        if self.prompt_worker is not self.decode and self.active_prefill is None:
             self.transfer_cost.observe_transfer(self.first_token_at - self.phase_started_at)
         self._clear_pending_tokens()
         self._release_kv_source()
@@ -96,13 +96,13 @@ class ActiveLease:
         self.decode.update_idle()
 
     def _finish_prefill(self) -> None:
-        if self.prefill:
+        if self.active_prefill:
             self._clear_pending_tokens()
-            self.prefill.finish_request()
-            self.prefill.active -= 1
-            self.prefill.served += 1
-            self.prefill.update_idle()
-            self.prefill = None
+            self.active_prefill.finish_request()
+            self.active_prefill.active -= 1
+            self.active_prefill.served += 1
+            self.active_prefill.update_idle()
+            self.active_prefill = None
             self.decode.start_request()
 
     def _release_kv_source(self) -> None:

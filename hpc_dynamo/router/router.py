@@ -88,7 +88,7 @@ class RequestRouter:
             self._departed[rank] = worker
             worker.idle.set()
             for active in list(self._leases.values()):
-                if worker in (active.decode, active.prefill):
+                if worker in (active.decode, active.active_prefill):
                     active.lease.set_worker_lost(rank)
             self._serve_queue()
 
@@ -233,6 +233,12 @@ class RequestRouter:
             except RequestFailed as e:
                 self._dequeue(queued)
                 queued.reject(e)
+                continue
+            except Exception:
+                log.exception("this is a defect of hpc-dynamo; it affects one request")
+                self._dequeue(queued)
+                what = "internal error of the router; see the head's log"
+                queued.reject(RequestFailed(what, status=500))
                 continue
             if lease:
                 self._dequeue(queued)

@@ -6,7 +6,7 @@ from hpc_dynamo.cli import parser as parsers
 from hpc_dynamo.cli.commands import VERBS
 from hpc_dynamo.cli.completion.fields import find_field
 from hpc_dynamo.cli.help_text import TOPICS, top_level
-from hpc_dynamo.config.schema import default_text, limits, type_name
+from hpc_dynamo.config.schema.describe import default_text, limits, type_name
 from hpc_dynamo.errors import unknown_name
 
 EXAMPLES = """\

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin
 from hpc_dynamo.cli.completion.files import files
 from hpc_dynamo.cli.conf_folders import conf_folders
 from hpc_dynamo.config import Config
-from hpc_dynamo.config.schema import SchemaField, own_fields
+from hpc_dynamo.config.schema.setting import SchemaField, own_fields
 
 ROOT_GROUPS = ("recipe",)  # groups of files that are no section
 

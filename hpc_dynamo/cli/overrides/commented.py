@@ -9,7 +9,8 @@ import msgspec
 
 from hpc_dynamo.cli.overrides.yaml_text import dump
 from hpc_dynamo.config import Config
-from hpc_dynamo.config.schema import default_text, limits, own_fields
+from hpc_dynamo.config.schema.describe import default_text, limits
+from hpc_dynamo.config.schema.setting import own_fields
 
 INDENT = "  "
 WIDTH = 100

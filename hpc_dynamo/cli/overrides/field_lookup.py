@@ -8,7 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from hpc_dynamo.cli.overrides.renamed import current_name
 from hpc_dynamo.config import Config
 from hpc_dynamo.config.sbatch_options import elsewhere, elsewhere_in_file
-from hpc_dynamo.config.schema import schema_fields
+from hpc_dynamo.config.schema.setting import schema_fields
 from hpc_dynamo.errors import ConfigError, unknown_field_error
 
 

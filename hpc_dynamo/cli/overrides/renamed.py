@@ -15,7 +15,7 @@ from rich.markup import escape
 from hpc_dynamo.cli.overrides.yaml_text import Document, Keys
 from hpc_dynamo.cli.render.console import ERR
 from hpc_dynamo.config import Config
-from hpc_dynamo.config.schema import own_fields
+from hpc_dynamo.config.schema.setting import own_fields
 
 INTERPOLATION = re.compile(r"(?<=\$\{)\w+(?:\.\w+)+(?=\})")
 

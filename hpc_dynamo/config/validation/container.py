@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from hpc_dynamo.config.schema import Container, ContainerKind
+from hpc_dynamo.config.schema.engine import Container, ContainerKind
 from hpc_dynamo.errors import ConfigError, quoted_override
 
 # Characters that cannot be quoted in a mount: all runtimes split it at colons, Apptainer and Pyxis

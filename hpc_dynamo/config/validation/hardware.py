@@ -1,6 +1,8 @@
 """Checks of `cluster.hardware` and of the pools that use it."""
 
-from hpc_dynamo.config.schema import BootstrapMethod, Config, PlannerMode
+from hpc_dynamo.config.schema.cluster import BootstrapMethod
+from hpc_dynamo.config.schema.config import Config
+from hpc_dynamo.config.schema.planner import PlannerMode
 from hpc_dynamo.config.schema.topology import DEFAULT_HARDWARE
 from hpc_dynamo.config.validation.models import errors_of_model
 from hpc_dynamo.errors import ConfigError, quoted_override, unknown_name

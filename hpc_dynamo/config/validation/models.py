@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hpc_dynamo.config.schema import Config, PlannerMode, Task
+from hpc_dynamo.config.schema.config import Config
+from hpc_dynamo.config.schema.planner import PlannerMode
+from hpc_dynamo.config.schema.workload import Task
 from hpc_dynamo.errors import ConfigError, quoted_override
 
 

@@ -1,6 +1,9 @@
 """Checks of `planner`."""
 
-from hpc_dynamo.config.schema import Config, PlannerMode, Task, TopologyKind
+from hpc_dynamo.config.schema.config import Config
+from hpc_dynamo.config.schema.planner import PlannerMode
+from hpc_dynamo.config.schema.topology import TopologyKind
+from hpc_dynamo.config.schema.workload import Task
 from hpc_dynamo.errors import ConfigError
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from hpc_dynamo.config.schema import Role, Route
+from hpc_dynamo.config.schema.topology import Role
+from hpc_dynamo.config.schema.workload import Route
 from hpc_dynamo.errors import ConfigError
 
 EXAMPLE = "http://localhost:8000"

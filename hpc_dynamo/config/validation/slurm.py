@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 
 from hpc_dynamo.config.sbatch_options import FIELDS, WITH_VALUE, option_name, option_value
-from hpc_dynamo.config.schema import Cluster, Hardware, Slurm
+from hpc_dynamo.config.schema.cluster import Cluster, Hardware, Slurm
 from hpc_dynamo.errors import ConfigError
 
 _TIME = re.compile(r"(?:(?P<d>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?$")

@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
-from hpc_dynamo.config.schema import Config, PlannerMode, Role, Serve, Topology, TopologyKind
+from hpc_dynamo.config.schema.config import Config
+from hpc_dynamo.config.schema.planner import PlannerMode
+from hpc_dynamo.config.schema.topology import Role, Topology, TopologyKind
+from hpc_dynamo.config.schema.workload import Serve
 from hpc_dynamo.config.validation.bounds import check_bounds
 from hpc_dynamo.config.validation.container import check_container
 from hpc_dynamo.config.validation.hardware import check_hardware

@@ -13,8 +13,8 @@ from hpc_dynamo.router.index.worker_blocks import (
     Page,
     WorkerBlocks,
     pack_uint64,
-    short_key,
-    short_keys,
+    to_short_key,
+    to_short_keys,
 )
 
 
@@ -90,37 +90,41 @@ class PrefixIndex:
         worker = self._workers.get(rank)
         if worker is None:
             return
-        if block_tokens == self._block_tokens and self._append_block(
+        if block_tokens == self._block_tokens and self._append_response_block(
             worker, keys, parent, tokens, medium
         ):
             return
-        short = short_keys(keys)
+        short_keys = to_short_keys(keys)
         ratio, odd = divmod(block_tokens, self._block_tokens)
-        fits = len(tokens) == len(short) * block_tokens * TOKEN_BYTES
-        if odd or ratio < 1 or not fits or len(set(short)) < len(short):
-            self.unfit += len(short)
+        fits = len(tokens) == len(short_keys) * block_tokens * TOKEN_BYTES
+        if odd or ratio < 1 or not fits or len(set(short_keys)) < len(short_keys):
+            self.unfit += len(short_keys)
             return
         table = worker.table(medium)
         end = (
             ChainEnd(parent_hash=root)
             if parent is None
-            else worker.chain_end(short_key(parent), table)
+            else worker.chain_end(to_short_key(parent), table)
         )
         if end is None:
-            self.orphans += len(short)
+            self.orphans += len(short_keys)
             return
-        known = table.known(short)
-        if len(known) == len(short):
+        known = table.known(short_keys)
+        if len(known) == len(short_keys):
             return
-        if not self._make_room(ratio * (len(short) - len(known))):
-            self.full += len(short)
+        if not self._make_room(ratio * (len(short_keys) - len(known))):
+            self.full += len(short_keys)
             return
         self._forget(worker, table, known)
-        self._extend(
-            worker, table, end, short, chained_hashes(tokens, self._block_tokens, end.parent_hash)
+        self._add_pages(
+            worker,
+            table,
+            end,
+            short_keys,
+            chained_hashes(tokens, self._block_tokens, end.parent_hash),
         )
 
-    def _append_block(
+    def _append_response_block(
         self,
         worker: WorkerBlocks,
         keys: Sequence[BlockKey],
@@ -134,28 +138,29 @@ class PrefixIndex:
         """
         if len(keys) != 1 or parent is None or len(tokens) != self._block_tokens * TOKEN_BYTES:
             return False
-        table, name, before = worker.table(medium), short_key(keys[0]), short_key(parent)
-        page = table.find(before)
-        if page is None or not page.accepts_after(before) or table.find(name):
+        table = worker.table(medium)
+        key, parent_key = to_short_key(keys[0]), to_short_key(parent)
+        page = table.find(parent_key)
+        if page is None or not page.accepts_after(parent_key) or table.find(key):
             return False
         if self._ended or self._copies >= self._capacity:
             return False
         blocks = chained_hashes(tokens, self._block_tokens, page.last)
-        self._append(worker, table, page, [name], blocks)
+        self._append_to_page(worker, table, page, [key], blocks)
         worker.add_copies(self._owners.add(blocks, worker.bit))
         self._copies += 1
         return True
 
-    def _append(
+    def _append_to_page(
         self,
         worker: WorkerBlocks,
         table: KeyTable,
         page: Page,
-        short: list[int],
+        short_keys: list[int],
         hashes: Sequence[int],
     ) -> None:
-        page.extend(pack_uint64(short), pack_uint64(hashes))
-        table.put(short, page)
+        page.extend(pack_uint64(short_keys), pack_uint64(hashes))
+        table.put(short_keys, page)
         if page.complete:
             self._page_owners.add((page.last,), worker.bit)
 
@@ -165,24 +170,24 @@ class PrefixIndex:
             pass
         return self._copies + copies <= self._capacity
 
-    def _extend(
+    def _add_pages(
         self,
         worker: WorkerBlocks,
         table: KeyTable,
         end: ChainEnd,
-        short: list[int],
+        short_keys: list[int],
         hashes: list[int],
     ) -> None:
         """Add new blocks to pages."""
-        ratio = len(hashes) // len(short)
+        ratio = len(hashes) // len(short_keys)
         page, depth, done = end.page, end.depth, 0
         if page and (page.blocks_per_key != ratio or not depth % PAGE):
             page = None
-        while done < len(short):
-            upto = min(done + max(1, (PAGE - depth % PAGE) // ratio), len(short))
+        while done < len(short_keys):
+            upto = min(done + max(1, (PAGE - depth % PAGE) // ratio), len(short_keys))
             page = page or Page(depth, ratio)
             part = hashes[done * ratio : upto * ratio]
-            self._append(worker, table, page, short[done:upto], part)
+            self._append_to_page(worker, table, page, short_keys[done:upto], part)
             page, depth, done = None, depth + len(part), upto
         worker.add_copies(self._owners.add(hashes, worker.bit))
         self._copies += len(hashes)
@@ -193,17 +198,17 @@ class PrefixIndex:
         Return the hashes of blocks that the worker has on no other medium.
         """
         worker = self._workers.get(rank)
-        return self._forget(worker, worker.table(medium), short_keys(keys)) if worker else []
+        return self._forget(worker, worker.table(medium), to_short_keys(keys)) if worker else []
 
-    def _forget(self, worker: WorkerBlocks, table: KeyTable, short: list[int]) -> list[int]:
+    def _forget(self, worker: WorkerBlocks, table: KeyTable, short_keys: list[int]) -> list[int]:
         removed = list[int]()
-        for name in short:
-            page = table.pop(name)
+        for key in short_keys:
+            page = table.pop(key)
             if page is None:
                 continue
             if page.complete:
                 self._page_owners.discard((page.last,), worker.bit)
-            blocks = page.remove_key(name)
+            blocks = page.remove_key(key)
             self._copies -= len(blocks)
             last = worker.remove_copies(blocks)
             self._owners.discard(last, worker.bit)

@@ -155,21 +155,21 @@ class WorkerBlocks:
         return self._ended_partitions[-1].popitem()[1] if self._ended_partitions else None
 
 
-def short_keys(keys: Sequence[BlockKey]) -> list[int]:
-    """Return `short_key` of each key. Digests of equal size are shortened in one step."""
+def to_short_keys(keys: Sequence[BlockKey]) -> list[int]:
+    """Return `to_short_key` of each key. Digests of equal size are shortened in one step."""
     if len(keys) == 1:
-        return [short_key(keys[0])]
+        return [to_short_key(keys[0])]
     try:
         size, digests = len(keys[0]), bytearray().join(keys)  # type: ignore[arg-type]
     except (TypeError, IndexError):  # integers, or no keys
-        return [short_key(key) for key in keys]
+        return [to_short_key(key) for key in keys]
     if size % _WORD_BYTES or len(digests) != len(keys) * size:
-        return [short_key(key) for key in keys]
+        return [to_short_key(key) for key in keys]
     digests[size - 1 :: size] = bytes(len(keys))
     return array("Q", digests)[size // _WORD_BYTES - 1 :: size // _WORD_BYTES].tolist()
 
 
-def short_key(key: BlockKey) -> int:
+def to_short_key(key: BlockKey) -> int:
     """Return 56 bits of a key; of a digest, those before its last byte.
 
     CPython stores integers of up to 60 bits in less memory. 56 bits distinguish the blocks of one

@@ -11,7 +11,8 @@ import yaml
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.overrides.commented import commented
 from hpc_dynamo.config import Config, schema_fields
-from hpc_dynamo.config.schema import SchemaField, default_text
+from hpc_dynamo.config.schema.describe import default_text
+from hpc_dynamo.config.schema.setting import SchemaField
 from hpc_dynamo.config.validation.bounds import check_bounds
 from hpc_dynamo.errors import ConfigError
 from tools.reference_configuration import page

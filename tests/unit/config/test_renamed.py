@@ -10,7 +10,7 @@ from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.overrides import renamed
 from hpc_dynamo.cli.overrides.renamed import current_name
 from hpc_dynamo.config import Config, schema_fields
-from hpc_dynamo.config.schema import own_fields
+from hpc_dynamo.config.schema.setting import own_fields
 
 # Old and current name of each renamed field, and a valid value.
 RENAMED = [
