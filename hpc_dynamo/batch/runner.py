@@ -17,12 +17,14 @@ from hpc_dynamo.batch.prefix_order import PrefixOrder
 from hpc_dynamo.config import Config, Policy, Role, Topology
 from hpc_dynamo.dispatch import (
     RESERVED_FIELDS,
+    VLLM_XARGS,
     BufferedResponse,
     Dispatcher,
     EngineRequest,
     PromptTokenizer,
     RequestBuilder,
     RequestContext,
+    nested_reserved_fields,
 )
 from hpc_dynamo.engines import Body, adapter_fields, field_value
 from hpc_dynamo.errors import RequestFailed
@@ -201,6 +203,9 @@ class BatchRunner:
         """Return the request with batch.body_defaults, for the run's model or an adapter."""
         defaults = {k: v for k, v in self._config.batch.body_defaults.items() if is_null(body, k)}
         body = {k: v for k, v in body.items() if k not in RESERVED_FIELDS} | defaults
+        if reserved := nested_reserved_fields(field_value(body.get(VLLM_XARGS))):
+            what = f"{VLLM_XARGS} holds {', '.join(sorted(reserved))}, which crashes engines"
+            raise RequestFailed(what, status=400)
         model, requested = self._config.model, field_value(body.get("model"))
         adapter = requested if isinstance(requested, str) and requested in model.lora else None
         body["model"] = adapter or model.served_name
