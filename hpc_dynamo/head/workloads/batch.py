@@ -62,7 +62,7 @@ class BatchWorkload:
         requests = await asyncio.to_thread(read_input, Path(config.input))
         require_unchanged(requests, self._attempt.run)
         ledger = Ledger(self._attempt.run, self._attempt.number)
-        # The results of earlier attempts may be gigabytes; heartbeats go on meanwhile.
+        # Earlier results may be gigabytes; a thread reads them, so that heartbeats continue.
         remaining = await asyncio.to_thread(ledger.unfinished, requests)
         prompts = await batch_prompts.load_batch_tokenizer(config)
         await self._router.wait_for_roles(role for role, _ in config.topology.pools)

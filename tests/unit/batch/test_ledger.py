@@ -207,7 +207,7 @@ async def test_incomplete_line_is_found_in_a_large_part(run: Run) -> None:
 
 
 async def test_event_loop_runs_while_results_are_read(run: Run, tmp_path: Path) -> None:
-    """Heartbeats go on. The head reads in a thread; the reader must not hold the interpreter."""
+    """Heartbeats continue. The head reads in a thread; the reader must not hold the interpreter."""
     put(run, 1, *(good(str(i), "x" * 8000) for i in range(5000)))
     write_prompts(tmp_path / "p.jsonl", 1)
     requests = read_input(tmp_path / "p.jsonl")
