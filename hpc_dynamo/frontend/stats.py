@@ -55,7 +55,7 @@ class FrontendReport(msgspec.Struct):
     """
 
     by_model: dict[str, FrontendStats] = {}
-    index: int = 0  # of the process; its restarts have the same
+    index: int = 0  # index of the process; its restarts have the same
     notices: dict[str, str] = {}  # by model: reason why texts are not routed by KV cache
 
     @property
