@@ -28,7 +28,16 @@ PYTEST = (sys.executable, "-m", "pytest", "-q", "--durations=15")
 # cores. A worker that has run all its tests takes over tests of another one.
 LOCAL = ("-n", "3", "--dist", "worksteal", "-m", "not cluster and not vllm and not slow_fault")
 # Each worker brings up a Slurm cluster of its own. These tests mostly wait.
-CLUSTER = ("-n", "3", "--dist", "loadgroup", "-m", "cluster and not vllm and not slow_fault")
+CLUSTER = (
+    "-n",
+    "3",
+    "--dist",
+    "load",
+    "--maxschedchunk",
+    "1",
+    "-m",
+    "cluster and not vllm and not slow_fault",
+)
 # Tests of a file share engines.
 VLLM = ("-n", "2", "--dist", "loadfile", "-m", "vllm and not slow_fault")
 
