@@ -3,6 +3,7 @@
     agent            the workers of the node: start, restart, role change, stop
     engine_process   one engine process: command, environment, log, error after its exit
     engine_start     wait until an engine generates a token
+    progress_watch   waits until an engine hangs; hang_detector has the limits
     probe            HTTP queries to an engine: health, models, paths
     placement        ports and GPUs of a worker on this node
     events           KV events of the node's engines, relayed to the head

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from hpc_dynamo.agent.engine_start import wait_until_ready
 from hpc_dynamo.agent.events import KvEventRelay, private_socket_dir
 from hpc_dynamo.agent.placement import NodePlacer
 from hpc_dynamo.agent.probe import NO_MODELS, EngineModels
+from hpc_dynamo.agent.progress_watch import HangWatches
 from hpc_dynamo.agent.shard_followers import ShardFollowers
 from hpc_dynamo.agent.shard_leader import ShardLeader, wait_for_exit
 from hpc_dynamo.config import Config, Role, with_worker_options
@@ -25,6 +27,7 @@ from hpc_dynamo.messages import (
     Hello,
     KvReplayRequest,
     NodeRecord,
+    SetAsleep,
     SetRole,
     ShardExited,
     StartShard,
@@ -33,11 +36,15 @@ from hpc_dynamo.messages import (
     WorkerReport,
     WorkerState,
 )
+from hpc_dynamo.process.child import Child
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.wire import ControlClient
 
 HEARTBEAT_S = 1.0
+# Between the report of a hang and the end of the engine. A request that loses its connection first
+# may not be sent to the worker again, since it may be the cause.
+MOVE_REQUESTS_S = 1.0
 LAST_MESSAGE_S = 1.0  # time to send the last message to the head
 
 log = logging.getLogger(__name__)
@@ -57,6 +64,7 @@ class Agent:
         self._ready_role = dict[int, Role]()  # last role in which a worker was ready
         self._worker_tasks = dict[int, asyncio.Task[None]]()
         self._shard_leader = ShardLeader(client.send)
+        self._watches, self._hangs = HangWatches(token), Counter[int]()  # by rank
 
     def stop(self) -> None:
         """Stop this node's workers and end `run`. Other nodes continue."""
@@ -104,20 +112,29 @@ class Agent:
             except WireError as e:
                 log.error("head lost, stopping this node's workers: %s", e)
                 return self.stop()
-            match message:
-                case StopAgent(reason=reason):
-                    log.info("stop: %s", reason)
-                    self.stop()
-                case KvReplayRequest(rank=rank, start=start):
-                    self._relay.replay(rank, start)
-                case StartShard():
-                    self._shard_followers.start(message)
-                case StopShard(rank=rank):
-                    self._shard_followers.stop(rank)
-                case ShardExited():
-                    self._shard_leader.shard_exited(message)
-                case SetRole(rank=rank) if rank in self._workers:
-                    self._set_role(message)
+            try:
+                self._handle(message)
+            # A defect in the handling of one message must not end the node's workers.
+            except Exception:
+                log.exception("this is a defect of hpc-dynamo: %.1000r", message)
+
+    def _handle(self, message: ControlMessage) -> None:
+        match message:
+            case StopAgent(reason=reason):
+                log.info("stop: %s", reason)
+                self.stop()
+            case KvReplayRequest(rank=rank, start=start):
+                self._relay.replay(rank, start)
+            case StartShard():
+                self._shard_followers.start(message)
+            case StopShard(rank=rank):
+                self._shard_followers.stop(rank)
+            case ShardExited():
+                self._shard_leader.shard_exited(message)
+            case SetAsleep(rank=rank, asleep=asleep):
+                self._watches.set_asleep(rank, asleep)
+            case SetRole(rank=rank) if rank in self._workers:
+                self._set_role(message)
 
     def _set_role(self, message: SetRole) -> None:
         """Give a worker a new role; restart its engine if that serves one role only."""
@@ -189,9 +206,21 @@ class Agent:
                 self._ready_role[worker.rank] = worker.role
                 ready = WorkerState.ready
                 await self._report(worker, ready, url=process.url, start_s=start_s, models=models)
-                raise await exited
+                hang = await self._watches.wait_for_hang(config, process, child, worker, exited)
+                raise await self._kill(worker.rank, process, child, hang) if hang else await exited
             finally:
                 exited.cancel()
+
+    async def _kill(
+        self, rank: int, process: EngineProcess, child: Child, hang: str
+    ) -> EngineError:
+        """Kill an engine that hangs and return the error. Its requests are moved before."""
+        self._hangs[rank] += 1
+        error = process.error(hang)
+        await self._report(self._workers[rank], WorkerState.failed, detail=str(error))
+        await asyncio.sleep(MOVE_REQUESTS_S)
+        await child.kill()
+        return error
 
     def _config_of(self, worker: Worker) -> Config:
         return with_worker_options(self._config, worker.model, worker.role)
@@ -226,6 +255,7 @@ class Agent:
             log=str(self._attempt.worker_log(worker.rank)),
             detail=detail,
             start_s=start_s,
+            hangs=self._hangs[worker.rank],
             **asdict(models),
         )
         await self._client.send(report)

@@ -14,6 +14,7 @@ from hpc_dynamo.engines.root_cause import killed_itself, last_line, root_cause
 from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.launch import mpi_step
 from hpc_dynamo.process.child import Child, clean_environment
+from hpc_dynamo.process.session import SessionUsage, session_usage
 from hpc_dynamo.run import Attempt, write_atomic
 
 TAIL_BYTES = 4000
@@ -44,6 +45,14 @@ class EngineProcess:
     @property
     def url(self) -> str:
         return f"http://{self._place.address}:{self._place.ports[0]}"
+
+    @property
+    def hang_timeout_s(self) -> float:
+        return self._config.engine.hang_timeout_s
+
+    def usage(self, child: Child) -> SessionUsage | None:
+        """Return the usage of its processes; None if they run in a Slurm step."""
+        return None if self._step else session_usage(child.session)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Child]:
@@ -119,5 +128,8 @@ class EngineProcess:
     def log_tail(self, size_bytes: int = TAIL_BYTES) -> str:
         """Return the end of the log of this execution."""
         with self._log.open("rb") as file:
-            file.seek(max(self._log_start, self._log.stat().st_size - size_bytes))
+            size = self._log.stat().st_size
+            # A log that has become shorter was emptied by limit_size.
+            start = self._log_start if self._log_start <= size else 0
+            file.seek(max(start, size - size_bytes))
             return file.read().decode(errors="replace")

@@ -9,6 +9,7 @@
      │ ◀── KvEvents ───────────── │   as engines publish them
      │ ─── KvReplayRequest ─────▶ │   if batches of KV events are missing
      │ ─── SetRole ─────────────▶ │   role change
+     │ ─── SetAsleep ───────────▶ │   a client puts a worker to sleep, or wakes it
      │ ◀─▶ StartShard, StopShard, │   multi-node workers: see agent/shard_leader
      │     ShardExited            │
      │ ◀── Preempted ──────────── │   Slurm ends this extra job soon
@@ -26,6 +27,7 @@ from hpc_dynamo.messages.control import (
     NodeRecord,
     Preempted,
     Roster,
+    SetAsleep,
     SetRole,
     ShardExited,
     StartShard,
@@ -75,6 +77,7 @@ __all__ = [
     "RetryRound",
     "Roster",
     "RunSettings",
+    "SetAsleep",
     "SetRole",
     "ShardExited",
     "StartShard",

@@ -44,7 +44,7 @@ class WorkerState(StrEnum):
 
     starting = "starting"
     ready = "ready"
-    failed = "failed"  # exited and will be restarted
+    failed = "failed"  # exited or hangs, and will be restarted
     lost = "lost"  # exited and will not be restarted
     stopped = "stopped"
 
@@ -67,6 +67,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     context_tokens: int = 0  # longest sequence; 0 if unknown
     operations: tuple[str, ...] = ()  # HTTP operations for clients: `POST /v1/rerank`
     asleep: bool = False  # put to sleep by a client; receives no requests
+    hangs: int = 0  # times that it hung and was killed; counted by its agent
 
     @property
     def without_operations(self) -> "WorkerReport":
@@ -118,6 +119,16 @@ class SetRole(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     rank: int
     role: Role
     restart: bool  # restart the engine in the new role
+
+
+class SetAsleep(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Sent by the head to a worker's agent: the worker sleeps, or is awake again.
+
+    The agent does not expect progress of a worker that sleeps.
+    """
+
+    rank: int
+    asleep: bool
 
 
 class StartShard(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -175,6 +186,7 @@ ControlMessage = (
     | KvEvents
     | KvReplayRequest
     | SetRole
+    | SetAsleep
     | StopAgent
     | Preempted
     | AgentStopped
