@@ -261,7 +261,7 @@ def test_job_of_the_second_kind_counts_its_nodes_from_the_first_kinds(run: Run) 
     _, second = layout.group_plans
     attempt = run.new_attempt(config, layout)
     text = submission_script(
-        attempt.new_extra_job(second), with_hardware(config, second.hardware), second, "none"
+        attempt.new_extra_job(second), with_hardware(config, second.hardware), second
     )
     assert "#SBATCH --partition=east\n" in text
     assert "#SBATCH --nodes=1\n" in text
