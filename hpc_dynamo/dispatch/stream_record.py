@@ -21,11 +21,6 @@ class StreamRecord:
         if self._plain_bytes > PLAIN_BYTES:
             self._pack()
 
-    @property
-    def ends_with_done(self) -> bool:
-        """Return True if the last piece has the event that ends a stream of OpenAI's API."""
-        return bool(self._plain) and b"[DONE]" in self._plain[-1][-24:]
-
     def content(self) -> bytes | None:
         """Return the stream, or None if it was too long to be kept."""
         if self._packed_bytes > PACKED_BYTES:

@@ -19,8 +19,8 @@ ERROR = b'data: {"error"'  # how engines report a failure in a stream
 class ResponseRelay:
     """Relays bytes unchanged and counts tokens. See dispatch.StreamSink and http.ByteSink.
 
-    A stream with a `record` consists of whole events and ends with `[DONE]`. An engine's error in
-    it is raised, so that another worker may continue the stream.
+    A stream with a `record` is relayed in whole events. An engine's error in it is raised, so that
+    another worker may continue the stream.
     """
 
     def __init__(
@@ -44,7 +44,10 @@ class ResponseRelay:
         self._content_type = response.headers.get("content-type", "application/json").encode()
         if self._content_type.startswith(EVENTS):
             await response.relay(self)
-            self._check_complete()
+            if self._error:
+                raise self._error
+            if self._partial_event:
+                self._response.write(self._partial_event)
             if not self.started:
                 self._begin()
             if self._chunks:
@@ -90,19 +93,6 @@ class ResponseRelay:
         end = max((at + size for at, size in found if at >= 0), default=0)
         self._partial_event = data[end:]
         return data[:end]
-
-    def _check_complete(self) -> None:
-        """Raises WorkerFailed if an engine ended the stream with an error, or too early."""
-        if self._error:
-            raise self._error
-        if self.record is None:
-            return
-        if self._partial_event.strip() == b"data: [DONE]":
-            self.write(b"\n\n")
-        if not self.record.ends_with_done:
-            rank = self._lease.decode.rank
-            what = f"worker {rank} ended a stream before [DONE]"
-            raise WorkerFailed(rank, what, 502)
 
     @property
     def congested(self) -> bool:
