@@ -57,7 +57,7 @@ class NotContinuable(Exception):
 
 @dataclass(frozen=True)
 class Cut:
-    """Where the continuation begins: after `kept`. It has to repeat `repeated` first.
+    """Start of the continuation: after `kept`. It has to repeat `repeated` first.
 
     Both together are the text that the client has.
     """

@@ -1,4 +1,4 @@
-"""What a client has received of a stream that was cut off."""
+"""Content of a stream that was cut off, as far as its client received it."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,10 +24,11 @@ class PartialAnswer:
     logprobs: int = 0  # tokens with log-probabilities
     role_sent: bool = False
     finished: bool = False
-    usage: Json | None = None  # of the last chunk that has it
+    usage: Json | None = None  # last one that was sent
     usage_sent: bool = False  # in a chunk of its own, at the end
     done: bool = False
-    parsed: str = ""  # name of a delta that cannot be converted back to the generated text
+    # Field of a delta that cannot be converted back to the generated text.
+    parsed: str = ""
 
     @property
     def empty(self) -> bool:

@@ -35,7 +35,7 @@ class EngineRequest:
     routing: RoutingRequest
     headers: Sequence[tuple[bytes, bytes]] = ()
     samples: int = 1
-    context: RequestContext = NO_CONTEXT  # of the client's request
+    context: RequestContext = NO_CONTEXT  # same as for the client's request
 
 
 class IncomingResponse(Protocol):

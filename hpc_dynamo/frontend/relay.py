@@ -13,7 +13,7 @@ from hpc_dynamo.router import Lease
 CHUNKS_PER_REPORT = 64
 EVENTS = b"text/event-stream"
 SEPARATORS = (b"\n\n", b"\n\r\n")  # empty lines end events
-ERROR = b'data: {"error"'  # how engines report a failure in a stream
+ERROR = b'data: {"error"'  # engines report a failure in a stream like this
 
 
 class ResponseRelay:

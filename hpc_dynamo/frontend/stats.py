@@ -29,7 +29,7 @@ class FrontendStats(msgspec.Struct, kw_only=True):
     connections: int = 0  # open connections
     cancelled: int = 0  # requests whose client disconnected
     retried: int = 0  # attempts on another worker
-    migrations: dict[str, int] = msgspec.field(default_factory=Counter)  # of streams, by outcome
+    migrations: dict[str, int] = msgspec.field(default_factory=Counter)  # moved streams by outcome
     forwarded: int = 0  # requests to the next job of the run
     forwarding: int = 0  # requests to the next job that are in progress
     prompt_tokens: int = 0  # computed before routing

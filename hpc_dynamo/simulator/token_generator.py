@@ -43,6 +43,7 @@ class WordGenerator:
         self._state = 0  # hash of all tokens
 
     def token(self, i: int) -> int:
+        """Return the next token, number `i` of the output."""
         last = self._tokens[-1]
         if i and len(self._tokens) % self._size:
             self._state = _mix(self._state, last)

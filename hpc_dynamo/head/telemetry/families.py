@@ -74,7 +74,7 @@ REQUESTS_CANCELLED = _counter("requests_cancelled", "Requests whose client disco
 REQUESTS_FORWARDED = _counter("requests_forwarded", "Requests forwarded to the next job.")
 REQUEST_RETRIES = _counter("request_retries", "Attempts to run a request on another worker.")
 STREAM_MIGRATIONS = _counter(
-    "stream_migrations", "Streams that were to continue on another worker.", "outcome"
+    "stream_migrations", "Streams whose worker failed, by the outcome on another worker.", "outcome"
 )
 PROMPT_TOKENS = _counter("prompt_tokens", "Prompt tokens counted before routing.")
 OPEN_CONNECTIONS = _gauge("open_connections", "Open connections of clients.")
