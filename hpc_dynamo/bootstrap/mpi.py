@@ -49,7 +49,7 @@ async def run_step(step: MpiStep, attempt: Attempt, timeout_s: float) -> Roster:
     each rank.
     """
     file = attempt.mpi_roster_file(0)
-    file.unlink(missing_ok=True)  # of the job before its requeue
+    file.unlink(missing_ok=True)  # left by the job before its requeue
     process = await asyncio.create_subprocess_exec(
         *step.argv,
         env=step.env,

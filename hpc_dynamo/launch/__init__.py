@@ -146,7 +146,7 @@ def refuse_if_busy(run: Run) -> None:
 def current_outcome(attempt: Attempt, job: LaunchedJob | None) -> Outcome | None:
     """Return the outcome of an attempt, but None if Slurm has requeued its job since.
 
-    Slurm requeues a job whose node fails, after its head was told to end.
+    Slurm requeues a job whose node fails, after its head got the signal to end.
     """
     outcome = attempt.outcome()
     if outcome is None or job is None:

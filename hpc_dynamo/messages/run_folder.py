@@ -23,7 +23,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     submitted_at: float = 0.0
     hetero_job_ids: tuple[str, ...] = ()  # jobs of other hardware, submitted with it
     enclosing_job_id: str = ""  # Slurm job in which the command was run
-    restart_count: int = 0  # of the allocation, in which the command started a step
+    restart_count: int = 0  # restarts of the allocation that has the step
 
 
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
