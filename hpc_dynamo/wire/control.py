@@ -106,7 +106,7 @@ class ControlClient(Generic[T]):
     async def send(self, message: T) -> None:
         await self._socket.send(self._codec.encode(message))
 
-    async def receive(self, timeout_s: float) -> T:
+    async def receive(self, timeout_s: float | None = None) -> T:
         """Return the next message. Raises WireError if there is none within `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
