@@ -41,7 +41,7 @@ def suspend(*pids: int) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-def test_suspended_head_and_job_declare_nobody_dead(served: Served) -> None:
+def test_suspended_head_and_job_keep_all_workers(served: Served) -> None:
     """As by `scontrol suspend`, first of node 0, then of all nodes."""
     before, urls = engines(served.attempt.path), ready(served)
     assert len(urls) == 2

@@ -72,7 +72,7 @@ class Membership:
         self._roles_can_change = roles_can_change(config)
         self._server, self._routers, self._fail_job = server, routers, fail_job
         self._links = AgentLinks(server, self._nodes, config.cluster)
-        self._stop_reason = ""  # of all agents
+        self._stop_reason = ""  # given to all agents
         self._changed = asyncio.Condition()
         self._shards = MultiNodeCoordinator(self._links.send)
         self.workers: dict[int, WorkerReport] = {}  # last report, by rank

@@ -25,7 +25,7 @@ def test_silence_is_the_time_since_the_last_message() -> None:
     assert watch.check() == {"b": 0.0}
 
 
-def test_own_suspension_is_nobody_elses_silence() -> None:
+def test_own_suspension_does_not_count_as_silence() -> None:
     clock = Clock()
     watch = SilenceWatch[int](clock)
     watch.heard(1)
