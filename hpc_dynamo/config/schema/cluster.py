@@ -134,10 +134,17 @@ class Cluster:
     )
     heartbeat_timeout_s: float = setting(
         30.0,
-        "The head or an agent that is silent for this time is lost.",
+        "A node that is silent for this time gets no requests until it is back.",
         unit="s",
         ge=HEARTBEAT_TIMEOUT_MIN_S,
         was="silence_s",
+    )
+    reconnect_timeout_s: float = setting(
+        120.0,
+        "Time for which an agent keeps its engines without contact to the head. A node that is "
+        "silent for this time is lost.",
+        unit="s",
+        ge=HEARTBEAT_TIMEOUT_MIN_S,
     )
     interface: str | None = setting(None, "Network interface of the job, such as ib0 or hsn0.")
     preflight: bool = setting(True, "Check each node before a model is loaded there.")
