@@ -15,7 +15,12 @@ from tests.support.runs import answers, hpc_dynamo, latest, results_on_disk, unt
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
-SLOW = ("engine.args.time-scale=10", "batch.concurrency=6", "cluster.heartbeat_timeout_s=4")
+SLOW = (
+    "engine.args.time-scale=10",
+    "batch.concurrency=6",
+    "cluster.heartbeat_timeout_s=4",
+    "cluster.reconnect_timeout_s=4",
+)
 
 Kill = Callable[[SlurmCluster, Attempt], None]
 

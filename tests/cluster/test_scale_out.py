@@ -17,7 +17,7 @@ from tests.support.runs import hpc_dynamo, until
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(580)]
 
 WORDS = (
-    *("cluster.heartbeat_timeout_s=4", "topology.nodes=1"),
+    *("cluster.heartbeat_timeout_s=4", "cluster.reconnect_timeout_s=4", "topology.nodes=1"),
     *("topology.prefill.workers=1", "topology.decode.workers=1"),
     *("engine=simulator", "engine.args.timing=h100-8b", "engine.args.time-scale=5"),
     *(

@@ -141,6 +141,7 @@ def _gone(pid: int) -> bool:
 
 
 SLOW = ("engine.args.time-scale=20", "batch.concurrency=4")
+SILENCE = ("cluster.heartbeat_timeout_s=4", "cluster.reconnect_timeout_s=4")
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,7 @@ def test_resume_after_kill_gives_each_result_once(
     tmp_path: Path, undisturbed: dict[str, str], victim: str
 ) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 60, max_tokens=16)
-    run = _start(tmp_path, *TWO_NODES, *SLOW, "cluster.heartbeat_timeout_s=4")
+    run = _start(tmp_path, *TWO_NODES, *SLOW, *SILENCE)
     until("some results", lambda: results_on_disk(run) >= 5)
     attempt = latest(run)
     pids = {record.node: record.pid for record in attempt.nodes()}

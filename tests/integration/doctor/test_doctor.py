@@ -174,7 +174,7 @@ def test_doctor_with_faults_exits_with_1(tmp_path: Path) -> None:
     assert f"{len(seen)} fault(s)" in shown
     seen = [each for each in seen if each[0] != "GPUs"]  # this machine may have some
     assert [check for check, _ in seen] == ["model", "MPI"] * 2 + ["MPI"]
-    assert "not started as an MPI rank" in seen[1][1]
+    assert "this process is in no Slurm job" in seen[1][1]
     assert "ranks of worker 0" in seen[-1][1]
 
 

@@ -35,6 +35,7 @@ PLANNER = (
         # On a busy machine the load of the first workers drops for seconds while the job starts.
         "planner.scale_out.scale_in_delay_s=10",
         "cluster.heartbeat_timeout_s=3",
+        "cluster.reconnect_timeout_s=3",
     ),
 )
 
