@@ -109,6 +109,8 @@ class EngineAdapter(ABC):
     tuning_options: frozenset[str] = frozenset()
     # True if /tokenize gives the token ids of the model's own tokenizer.
     tokenizes = False
+    # True if prompts are not tokenized with the tokenizer.json of the model.
+    own_tokenizer = False
     port_count = 1  # ports of a worker; the first is for HTTP
     rendezvous_port_count = 0  # more ports, on the first node of a multi-node worker
     # Log messages of an engine that will neither serve nor exit.

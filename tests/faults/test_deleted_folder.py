@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hpc_dynamo.run import Run
@@ -13,10 +15,27 @@ from tests.support.runs import SIMULATOR, until, write_prompts
 AGGREGATED = (*SIMULATOR, "topology=aggregated")
 
 
-def started(folder: Path, *words: str) -> subprocess.Popen[str]:
+@contextmanager
+def started(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     argv = [sys.executable, "-m", "hpc_dynamo", *words]
     pipe = subprocess.PIPE
-    return subprocess.Popen(argv, cwd=folder, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen(
+        argv, cwd=folder, stdout=pipe, stderr=subprocess.STDOUT, text=True
+    ) as command:
+        try:
+            yield command
+        finally:
+            command.terminate()
+
+
+def delete(folder: Path) -> None:
+    """Delete a folder in which files are made meanwhile."""
+
+    def gone() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    until("the folder is deleted", gone)
 
 
 def test_batch_ends_with_a_clear_error(tmp_path: Path) -> None:
@@ -25,7 +44,7 @@ def test_batch_ends_with_a_clear_error(tmp_path: Path) -> None:
     with started(tmp_path, "batch", *AGGREGATED, "input=p.jsonl", *slow) as command:
         part = tmp_path / "runs/p/parts/1.jsonl"
         until("a result", lambda: part.exists() and part.stat().st_size)
-        shutil.rmtree(tmp_path / "runs")
+        delete(tmp_path / "runs")
         output, _ = command.communicate(timeout=200)
     assert command.returncode == 1
     assert f"the run folder {tmp_path}/runs/p was deleted while the job ran" in output
@@ -41,7 +60,7 @@ def test_serve_continues(tmp_path: Path) -> None:
         endpoint = attempt.endpoint()
         assert endpoint is not None
         with attempt.agent_log(0).open() as log:
-            shutil.rmtree(run.path)
+            delete(run.path)
             until("a warning", lambda: "status not written" in log.read())
             direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             request = urllib.request.Request(f"{endpoint.url}/models", headers=headers)
