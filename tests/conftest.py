@@ -24,6 +24,17 @@ settings.register_profile("fast", settings.get_profile("hpc_dynamo"), max_exampl
 settings.load_profile("hpc_dynamo")
 
 
+# Before the hook of pytest-xdist, which reads these groups.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one worker run all tests that share vLLM engines: those of a file or subfolder."""
+    for item in items:
+        if item.get_closest_marker("vllm"):
+            folder = item.path.parent
+            shared = folder if folder.parent.name == "vllm" else item.path
+            item.add_marker(pytest.mark.xdist_group(str(shared)))
+
+
 @pytest.fixture(autouse=True)
 def _outside_of_any_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide an enclosing allocation or mpirun from the code under test."""

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hpc_dynamo.demo import provision
 from tests.cluster.install import PACKAGES, missing_programs, not_installable
@@ -29,8 +30,8 @@ PYTEST = (sys.executable, "-m", "pytest", "-q", "--durations=15")
 LOCAL = ("-n", "3", "--dist", "worksteal", "-m", "not cluster and not vllm and not slow_fault")
 # Each worker brings up a Slurm cluster of its own.
 CLUSTER = ("-n", "2", "--dist", "worksteal", "-m", "cluster and not vllm and not slow_fault")
-# Tests of a file share engines.
-VLLM = ("-n", "2", "--dist", "loadfile", "-m", "vllm and not slow_fault")
+# Tests that share engines are a group, see tests/conftest.py.
+VLLM = ("-n", "2", "--dist", "loadgroup", "-m", "vllm and not slow_fault")
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,12 @@ async def run(part: str, *commands: Sequence[str]) -> Result:
     return Result(part, code, time.monotonic() - began)
 
 
+def files_with(marker: str) -> list[str]:
+    """Return the test files that use a marker. To import all others takes 10 s a worker."""
+    files = Path("tests").rglob("test_*.py")
+    return sorted(str(file) for file in files if f"pytest.mark.{marker}" in file.read_text())
+
+
 async def at_once(*parts: tuple[str, list[Sequence[str]]]) -> list[Result]:
     """Run parts at the same time and return their results in order."""
     async with asyncio.TaskGroup() as group:
@@ -104,7 +111,10 @@ async def suite() -> list[Result]:
         ("local", [(*PYTEST, *LOCAL)]),
         ("vllm-env", [(sys.executable, "-m", "hpc_dynamo.demo.provision")]),
     )
-    results += await at_once(("cluster", [(*PYTEST, *CLUSTER)]), ("vllm", [(*PYTEST, *VLLM)]))
+    results += await at_once(
+        ("cluster", [(*PYTEST, *CLUSTER, *files_with("cluster"))]),
+        ("vllm", [(*PYTEST, *VLLM, *files_with("vllm"))]),
+    )
     return results
 
 
