@@ -42,6 +42,9 @@ from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.wire import ControlClient
 
 HEARTBEAT_S = 1.0
+# Between the report of a hang and the end of the engine. A request that loses its connection first
+# may not be sent to the worker again, since it may be the cause.
+MOVE_REQUESTS_S = 1.0
 LAST_MESSAGE_S = 1.0  # time to send the last message to the head
 
 log = logging.getLogger(__name__)
@@ -109,22 +112,29 @@ class Agent:
             except WireError as e:
                 log.error("head lost, stopping this node's workers: %s", e)
                 return self.stop()
-            match message:
-                case StopAgent(reason=reason):
-                    log.info("stop: %s", reason)
-                    self.stop()
-                case KvReplayRequest(rank=rank, start=start):
-                    self._relay.replay(rank, start)
-                case StartShard():
-                    self._shard_followers.start(message)
-                case StopShard(rank=rank):
-                    self._shard_followers.stop(rank)
-                case ShardExited():
-                    self._shard_leader.shard_exited(message)
-                case SetAsleep(rank=rank, asleep=asleep):
-                    self._watches.set_asleep(rank, asleep)
-                case SetRole(rank=rank) if rank in self._workers:
-                    self._set_role(message)
+            try:
+                self._handle(message)
+            # A defect in the handling of one message must not end the node's workers.
+            except Exception:
+                log.exception("this is a defect of hpc-dynamo: %.1000r", message)
+
+    def _handle(self, message: ControlMessage) -> None:
+        match message:
+            case StopAgent(reason=reason):
+                log.info("stop: %s", reason)
+                self.stop()
+            case KvReplayRequest(rank=rank, start=start):
+                self._relay.replay(rank, start)
+            case StartShard():
+                self._shard_followers.start(message)
+            case StopShard(rank=rank):
+                self._shard_followers.stop(rank)
+            case ShardExited():
+                self._shard_leader.shard_exited(message)
+            case SetAsleep(rank=rank, asleep=asleep):
+                self._watches.set_asleep(rank, asleep)
+            case SetRole(rank=rank) if rank in self._workers:
+                self._set_role(message)
 
     def _set_role(self, message: SetRole) -> None:
         """Give a worker a new role; restart its engine if that serves one role only."""
@@ -208,6 +218,7 @@ class Agent:
         self._hangs[rank] += 1
         error = process.error(hang)
         await self._report(self._workers[rank], WorkerState.failed, detail=str(error))
+        await asyncio.sleep(MOVE_REQUESTS_S)
         await child.kill()
         return error
 

@@ -17,6 +17,7 @@ The life of a request:
                     TensorRT-LLM)        (SGLang)
                       |
               worker_client: HTTP, errors that name the worker
+              response_check: is it an answer, and complete?
                       |
        ResponseSink: relayed to the client, or buffered for a batch result
 
@@ -26,7 +27,11 @@ worker. `serve`, `route` and `batch` run this code in their own process.
 
 from hpc_dynamo.dispatch.dispatcher import Dispatcher, LeaseProvider
 from hpc_dynamo.dispatch.request_builder import PromptTokenizer, RequestBuilder, RequestContext
-from hpc_dynamo.dispatch.reserved_fields import RESERVED_FIELDS, nested_reserved_fields
+from hpc_dynamo.dispatch.reserved_fields import (
+    RESERVED_FIELDS,
+    VLLM_XARGS,
+    nested_reserved_fields,
+)
 from hpc_dynamo.dispatch.worker_client import (
     OBJECT_DECODER,
     BufferedResponse,
@@ -39,6 +44,7 @@ from hpc_dynamo.dispatch.worker_client import (
 __all__ = [
     "OBJECT_DECODER",
     "RESERVED_FIELDS",
+    "VLLM_XARGS",
     "BufferedResponse",
     "Dispatcher",
     "EngineRequest",

@@ -22,7 +22,7 @@ from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.router import AllWorkersTried, Lease, RoutingRequest
 
-MAX_ATTEMPTS = 3  # limits the workers that a harmful request can crash
+MAX_ATTEMPTS = 2  # workers that a harmful request can crash
 
 log = logging.getLogger(__name__)
 

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import msgspec
 
+from hpc_dynamo.dispatch.execution import is_off
+from hpc_dynamo.dispatch.response_check import BadResponse, CheckedResponse
 from hpc_dynamo.engine_errors import append_engine_error
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
@@ -85,26 +87,35 @@ class WorkerClient:
     def __init__(self, client: HttpClient) -> None:
         self.client = client
 
-    def post(
+    @asynccontextmanager
+    async def post(
         self, lease: Lease, target: Target, request: EngineRequest, content: bytes
-    ) -> AbstractAsyncContextManager[HttpResponse]:
+    ) -> AsyncIterator[CheckedResponse]:
         """Yield a worker's response with status 200.
 
-        Raises RequestFailed that names the worker for another status, and WorkerFailed for a
-        connection that fails, also while the response is read.
+        Raises RequestFailed for another status. Raises WorkerFailed, also while the response is
+        read, if the connection fails or the response is no answer. Both name the worker.
         """
         sent = self.client.send("POST", target.url, request.path, content, request.headers)
-        return _checked(lease, target, sent)
+        path = request.path.partition("?")[0]
+        stream = target is lease.decode and not is_off(request.body, "stream")
+        try:
+            async with _with_status_200(lease, target, sent) as response:
+                yield CheckedResponse(response, path, stream=stream)
+        except BadResponse as e:
+            lease.report_connection_lost(target.rank)
+            what = f"worker {target.rank} at {target.url} answered 200 {e}"
+            raise WorkerFailed(target.rank, what, 502) from e
 
     def get(
         self, lease: Lease, target: Target, path: str
     ) -> AbstractAsyncContextManager[HttpResponse]:
         """Yield a worker's response with status 200. Raises the errors of `post`."""
-        return _checked(lease, target, self.client.send("GET", target.url, path))
+        return _with_status_200(lease, target, self.client.send("GET", target.url, path))
 
 
 @asynccontextmanager
-async def _checked(
+async def _with_status_200(
     lease: Lease, target: Target, sent: AbstractAsyncContextManager[HttpResponse]
 ) -> AsyncIterator[HttpResponse]:
     try:

@@ -8,6 +8,7 @@ import msgspec
 from hpc_dynamo.config import Config, Policy
 from hpc_dynamo.dispatch import (
     RESERVED_FIELDS,
+    VLLM_XARGS,
     EngineRequest,
     PromptTokenizer,
     RequestBuilder,
@@ -26,7 +27,6 @@ from hpc_dynamo.preprocess import TokenIdsOnly
 from hpc_dynamo.router import RoutingRequest, RunView
 
 ENDPOINT_FIELDS = RESERVED_FIELDS | {HINTS_FIELD}
-VLLM_XARGS = "vllm_xargs"  # vLLM merges the entries of this field into its own fields
 NAME = msgspec.json.Decoder(str | None)
 
 

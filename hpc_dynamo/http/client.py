@@ -6,7 +6,7 @@ reached or closes the connection early. There are no timeouts here: callers limi
 
 import asyncio
 import ssl
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 import httptools
 
 from hpc_dynamo.http.exchange import Header
+
+LAST_PIECES = 16
 
 
 class ServerAddress(NamedTuple):
@@ -66,6 +68,19 @@ class HttpResponse(asyncio.Protocol):
         self.status, self.headers = 0, dict[str, str]()
         self._head_received = self._complete = self._keep_alive = False
         self._body = list[bytes]()
+        self._last_pieces = deque[bytes](maxlen=LAST_PIECES)
+
+    async def first_piece(self) -> bytes:
+        """Return the start of the body, once there is some; empty if the body is. `relay` and
+        `read` still return it."""
+        while not (self._body or self._complete):
+            await self._wait_for_change()
+        return self._body[0] if self._body else b""
+
+    @property
+    def tail(self) -> bytes:
+        """The end of a body that was relayed: its last LAST_PIECES pieces."""
+        return b"".join(self._last_pieces)
 
     async def read(self) -> bytes:
         """Return the whole body."""
@@ -81,6 +96,7 @@ class HttpResponse(asyncio.Protocol):
         self._sink = sink
         if self._body:
             sink.write(b"".join(self._body))
+            self._last_pieces.extend(self._body)
             self._body.clear()
         while not self._complete:
             if sink.congested:
@@ -164,9 +180,13 @@ class HttpResponse(asyncio.Protocol):
             self._wake()
 
     def on_body(self, part: bytes) -> None:
+        """Write to the sink, or keep the piece and wake a reader for the first."""
         if self._sink is None:
+            if not self._body:
+                self._wake()
             self._body.append(part)
             return
+        self._last_pieces.append(part)
         self._sink.write(part)
         if self._sink.congested:
             self._wake()

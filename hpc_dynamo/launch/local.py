@@ -1,8 +1,10 @@
 """Job on this machine, through submitit's local executor: one task for each node."""
 
 import os
+import shlex
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ import submitit
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.errors import LaunchError
-from hpc_dynamo.launch import current_allocation
+from hpc_dynamo.launch import current_allocation, submitit_task
 from hpc_dynamo.launch.environment import applied, for_step
 from hpc_dynamo.launch.job import JobState
 from hpc_dynamo.messages import JobRecord
@@ -25,7 +27,7 @@ NO_WALLTIME_MIN = 365 * 24 * 60  # the local executor requires a limit
 def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], int]) -> JobRecord:
     """Start `plan.nodes` agents on this machine; they continue when this process ends."""
     env = for_step(allocation=current_allocation.current_allocation() is not None)
-    executor = submitit.AutoExecutor(folder=attempt.submitit, cluster="local")
+    executor = CheckedLocalExecutor(attempt.submitit)
     executor.update_parameters(
         nodes=1,
         tasks_per_node=plan.nodes,
@@ -41,6 +43,14 @@ def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], 
         pid=int(job.job_id),
         submitted_at=time.time(),
     )
+
+
+class CheckedLocalExecutor(submitit.LocalExecutor):
+    """submitit's local executor whose tasks check their pickle before they load it."""
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return shlex.join([sys.executable, "-u", "-m", submitit_task.__name__, str(self.folder)])
 
 
 @contextmanager

@@ -15,10 +15,12 @@ from hpc_dynamo.launch.resources import group_configs, sbatch_options
 from hpc_dynamo.launch.srun import GroupPlans, srun_command
 from hpc_dynamo.process.child import SAFE_PATH
 from hpc_dynamo.run import Attempt
+from hpc_dynamo.run.privacy import PRIVATE_UMASK
 from hpc_dynamo.topology import Plan
 
 Options = Mapping[str, str | int | bool]
 
+UMASK = f"umask {PRIVATE_UMASK:03o}"
 HEADER = (
     "# This script belongs to one run folder. `hpc-dynamo plan --sbatch …` prints a reusable one."
 )
@@ -33,7 +35,7 @@ def render_script(config: Config, plan: Plan, verb: str, overrides: Sequence[str
     ]
     lines += ["# Slurm signals this shell before the end of the job, hence `exec` of the program."]
     lines += ["# More overrides may follow the script's name on the command line of sbatch."]
-    lines += [*config.cluster.slurm.setup]
+    lines += [UMASK, *config.cluster.slurm.setup]
     words = ["hpc-dynamo", verb, *overrides, "cluster.launcher=allocation"]
     command = " \\\n  ".join(map(shlex.quote, words))
     lines += [f'exec {command} \\\n  "$@"', ""]
@@ -44,7 +46,7 @@ def submission_script(attempt: Attempt, config: Config, plan: Plan, mpi: str) ->
     """Return the script submitted for an attempt on identical nodes: a step whose tasks load the
     pickles of submitit."""
     folder, logs = attempt.submitit, _logs(attempt)
-    task = (sys.executable, "-u", "-m", "submitit.core._submit", str(folder))
+    task = (sys.executable, "-u", "-m", "hpc_dynamo.launch.submitit_task", str(folder))
     options = [f"--{name}={value}" for name, value in _logs(attempt, "%t").items()]
     groups = ((config, plan),)
     srun = srun_command(groups, task, mpi, "--unbuffered", *options)
@@ -67,6 +69,7 @@ def _attempt_script(groups: GroupPlans, logs: Mapping[str, str], commands: list[
     lines = ["#!/bin/bash", *directives(groups, first, signal), "", HEADER]
     # Repeated here: a job submitted with --export=NONE inherits nothing.
     lines += [f"export {name}={value}" for name, value in SAFE_PATH.items()]
+    lines += [UMASK]
     return "\n".join([*lines, *slurm.setup, *commands, ""])
 
 

@@ -234,6 +234,12 @@ class RequestRouter:
                 self._dequeue(queued)
                 queued.reject(e)
                 continue
+            except Exception:
+                log.exception("this is a defect of hpc-dynamo; it affects one request")
+                self._dequeue(queued)
+                what = "internal error of the router; see the head's log"
+                queued.reject(RequestFailed(what, status=500))
+                continue
             if lease:
                 self._dequeue(queued)
                 queued.lease.set_result(lease)

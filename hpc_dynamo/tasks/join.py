@@ -28,6 +28,7 @@ from hpc_dynamo.tasks.node import (
     node_record,
     on_preemption_signal,
     on_stop_signal,
+    refuse_unsafe_folder,
     run_to_outcome,
 )
 from hpc_dynamo.wire import ControlClient
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 def main(path: str) -> int:
     """Run the task of this node for the extra job in `path`; return its exit code."""
     job = ExtraJobFolder(Path(path))
+    if refused := refuse_unsafe_folder(job.run):
+        return refused
     plan = job.plan()
     index, hosts = node_index_and_hosts(plan.nodes)
     node = plan.first_node + index

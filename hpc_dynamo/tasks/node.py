@@ -26,7 +26,9 @@ from hpc_dynamo.head import Head, Standalone
 from hpc_dynamo.launch import detached_submit
 from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome
-from hpc_dynamo.run import Attempt, write_json
+from hpc_dynamo.run import Attempt, Run, write_json
+from hpc_dynamo.run.logs import RateLimit
+from hpc_dynamo.run.privacy import PRIVATE_UMASK, require_private_folder
 from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec
 
 CODEC: MessageCodec[ControlMessage] = MessageCodec(ControlMessage)  # type: ignore[arg-type]  # a union is no type[T]
@@ -39,6 +41,8 @@ log = logging.getLogger(__name__)
 def main(path: str) -> int:
     """Run the task of this node for the attempt in `path`; return its exit code."""
     attempt = Attempt(Path(path))
+    if refused := refuse_unsafe_folder(attempt.run):
+        return refused
     index, hosts = node_index_and_hosts(attempt.plan().head_plan.nodes)
     log_to_file(attempt.agent_log(index))
     if index == 0 and is_requeued():
@@ -49,6 +53,18 @@ def main(path: str) -> int:
     if index == 0 and (last := _continue_in_next_job(attempt, outcome)):
         write_outcome(attempt, last)
     return outcome.exit_code
+
+
+def refuse_unsafe_folder(run: Run) -> int:
+    """Make new files private. Return an exit code if another user could have changed the run; it is
+    printed to Slurm's log, since nothing is written to such a folder."""
+    os.umask(PRIVATE_UMASK)
+    try:
+        require_private_folder(run.path)
+    except HpcDynamoError as e:
+        print(f"error: {e}", file=sys.stderr, flush=True)
+        return e.exit_code
+    return 0
 
 
 def reserve_outcome_space(attempt: Attempt) -> None:
@@ -193,6 +209,7 @@ def log_to_file(file: Path) -> None:
     root.setLevel(logging.INFO)
     for handler in (to_file, to_slurm):
         handler.setFormatter(formatter)
+        handler.addFilter(RateLimit())
         root.addHandler(handler)
 
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from hpc_dynamo.agent import HEARTBEAT_S
 from hpc_dynamo.config import Role
 from hpc_dynamo.engines.adapter import roles_can_change
-from hpc_dynamo.errors import EngineError
+from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.head.membership.shards import MultiNodeCoordinator
 from hpc_dynamo.messages import (
     AgentStopped,
@@ -91,25 +91,34 @@ class Membership:
         """Handle the messages of agents until cancelled."""
         while True:
             peer, message = await self._server.receive()
-            match message:
-                case Hello(node=record):
-                    await self._admit_agent(peer, record)
-                case Heartbeat(node=node):
-                    await self._on_heartbeat(peer, node)
-                case WorkerReport(rank=rank) if rank in self._placed:
-                    await self._update_worker(message)
-                case StartShard(rank=rank) | ShardExited(rank=rank) if rank in self._placed:
-                    await self._shards.on_message(self._placed[rank], message)
-                case Preempted(node=node):
-                    self.preempted_nodes.put_nowait(node)
-                case AgentStopped(node=node) if node in self._nodes:
-                    await self._remove_agent(node, WorkerState.stopped, "its agent has exited")
-                case KvEvents():
-                    await self._receive_kv_events(message)
-                    await asyncio.sleep(0)  # many events must not delay other tasks
-                case _:
-                    name = type(message).__name__
-                    log.warning("ignored %s of an unknown worker, node or sender", name)
+            try:
+                await self._handle(peer, message)
+            except HpcDynamoError:
+                raise
+            # A defect in the handling of one message must not end the job.
+            except Exception:
+                log.exception("this is a defect of hpc-dynamo: %.1000r", message)
+
+    async def _handle(self, peer: bytes, message: ControlMessage) -> None:
+        match message:
+            case Hello(node=record):
+                await self._admit_agent(peer, record)
+            case Heartbeat(node=node):
+                await self._on_heartbeat(peer, node)
+            case WorkerReport(rank=rank) if rank in self._placed:
+                await self._update_worker(message)
+            case StartShard(rank=rank) | ShardExited(rank=rank) if rank in self._placed:
+                await self._shards.on_message(self._placed[rank], message)
+            case Preempted(node=node):
+                self.preempted_nodes.put_nowait(node)
+            case AgentStopped(node=node) if node in self._nodes:
+                await self._remove_agent(node, WorkerState.stopped, "its agent has exited")
+            case KvEvents():
+                await self._receive_kv_events(message)
+                await asyncio.sleep(0)  # many events must not delay other tasks
+            case _:
+                name = type(message).__name__
+                log.warning("ignored %s of an unknown worker, node or sender", name)
 
     def expect(self, plan: Plan) -> None:
         """Accept the agents of an extra job and their workers from now on."""
