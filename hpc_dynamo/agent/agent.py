@@ -11,7 +11,7 @@ from msgspec.structs import asdict
 
 from hpc_dynamo.agent.engine_process import EngineProcess
 from hpc_dynamo.agent.engine_start import wait_until_ready
-from hpc_dynamo.agent.events import KvEventRelay, private_socket_dir
+from hpc_dynamo.agent.events import KvEventRelay
 from hpc_dynamo.agent.placement import NodePlacer
 from hpc_dynamo.agent.probe import NO_MODELS, EngineModels
 from hpc_dynamo.agent.progress_watch import HangWatches
@@ -37,6 +37,8 @@ from hpc_dynamo.messages import (
     WorkerState,
 )
 from hpc_dynamo.process.child import Child
+from hpc_dynamo.process.node_folder import private_node_folder
+from hpc_dynamo.process.shared_memory import remove_unused_segments
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.wire import ControlClient
@@ -73,11 +75,19 @@ class Agent:
     async def run(self) -> None:
         """Run the node's workers. Returns once every engine process has exited."""
         await self._client.send(Hello(node=self._me))
-        with private_socket_dir() as folder:
+        await self._remove_unused_segments()
+        with private_node_folder() as folder:
             await self._run(folder)
+        await self._remove_unused_segments()
         with suppress(TimeoutError):  # the head may be dead
             async with asyncio.timeout(LAST_MESSAGE_S):
                 await self._client.send(AgentStopped(node=self._me.node))
+
+    async def _remove_unused_segments(self) -> None:
+        if names := await asyncio.to_thread(remove_unused_segments):
+            log.info(
+                "removed %d unused segments of shared memory: %s", len(names), ", ".join(names)
+            )
 
     async def _run(self, folder: str) -> None:
         me, logs = self._me, str(self._attempt.logs)

@@ -29,6 +29,7 @@ class FrontendStats(msgspec.Struct, kw_only=True):
     connections: int = 0  # open connections
     cancelled: int = 0  # requests whose client disconnected
     retried: int = 0  # attempts on another worker
+    migrations: dict[str, int] = msgspec.field(default_factory=Counter)  # moved streams by outcome
     forwarded: int = 0  # requests to the next job of the run
     forwarding: int = 0  # requests to the next job that are in progress
     prompt_tokens: int = 0  # computed before routing
@@ -40,6 +41,8 @@ class FrontendStats(msgspec.Struct, kw_only=True):
         """Add the counts of another process."""
         for key, count in other.responses.items():
             self.responses[key] = self.responses.get(key, 0) + count
+        for key, count in other.migrations.items():
+            self.migrations[key] = self.migrations.get(key, 0) + count
         for name in COUNTERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.ttft += other.ttft
