@@ -30,8 +30,8 @@ PYTEST = (sys.executable, "-m", "pytest", "-q", "--durations=15")
 LOCAL = ("-n", "3", "--dist", "worksteal", "-m", "not cluster and not vllm and not slow_fault")
 # Each worker brings up a Slurm cluster of its own.
 CLUSTER = ("-n", "2", "--dist", "worksteal", "-m", "cluster and not vllm and not slow_fault")
-# Tests that share engines are a group, see tests/conftest.py.
-VLLM = ("-n", "2", "--dist", "loadgroup", "-m", "vllm and not slow_fault")
+# One worker runs all tests that share engines, see EngineScheduling.
+VLLM = ("-n", "2", "--dist", "loadfile", "-m", "vllm and not slow_fault")
 
 
 @dataclass(frozen=True)

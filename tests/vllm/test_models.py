@@ -101,7 +101,7 @@ def test_kv_events_separate_blocks_of_adapters(served: Served) -> None:
 async def published(served: Served, role: str) -> list[KvEvent]:
     """Return all KV events of a worker, by a replay since its start."""
     started = re.search(
-        rf"\({role}\) on .* starts: .*--kv-events-config (\{{.*?\}})", served.log.read_text()
+        rf"\(talk {role}\) on .* starts: .*--kv-events-config (\{{.*?\}})", served.log.read_text()
     )
     assert started, "the worker was not asked for KV events"
     where, events, numbers = json.loads(started[1]), list[KvEvent](), list[int]()
