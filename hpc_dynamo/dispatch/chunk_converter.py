@@ -49,6 +49,8 @@ class ChunkConverter:
         chunk = msgspec.json.decode(event.data)
         if chunk.get("error"):
             return event.raw
+        if self._answer.finished:  # only the usage is missing
+            return self._event(chunk, []) if chunk.get("usage") else b""
         choices = [self._choice(choice) for choice in chunk.get("choices") or ()]
         kept = [choice for choice in choices if choice]
         if choices and not kept:

@@ -73,7 +73,7 @@ def check_continuable(body: Json) -> None:
             continue
         if value not in NEUTRAL.get(name, ()):
             raise NotContinuable(f"the request sets {name}")
-    if body.get("seed") is not None and not _is_greedy(body):
+    if body.get("seed") is not None and not is_greedy(body):
         raise NotContinuable("the request sets seed, and a temperature other than 0")
     if body.get("tools") and body.get("tool_choice") != "none":
         raise NotContinuable("the request has tools")
@@ -98,7 +98,7 @@ def cut_at(body: Json, answer: PartialAnswer) -> Cut:
     stops = [stop] if isinstance(stop, str) else stop
     if not stops:
         return Cut(text)
-    if not _is_greedy(body):
+    if not is_greedy(body):
         if any(text.endswith(each[:size]) for each in stops for size in range(1, len(each))):
             raise NotContinuable("the text ends with the beginning of a stop string")
         return Cut(text)
@@ -134,7 +134,7 @@ def continuation_body(
     return result
 
 
-def _is_greedy(body: Json) -> bool:
+def is_greedy(body: Json) -> bool:
     return body.get("temperature") == 0
 
 

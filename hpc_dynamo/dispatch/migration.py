@@ -18,6 +18,7 @@ from hpc_dynamo.dispatch.continuation import (
     check_continuable,
     continuation_body,
     cut_at,
+    is_greedy,
 )
 from hpc_dynamo.dispatch.continued_stream import (
     CHUNK_ERRORS,
@@ -124,9 +125,11 @@ class StreamMigrator:
         log.warning(
             "%s; the stream continues on another worker after %d tokens", failure, len(output)
         )
-        left = continued["max_tokens"]
-        if answer.finished or (left is not None and left < 1):
-            usage_wanted = bool((body.get("stream_options") or {}).get("include_usage"))
+        left, usage_wanted = continued["max_tokens"], _wants_usage(body)
+        exhausted = left is not None and left < 1
+        # Only an engine knows how many tokens a stop string and the end of the output had.
+        counted = answer.usage_sent or not usage_wanted or not is_greedy(body)
+        if exhausted or (answer.finished and counted):
             closing = converter.closing(usage=usage_wanted, finish=not answer.finished)
             await send_prepared(closing, sink)
             return
@@ -164,6 +167,10 @@ class StreamMigrator:
         if not isinstance(begun, BegunOutput):
             raise NotContinuable(begun.reason)
         return begun
+
+
+def _wants_usage(body: dict[str, Any]) -> bool:
+    return bool((body.get("stream_options") or {}).get("include_usage"))
 
 
 def _answer(sink: StreamSink) -> PartialAnswer:
