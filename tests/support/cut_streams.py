@@ -32,7 +32,7 @@ class Cutter:
 
 @dataclass
 class CuttingProxy:
-    """Forwards connections to an engine. Closes them in a stream, as often as `cutter` says."""
+    """Forwards connections to an engine. Closes them in a stream, once for each entry of `cutter`."""
 
     host: str
     port: int
