@@ -4,6 +4,8 @@ import asyncio
 import logging
 import time
 
+from msgspec.structs import replace
+
 from hpc_dynamo.errors import ExitCode, HpcDynamoError
 from hpc_dynamo.head.workloads.workload import WorkerDirectory, Workload
 from hpc_dynamo.messages import Outcome, Status
@@ -31,7 +33,8 @@ class JobLifecycle:
     def interrupt(self) -> None:
         """End the job now, for a signal. Finished results are on disk."""
         starting = Outcome(exit_code=1, message="stopped while starting")
-        self.finish_with(self._workload.stopped_outcome if self._workload else starting)
+        outcome = self._workload.stopped_outcome if self._workload else starting
+        self.finish_with(replace(outcome, stopped=True))
 
     def fail(self, error: HpcDynamoError) -> None:
         """End the job with an error."""

@@ -23,6 +23,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float = 0.0
     slurm_step_id: str = ""
     faults: tuple[str, ...] = ()  # found by the preflight checks
+    restart_count: int = 0  # restarts of the job by Slurm, to ignore records of earlier executions
 
 
 class Roster(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -31,6 +32,7 @@ class Roster(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     nodes: tuple[NodeRecord, ...]  # by index
     method: str  # "tcp" or "mpi"
     seconds: float  # duration of the exchange
+    restart_count: int = 0  # as in the records
 
     @property
     def control_endpoint(self) -> str:
