@@ -40,7 +40,7 @@ from hpc_dynamo.router import ModelAvailability, RouterServer, RunView
 from hpc_dynamo.run import write_json
 
 STOP_TIMEOUT_S = 5.0  # for a frontend process to end its streams
-MAX_RESTARTS, RESTART_WINDOW_S = 5, 600.0  # of one frontend process
+MAX_RESTARTS, RESTART_WINDOW_S = 5, 600.0  # limit for one frontend process
 CORES_PER_FRONTEND = 8
 MAX_DEFAULT_FRONTENDS = 4
 ANY_ADDRESS = ("0.0.0.0", "::")
