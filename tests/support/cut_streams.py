@@ -32,7 +32,7 @@ class Cutter:
 
 @dataclass
 class CuttingProxy:
-    """Forwards connections to an engine. Closes them in a stream, once for each entry of `cutter`."""
+    """Forwards connections to an engine. Closes them in streams as `cutter` asks."""
 
     host: str
     port: int
