@@ -23,6 +23,7 @@ class FrontendStats(msgspec.Struct, kw_only=True):
     """Counts since the start of the process. Histograms are in seconds."""
 
     responses: dict[str, int] = msgspec.field(default_factory=Counter)  # by "path status"
+    rejections: dict[str, int] = msgspec.field(default_factory=dict)  # see HttpServer.rejections
     active: int = 0  # requests in progress
     connections: int = 0  # open connections
     cancelled: int = 0  # requests whose client disconnected
@@ -36,8 +37,11 @@ class FrontendStats(msgspec.Struct, kw_only=True):
 
     def add(self, other: "FrontendStats") -> None:
         """Add the counts of another process."""
-        for key, count in other.responses.items():
-            self.responses[key] = self.responses.get(key, 0) + count
+        for own, added in (
+            (self.responses, other.responses), (self.rejections, other.rejections)
+        ):  # fmt: skip
+            for key, count in added.items():
+                own[key] = own.get(key, 0) + count
         for name in COUNTERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.ttft += other.ttft

@@ -74,6 +74,11 @@ REQUESTS_CANCELLED = _counter("requests_cancelled", "Requests whose client disco
 REQUESTS_FORWARDED = _counter("requests_forwarded", "Requests forwarded to the next job.")
 REQUEST_RETRIES = _counter("request_retries", "Attempts to run a request on another worker.")
 PROMPT_TOKENS = _counter("prompt_tokens", "Prompt tokens counted before routing.")
+HTTP_REJECTIONS = _counter(
+    "http_rejections",
+    "Requests rejected before they were read, by status; `connections`: closed at a limit.",
+    "reason",
+)
 OPEN_CONNECTIONS = _gauge("open_connections", "Open connections of clients.")
 TTFT = _histogram("time_to_first_token_seconds", "Time to the first bytes of an answer.")
 ITL = _histogram("inter_token_latency_seconds", "Time between two pieces of a streamed answer.")
