@@ -42,6 +42,9 @@ from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.wire import ControlClient
 
 HEARTBEAT_S = 1.0
+# Between the report of a hang and the end of the engine. A request that loses its connection first
+# may not be sent to the worker again, since it may be the cause.
+MOVE_REQUESTS_S = 1.0
 LAST_MESSAGE_S = 1.0  # time to send the last message to the head
 
 log = logging.getLogger(__name__)
@@ -215,6 +218,7 @@ class Agent:
         self._hangs[rank] += 1
         error = process.error(hang)
         await self._report(self._workers[rank], WorkerState.failed, detail=str(error))
+        await asyncio.sleep(MOVE_REQUESTS_S)
         await child.kill()
         return error
 

@@ -46,6 +46,10 @@ class EngineProcess:
     def url(self) -> str:
         return f"http://{self._place.address}:{self._place.ports[0]}"
 
+    @property
+    def hang_timeout_s(self) -> float:
+        return self._config.engine.hang_timeout_s
+
     def usage(self, child: Child) -> SessionUsage | None:
         """Return the usage of its processes; None if they run in a Slurm step."""
         return None if self._step else session_usage(child.session)

@@ -9,6 +9,7 @@ are no progress.
   far: the engine hangs.
 - While the engine computes, time counts 1 / COMPUTING_FACTOR: it may compile a kernel, or a step
   may take long on a busy machine.
+- A stopped shard of a multi-node worker hangs after `engine.hang_timeout_s`.
 - While it sleeps, or this process was stopped itself, time does not count.
 """
 

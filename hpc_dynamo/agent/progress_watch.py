@@ -132,6 +132,34 @@ def progress_names(names: MetricNames) -> tuple[bytes, ...]:
     return tuple(name.encode() for name in dict.fromkeys(fields) if name)
 
 
+async def wait_for_shard(process: EngineProcess, child: Child) -> EngineError:
+    """Return the error of a shard that has exited, or is stopped; then it is killed.
+
+    Another shard, the first one, serves requests and shows the progress of all.
+    """
+    exited = asyncio.create_task(child.wait())
+    stopped = asyncio.create_task(_wait_until_stopped(process, child))
+    try:
+        await asyncio.wait({exited, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if exited.done():
+            return process.exit_error(exited.result())
+        await child.kill()
+        return process.error(f"hangs: stopped by a signal for {process.hang_timeout_s:.0f} s")
+    finally:
+        exited.cancel()
+        stopped.cancel()
+
+
+async def _wait_until_stopped(process: EngineProcess, child: Child) -> None:
+    timeout_s = process.hang_timeout_s
+    detector = HangDetector(timeout_s)
+    stopped_s = 0.0
+    while stopped_s < timeout_s:
+        await asyncio.sleep(detector.interval_s)
+        usage = process.usage(child)
+        stopped_s = stopped_s + detector.interval_s if usage and usage.stopped else 0.0
+
+
 class HangWatches:
     """Watches of the workers of an agent, by rank."""
 

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from hpc_dynamo.agent.engine_process import EngineProcess
+from hpc_dynamo.agent.progress_watch import wait_for_shard
 from hpc_dynamo.engines import ShardRendezvous
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import ShardExited, StartShard
@@ -73,7 +74,7 @@ class ShardFollowers:
             try:
                 process = self._make_process(replace(worker, role=message.role), index, rendezvous)
                 async with process.running() as child:
-                    raise process.exit_error(await child.wait())
+                    raise await wait_for_shard(process, child)
             except EngineError as e:
                 log.error("%s", e)
                 incarnation = message.incarnation

@@ -10,6 +10,7 @@ Lines have OpenAI's batch output format: `custom_id`, `response` (`status_code`,
 """
 
 import asyncio
+import logging
 import os
 import time
 import uuid
@@ -24,6 +25,10 @@ from hpc_dynamo.batch.input_file import BatchInput, RequestEntry
 from hpc_dynamo.errors import HpcDynamoError, RequestFailed, file_error
 from hpc_dynamo.messages import RetryRound
 from hpc_dynamo.run import Run, read_json, write_json
+
+SEARCH_BYTES = 1 << 16  # block size of the search for the last newline
+
+log = logging.getLogger(__name__)
 
 
 class BatchResponse(msgspec.Struct, frozen=True):
@@ -109,17 +114,32 @@ class Ledger:
         self._part = run.attempt_results(attempt)
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
+        self._damaged = set[Path]()  # parts with damaged lines that were reported
 
     def results(self) -> dict[str, ResultLocation]:
-        """Return the best result of each id: a later one replaces an earlier unfinished one."""
+        """Return the best result of each id: a later one replaces an earlier unfinished one.
+
+        Reads all parts, which may be gigabytes, line by line. Damaged lines are skipped and
+        reported, so that their requests run again.
+        """
         best: dict[str, ResultLocation] = {}
         void = self._last_void_attempt()
         for file in sorted(self._run.results.glob("*.jsonl"), key=lambda p: int(p.stem)):
-            for custom_id, result in _read(file, void=int(file.stem) <= void):
+            for custom_id, result in self._read(file, void=int(file.stem) <= void):
                 old = best.get(custom_id)
                 if old is None or not old.finished:
                     best[custom_id] = result
         return best
+
+    def _read(self, file: Path, *, void: bool) -> Iterator[tuple[str, ResultLocation]]:
+        """Yield the results of a part. Logs a warning at its end if lines were damaged."""
+        damaged = list[int]()
+        yield from _read(file, damaged, void=void)
+        if damaged and file not in self._damaged:
+            self._damaged.add(file)
+            more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+            what = "%s:%d: a damaged line is skipped%s; its request runs again"
+            log.warning(what, file, damaged[0], more)
 
     def _last_void_attempt(self) -> int:
         """Return the last attempt whose failures are void; 0 if there is none."""
@@ -153,8 +173,8 @@ class Ledger:
         Raises HpcDynamoError if the lines cannot be written.
         """
         try:
-            with self._part.open("ab") as file:
-                _truncate_incomplete_line(self._part)
+            with self._part.open("ab+") as file:
+                _truncate_incomplete_line(file.fileno())
                 while True:
                     await self._wake.wait()
                     self._wake.clear()
@@ -201,25 +221,40 @@ class Ledger:
         return answered, failed
 
 
-def _truncate_incomplete_line(part: Path) -> None:
+def _truncate_incomplete_line(handle: int) -> None:
     """Remove an incomplete last line: a requeued job appends to the part of its earlier run."""
-    end = max((result.offset + result.size for _, result in _read(part)), default=0)
-    os.truncate(part, end)
+    end = os.fstat(handle).st_size
+    while end:
+        start = max(0, end - SEARCH_BYTES)
+        newline = os.pread(handle, end - start, start).rfind(b"\n")
+        end = start + newline + 1
+        if newline >= 0:
+            break
+    os.ftruncate(handle, end)
 
 
-def _read(file: Path, *, void: bool = False) -> Iterator[tuple[str, ResultLocation]]:
-    """Yield id and position of the complete lines of a part; its failures may be `void`."""
-    offset = 0
+def _read(file: Path, damaged: list[int], *, void: bool) -> Iterator[tuple[str, ResultLocation]]:
+    """Yield id and position of the complete lines of a part; its failures may be `void`.
+
+    The numbers of lines that cannot be read are appended to `damaged`. A file system may leave
+    zeros after a power failure.
+    """
+    decoder, offset = msgspec.json.Decoder(OutputLine), 0
     with file.open("rb") as stream:
-        for raw in stream:
-            if raw.endswith(b"\n"):  # else truncated by a crash
-                line = msgspec.json.decode(raw, type=OutputLine)
-                answered = line.error is None
-                finished = answered or (line.finished and not void)
-                is_void = void and not answered
-                result = ResultLocation(file, offset, len(raw), answered, finished, is_void)
-                yield line.custom_id, result
+        for number, raw in enumerate(stream, 1):
             offset += len(raw)
+            if not raw.endswith(b"\n"):  # truncated by a crash
+                continue
+            try:
+                line = decoder.decode(raw)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                damaged.append(number)
+                continue
+            answered = line.error is None
+            finished = answered or (line.finished and not void)
+            is_void = void and not answered
+            start = offset - len(raw)
+            yield line.custom_id, ResultLocation(file, start, len(raw), answered, finished, is_void)
 
 
 def read_failures(errors: Path) -> Iterator[OutputLine]:

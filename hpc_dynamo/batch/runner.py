@@ -87,14 +87,16 @@ def prefill_workers(topology: Topology) -> int:
 class BatchRunner:
     """One attempt at a batch.
 
-    `process_of` returns an object that identifies the running process of a rank, None if there is
-    none. `prefill_ready` returns the number of ready workers that compute prompts.
+    `remaining`: the requests without a result. `process_of` returns an object that identifies the
+    running process of a rank, None if there is none. `prefill_ready` returns the number of ready
+    workers that compute prompts.
     """
 
     def __init__(
         self,
         config: Config,
         requests: BatchInput,
+        remaining: Sequence[RequestEntry],
         results: Ledger,
         dispatcher: Dispatcher,
         process_of: Callable[[int], object | None],
@@ -107,7 +109,7 @@ class BatchRunner:
         self._builder = RequestBuilder(config, tokenizer)
         by_cache = config.router.policy is Policy.kv
         self._prefill = prefill_workers(config.topology) if by_cache else 0, prefill_ready
-        self._remaining = results.unfinished(requests)
+        self._remaining = remaining
         self._resumed = len(requests.entries) - len(self._remaining)
         self.in_flight = min(max_in_flight(config), len(self._remaining))
         self._stopping = False

@@ -31,7 +31,7 @@ from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.frontend.forward import SuccessorForwarder
 from hpc_dynamo.frontend.model_endpoints import ModelEndpoint, ModelEndpoints
 from hpc_dynamo.frontend.request_translator import RequestTranslator
-from hpc_dynamo.frontend.stats import FrontendReport, FrontendStats
+from hpc_dynamo.frontend.stats import REPORT_INTERVAL_S, FrontendReport, FrontendStats
 from hpc_dynamo.frontend.tokenizer_check import tokenizer_matches_engine
 from hpc_dynamo.http import Header, HttpClient, HttpLimits, HttpServer, pinned_tls_context
 from hpc_dynamo.preprocess import (
@@ -43,7 +43,6 @@ from hpc_dynamo.preprocess import (
 from hpc_dynamo.router import RemoteRouter, RoutingRequest
 from hpc_dynamo.run import Attempt
 
-REPORT_INTERVAL_S = 1.0
 DRAIN_TIMEOUT_S = 3.0  # time for the last events of streams
 MB = 1 << 20
 LIMIT_SETTINGS = {413: "serve.max_body_mb", 429: "serve.max_buffered_mb"}  # by status
@@ -83,7 +82,7 @@ async def serve(attempt: Attempt, index: int, link: Path, listening: socket.sock
                 background.append(tasks.create_task(selecting))
                 limiting = model.translator.builder.limit_tokenizer_memory()
                 background.append(tasks.create_task(limiting))
-            await _report(router, stats, server, models, notices)
+            await _report(router, stats, server, models, FrontendReport({}, index, notices))
             for task in background:
                 task.cancel()
             async with asyncio.timeout(DRAIN_TIMEOUT_S):
@@ -147,11 +146,10 @@ async def _follow_successor(router: RemoteRouter, forwarder: SuccessorForwarder)
 
 async def _report(
     router: RemoteRouter, stats: FrontendStats, server: HttpServer, models: ModelEndpoints,
-    notices: dict[str, str],
+    report: FrontendReport,
 ) -> None:  # fmt: skip
     """Report to the head, at once and then every second. The first report announces the process."""
-    by_model = {"": stats} | {model.model: model.stats for model in models}
-    report = FrontendReport(by_model, notices)
+    report.by_model = {"": stats} | {model.model: model.stats for model in models}
     while not router.closed.done():
         stats.connections, stats.rejections = server.connections, dict(server.rejections)
         for model in models:

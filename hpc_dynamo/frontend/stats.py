@@ -10,6 +10,8 @@ BOUNDS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
     120.0, 300.0,
 )  # fmt: skip
+REPORT_INTERVAL_S = 1.0  # between two reports of a process
+
 COUNTERS = (
     "active", "connections", "cancelled", "retried", "forwarded", "forwarding", "prompt_tokens",
 )  # fmt: skip
@@ -57,6 +59,7 @@ class FrontendReport(msgspec.Struct):
     """
 
     by_model: dict[str, FrontendStats] = {}
+    index: int = 0  # index of the process; its restarts have the same
     notices: dict[str, str] = {}  # by model: reason why texts are not routed by KV cache
 
     @property

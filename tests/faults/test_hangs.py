@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from tests.support.runs import (
     write_prompts,
 )
 
-HANG = ("engine.hang_timeout_s=2", "engine.stop_timeout_s=60", "engine.max_restarts=20")
+HANG = (
+    *("engine.hang_timeout_s=2", "engine.stop_timeout_s=60", "engine.max_restarts=20"),
+    "cluster.heartbeat_timeout_s=3",
+)
 PAIR = ("topology=aggregated", "topology.aggregated.workers=2", "router=round_robin")
 REQUESTS = 6
 
@@ -80,6 +84,7 @@ def test_requests_on_stopped_engine_move_to_other_worker(pair: Served) -> None:
     until("it is back", lambda: len(pair.workers()["aggregated"]) == 2)
 
 
+@pytest.mark.slow_fault
 def test_idle_engine_that_is_stopped_is_restarted_with_stopped_supervisor(pair: Served) -> None:
     """The supervisor cannot kill its engine, so its session is killed."""
     url = pair.workers()["aggregated"][1]["url"]
@@ -116,6 +121,70 @@ def test_engine_that_answers_health_but_computes_nothing(tmp_path: Path) -> None
     with serving(tmp_path, *words) as served:
         while not sum(hangs(served).values()):
             assert len(set(ask(served))) == REQUESTS
+
+
+def test_stopped_frontend_is_restarted(pair: Served) -> None:
+    all_ready(pair)
+    ((_, before),) = pair.frontends().items()
+    os.kill(before, signal.SIGSTOP)
+    until("another process", lambda: pair.frontends().get(0, before) != before)
+    until("it serves", lambda: answers_now(pair))
+    assert "frontend 0 hangs: silent for 3 s" in pair.attempt.agent_log(0).read_text()
+
+
+def answers_now(served: Served) -> bool:
+    with suppress(OSError):
+        return served.ask("GET", "/ready").status == 200
+    return False
+
+
+@pytest.mark.slow_fault
+def test_sleeping_engine_is_no_hang(tmp_path: Path) -> None:
+    words = (*PAIR, *HANG, "engine.sleep_mode=true")
+    with serving(tmp_path, *words) as served:
+        assert served.post("/v1/workers/0/sleep", {}).status == 200
+        (asleep, awake) = engines_by_rank(served)
+        with stopped(asleep), stopped(awake):
+            until("the other hangs", lambda: hangs(served)["1"] == 1)
+        assert hangs(served)["0"] == 0
+        assert served.post("/v1/workers/0/wake", {}).status == 200
+        with stopped(asleep):
+            until("awake, it hangs", lambda: hangs(served)["0"] == 1)
+
+
+def engines_by_rank(served: Served) -> list[int]:
+    rows = served.workers()["aggregated"]
+    ports = [port_of(row["url"]) for row in sorted(rows, key=lambda row: int(row["rank"]))]
+    return [engines(served.attempt.path, port)[0] for port in ports]
+
+
+@pytest.mark.slow_fault
+def test_stopped_shard_of_multi_node_worker(tmp_path: Path) -> None:
+    """Each node pretends to have one GPU, so that a worker of two takes two agents."""
+    ids = write_prompts(tmp_path / "prompts.jsonl", 60)
+    words = (
+        *(*SIMULATOR, *HANG, "engine.device=cuda", "cluster.gpus_per_node=1"),
+        *("cluster.preflight=false", "topology=aggregated", "engine.args.time-scale=10"),
+        *("topology.aggregated.tensor_parallel=2", "batch.concurrency=4"),
+    )
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(
+            hpc_dynamo, "batch", *words, "input=prompts.jsonl", "name=s", cwd=tmp_path
+        )
+        run = tmp_path / "runs" / "s"
+        until("some results", lambda: run.exists() and results_on_disk(run) > 4)
+        (follower,) = (pid for pid in engines(latest(run).path) if is_follower(pid))
+        with stopped(follower):
+            assert done.result().returncode == 0, done.result().stdout + done.result().stderr
+    each_once(run, ids)
+    logs = "".join(log.read_text() for log in latest(run).logs.glob("agent-*.log"))
+    assert "shard 2 of 2, on" in logs
+    assert "hangs: stopped by a signal for 2 s" in logs
+
+
+def is_follower(pid: int) -> bool:
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return words[words.index("--node-rank") + 1] == "1" if "--node-rank" in words else False
 
 
 def test_batch_with_stopped_engine_ends(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ class ServeWorkload:
                 command, environment = (*argv, str(handle)), clean_environment({})
                 child = await Child.start(command, environment, log_file, STOP_TIMEOUT_S, (handle,))
             try:
-                code = await child.wait()
+                code = await self._wait_for_exit(index, child)
             finally:
                 await child.stop()
             log.error("frontend %d ended with code %d; %d restarts left", index, code, left)
@@ -123,6 +123,21 @@ class ServeWorkload:
         cause = root_cause(log_file.read_text(errors="replace"))
         what = f"frontend {index} ended {MAX_RESTARTS + 1} times: {cause}"
         raise EngineError(what, log=log_file)
+
+    async def _wait_for_exit(self, index: int, child: Child) -> int:
+        """Return the exit code of a frontend process; kill one that hangs."""
+        timeout_s = self._config.cluster.heartbeat_timeout_s
+        exited = asyncio.create_task(child.wait())
+        silent = asyncio.create_task(self._frontends.wait_until_silent(index, timeout_s))
+        try:
+            await asyncio.wait({exited, silent}, return_when=asyncio.FIRST_COMPLETED)
+            if not exited.done():
+                log.error("frontend %d hangs: silent for %.0f s; killing it", index, timeout_s)
+                await child.kill()
+            return await exited
+        finally:
+            exited.cancel()
+            silent.cancel()
 
     def _publish(self, host: str, port: int) -> None:
         """Write the endpoint's address to the run folder."""
