@@ -128,5 +128,8 @@ class EngineProcess:
     def log_tail(self, size_bytes: int = TAIL_BYTES) -> str:
         """Return the end of the log of this execution."""
         with self._log.open("rb") as file:
-            file.seek(max(self._log_start, self._log.stat().st_size - size_bytes))
+            size = self._log.stat().st_size
+            # A log that has become shorter was emptied by limit_size.
+            start = self._log_start if self._log_start <= size else 0
+            file.seek(max(start, size - size_bytes))
             return file.read().decode(errors="replace")

@@ -42,6 +42,7 @@ from hpc_dynamo.preprocess import (
 )
 from hpc_dynamo.router import RemoteRouter, RoutingRequest
 from hpc_dynamo.run import Attempt
+from hpc_dynamo.run.logs import RateLimit
 
 DRAIN_TIMEOUT_S = 3.0  # time for the last events of streams
 MB = 1 << 20
@@ -199,6 +200,7 @@ def main() -> int:
     path, index, link, fd = sys.argv[1:]
     handler = logging.StreamHandler()
     handler.addFilter(RequestIdFilter())
+    handler.addFilter(RateLimit())
     log_format = "%(asctime)s %(levelname)s %(request_id)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, handlers=[handler], format=log_format)
     uvloop.run(serve(Attempt(Path(path)), int(index), Path(link), socket.socket(fileno=int(fd))))

@@ -224,7 +224,8 @@ class App:
 
 def _send_error(request: HttpRequest, response: ResponseWriter, error: ApiError) -> str:
     """Send an error; return the outcome for the metrics if the status does not show it."""
-    log.info("%s: %d %s", request.path[:200], error.status, error.message)
+    kind = {"kind": error.status}
+    log.info("%s: %d %s", request.path[:200], error.status, error.message, extra=kind)
     if response.status:
         # The status of a stream cannot change any more: the error is its last event.
         response.write(errors.error_event(error, request.path))

@@ -259,7 +259,8 @@ class HttpConnection(asyncio.Protocol):
             self._next()
 
     def _send_rejection(self, rejection: _Rejection) -> None:
-        log.info("%s: %d %s", self._peer, rejection.status, rejection.message)
+        kind = {"kind": rejection.status}
+        log.info("%s: %d %s", self._peer, rejection.status, rejection.message, extra=kind)
         response = ResponseWriter(self, keep_alive=False, http10=False, head_only=False)
         status, message = rejection.status, rejection.message
         body, headers = self._context.format_error(status, message, self._headers)

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hpc_dynamo.process import supervisor
+from hpc_dynamo.run.logs import limit_sizes
 
 # Time of a supervisor to end its command and itself, in addition to the command's own time. One
 # that is stopped needs longer, and is killed with its session.
@@ -58,8 +59,9 @@ def _is_of_this_job(name: str) -> bool:
 class Child:
     """Running command. `stop()` returns when its whole process group has ended."""
 
-    def __init__(self, process: asyncio.subprocess.Process, grace_s: float) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, log: Path, grace_s: float) -> None:
         self._process, self._grace_s = process, grace_s
+        self._limiting = asyncio.create_task(limit_sizes([log]), name="log size")
 
     @classmethod
     async def start(
@@ -72,7 +74,8 @@ class Child:
     ) -> "Child":
         """Run `argv` with exactly `env`; append stdout and stderr to `log`.
 
-        After `stop()` it has `grace_s` seconds to end. It inherits the file descriptors `pass_fds`.
+        `limit_sizes` keeps the log short. After `stop()` the command has `grace_s` seconds to end.
+        It inherits the file descriptors `pass_fds`.
         """
         with log.open("ab") as out:
             process = await asyncio.create_subprocess_exec(
@@ -84,7 +87,7 @@ class Child:
                 start_new_session=True,
                 pass_fds=pass_fds,
             )
-        return cls(process, grace_s)
+        return cls(process, log, grace_s)
 
     @property
     def session(self) -> int:
@@ -98,6 +101,7 @@ class Child:
     async def wait(self) -> int:
         """Wait for the end. Returns the exit code, or 128 + n after signal n."""
         code = await self._process.wait()
+        self._limiting.cancel()
         if code < 0:  # the supervisor itself was killed
             kill_session(self._process.pid)
         return _as_shell(code)

@@ -28,6 +28,7 @@ from hpc_dynamo.launch import detached_submit
 from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome
 from hpc_dynamo.run import Attempt, Run, write_json
+from hpc_dynamo.run.logs import RateLimit
 from hpc_dynamo.run.privacy import PRIVATE_UMASK, require_private_folder
 from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec
 
@@ -210,6 +211,7 @@ def log_to_file(file: Path) -> None:
     root.setLevel(logging.INFO)
     for handler in (to_file, to_slurm):
         handler.setFormatter(formatter)
+        handler.addFilter(RateLimit())
         root.addHandler(handler)
 
 
