@@ -51,6 +51,7 @@ class HttpConnection(asyncio.Protocol):
     # Called by the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Add the connection to those of the server, or close it at their limit."""
         # uvloop's transport is not a subclass of asyncio.Transport, but has its interface.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)

@@ -1,7 +1,7 @@
 """Limits on the connections of a server.
 
 A connection without a valid key cannot take the place of one with a key: the two are counted
-apart, and at a limit the oldest connection that nothing depends on is closed.
+separately. At a limit the oldest connection that nothing depends on is closed.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from hpc_dynamo.descriptors import connection_budget
 
 # Age at which a connection without a key may be closed: until then its request may be unread.
 GRACE_S = 0.25
-SERVER_SHARE = 0.75  # of the connections of a process; the rest are those to engines
-ANONYMOUS_SHARE = 0.25  # of the server's connections
+SERVER_SHARE = 0.75  # share of a process's connections; the rest go to engines
+ANONYMOUS_SHARE = 0.25  # share of the server's connections
 MAX_ANONYMOUS = 1024
 
 

@@ -1,4 +1,4 @@
-"""What a server and its connections share."""
+"""State and callbacks that a server shares with its connections."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
