@@ -11,20 +11,22 @@ from msgspec.structs import asdict
 
 from hpc_dynamo.agent.engine_process import EngineProcess
 from hpc_dynamo.agent.engine_start import wait_until_ready
-from hpc_dynamo.agent.events import KvEventRelay, private_socket_dir
+from hpc_dynamo.agent.events import KvEventRelay
+from hpc_dynamo.agent.hang_watches import HangWatches
+from hpc_dynamo.agent.head_contact import HeadContact
 from hpc_dynamo.agent.placement import NodePlacer
 from hpc_dynamo.agent.probe import NO_MODELS, EngineModels
-from hpc_dynamo.agent.progress_watch import HangWatches
 from hpc_dynamo.agent.shard_followers import ShardFollowers
 from hpc_dynamo.agent.shard_leader import ShardLeader, wait_for_exit
 from hpc_dynamo.config import Config, Role, with_worker_options
 from hpc_dynamo.engines import Placement, ShardRendezvous, engine, is_mpi_step
-from hpc_dynamo.errors import EngineError, WireError
+from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import (
     AgentStopped,
     ControlMessage,
     Heartbeat,
     Hello,
+    HelloRequest,
     KvReplayRequest,
     NodeRecord,
     SetAsleep,
@@ -37,6 +39,8 @@ from hpc_dynamo.messages import (
     WorkerState,
 )
 from hpc_dynamo.process.child import Child
+from hpc_dynamo.process.node_folder import private_node_folder
+from hpc_dynamo.process.shared_memory import remove_unused_segments
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.wire import ControlClient
@@ -60,9 +64,11 @@ class Agent:
         self._config: Config = attempt.config()
         self._plan: Plan = attempt.plan()
         self._stopped = asyncio.Event()
+        self._contact = HeadContact(self._config.cluster, attempt)
         self._workers = {w.rank: w for w in self._plan.on_node(me.node)}  # in their present roles
         self._ready_role = dict[int, Role]()  # last role in which a worker was ready
         self._worker_tasks = dict[int, asyncio.Task[None]]()
+        self._reports = dict[int, WorkerReport]()  # last one by rank
         self._shard_leader = ShardLeader(client.send)
         self._watches, self._hangs = HangWatches(token), Counter[int]()  # by rank
 
@@ -72,12 +78,20 @@ class Agent:
 
     async def run(self) -> None:
         """Run the node's workers. Returns once every engine process has exited."""
-        await self._client.send(Hello(node=self._me))
-        with private_socket_dir() as folder:
+        await self._say_hello()
+        await self._remove_unused_segments()
+        with private_node_folder() as folder:
             await self._run(folder)
+        await self._remove_unused_segments()
         with suppress(TimeoutError):  # the head may be dead
             async with asyncio.timeout(LAST_MESSAGE_S):
                 await self._client.send(AgentStopped(node=self._me.node))
+
+    async def _remove_unused_segments(self) -> None:
+        if names := await asyncio.to_thread(remove_unused_segments):
+            log.info(
+                "removed %d unused segments of shared memory: %s", len(names), ", ".join(names)
+            )
 
     async def _run(self, folder: str) -> None:
         me, logs = self._me, str(self._attempt.logs)
@@ -91,7 +105,9 @@ class Agent:
                 self._start_worker(rank)
             heartbeat = group.create_task(self._send_heartbeats(), name="heartbeat")
             listener = group.create_task(self._listen(), name="listen")
+            watch = group.create_task(self._contact.watch(self.stop), name="head-contact")
             await self._stopped.wait()
+            watch.cancel()
             listener.cancel()
             for worker in self._worker_tasks.values():
                 worker.cancel()
@@ -99,30 +115,33 @@ class Agent:
             await asyncio.wait([followers, *self._worker_tasks.values()])
             heartbeat.cancel()
 
+    async def _say_hello(self) -> None:
+        reports, shards = tuple(self._reports.values()), self._shard_leader.started
+        await self._client.send(Hello(node=self._me, workers=reports, shards=shards))
+
     async def _send_heartbeats(self) -> None:
         while True:
             await self._client.send(Heartbeat(node=self._me.node))
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _listen(self) -> None:
-        """Handle messages of the head until it stops the agent or falls silent."""
+        """Handle messages of the head until it stops the agent."""
         while True:
+            message = await self._client.receive()
+            self._contact.heard()
             try:
-                message = await self._client.receive(self._config.cluster.heartbeat_timeout_s)
-            except WireError as e:
-                log.error("head lost, stopping this node's workers: %s", e)
-                return self.stop()
-            try:
-                self._handle(message)
+                await self._handle(message)
             # A defect in the handling of one message must not end the node's workers.
             except Exception:
                 log.exception("this is a defect of hpc-dynamo: %.1000r", message)
 
-    def _handle(self, message: ControlMessage) -> None:
+    async def _handle(self, message: ControlMessage) -> None:
         match message:
             case StopAgent(reason=reason):
                 log.info("stop: %s", reason)
                 self.stop()
+            case HelloRequest():
+                await self._say_hello()
             case KvReplayRequest(rank=rank, start=start):
                 self._relay.replay(rank, start)
             case StartShard():
@@ -258,4 +277,5 @@ class Agent:
             hangs=self._hangs[worker.rank],
             **asdict(models),
         )
+        self._reports[worker.rank] = report
         await self._client.send(report)

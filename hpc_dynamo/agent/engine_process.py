@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -72,7 +73,10 @@ class EngineProcess:
 
     async def _command(self) -> EngineCommand:
         config, place, adapter = self._config, self._place, engine(self._config.engine.name)
-        command = in_container(config, place, adapter.command(config, place))
+        command = adapter.command(config, place)
+        command = in_container(
+            config, place, replace(command, env={**self._temporary(), **command.env})
+        )
         if not (self._is_mpi_step or command.container_args):
             return command
         step = self._step = mpi_step.WorkerStep(
@@ -84,6 +88,13 @@ class EngineProcess:
         except (HpcDynamoError, SubprocessError) as e:
             raise EngineError(f"{self.name}: its Slurm step could not be started: {e}") from e
         return replace(command, argv=argv, env=mpi_step.step_environment(command.env))
+
+    def _temporary(self) -> dict[str, str]:
+        """Return TMPDIR, so that sockets and files of a dead engine are removed with the node's
+        folder. The other nodes of an MPI step do not have it."""
+        folder = self._place.events_folder
+        in_use = folder.startswith(tempfile.gettempdir()) and not self._is_mpi_step
+        return {"TMPDIR": folder} if in_use else {}
 
     async def _end(self, child: Child, step: mpi_step.WorkerStep) -> None:
         """End a Slurm step. srun kills at SIGTERM, so Slurm signals the engine first.

@@ -53,8 +53,12 @@ class Dispatcher:
         self._handoff = _handoff(protocol, self._workers, tasks)
         self.retries = 0
 
-    async def run(self, request: EngineRequest, sink: ResponseSink) -> None:
+    async def run(
+        self, request: EngineRequest, sink: ResponseSink, *, max_attempts: int | None = None
+    ) -> None:
         """Execute a request. Until the response has started, a failed worker is replaced.
+
+        `max_attempts` replaces that of the dispatcher.
 
         Raises RequestFailed with the engine's status and body, with 503 if a worker failed, or the
         router's error if it grants no worker.
@@ -62,11 +66,13 @@ class Dispatcher:
         if request.samples > 1:
             await fan_out(self._run, request, sink)
         else:
-            await self._run(request, sink)
+            await self._run(request, sink, max_attempts)
 
-    async def _run(self, request: EngineRequest, sink: ResponseSink) -> None:
+    async def _run(
+        self, request: EngineRequest, sink: ResponseSink, max_attempts: int | None = None
+    ) -> None:
         routing, error, failures, lost = request.routing, None, 0, set[int]()
-        while failures < self._max_attempts:
+        while failures < (max_attempts or self._max_attempts):
             try:
                 lease = await self._router.route(routing)
             except AllWorkersTried:

@@ -8,8 +8,9 @@ from typing import Protocol
 import msgspec
 
 from hpc_dynamo.dispatch.execution import is_off
+from hpc_dynamo.dispatch.request_context import RequestContext
 from hpc_dynamo.dispatch.response_check import BadResponse, CheckedResponse
-from hpc_dynamo.engine_errors import append_engine_error
+from hpc_dynamo.engine_errors import append_engine_error, parse_engine_error
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import ByteSink, HttpClient, HttpResponse
@@ -17,6 +18,7 @@ from hpc_dynamo.router import Lease, RoutingRequest, Target
 
 # Time for one worker to finish after the other worker or the client has ended.
 GRACE_S = 0.1
+NO_CONTEXT = RequestContext()
 OBJECT_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])  # values stay unparsed
 
 
@@ -33,6 +35,7 @@ class EngineRequest:
     routing: RoutingRequest
     headers: Sequence[tuple[bytes, bytes]] = ()
     samples: int = 1
+    context: RequestContext = NO_CONTEXT  # same as for the client's request
 
 
 class IncomingResponse(Protocol):
@@ -135,6 +138,16 @@ def _error(target: Target, status: int, body: bytes) -> RequestFailed:
     if status >= 500:
         return WorkerFailed(target.rank, what, status, body)
     return RequestFailed(what, status=status, body=body)
+
+
+def stream_error(rank: int, event: bytes) -> WorkerFailed | None:
+    """Return the error of an event in a stream, None if the request is its cause (a 4xx code)."""
+    body = event.removeprefix(b"data:").partition(b"\n\n")[0].strip()
+    code = parse_engine_error(body).code
+    if isinstance(code, int) and code < 500:
+        return None
+    what = append_engine_error(f"worker {rank} ended a stream with an error", body)
+    return WorkerFailed(rank, what, 500, body)
 
 
 def read_object(content: bytes, target: Target) -> Body:

@@ -20,7 +20,7 @@ import uvloop
 
 from hpc_dynamo.config import Config, Serve
 from hpc_dynamo.descriptors import raise_descriptor_limit
-from hpc_dynamo.dispatch import Dispatcher
+from hpc_dynamo.dispatch import Dispatcher, StreamMigrator
 from hpc_dynamo.engines import engine, pd_protocol_of
 from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.app import App
@@ -97,7 +97,13 @@ def _model_endpoint(
     """The only model of a run shares the `stats` of the process."""
     own = FrontendStats() if model else stats
     translator = RequestTranslator(config, tokenizer, own, model)
-    return ModelEndpoint(model, translator, dispatcher, own)
+    migrator = StreamMigrator(
+        dispatcher,
+        translator.builder,
+        limit=config.serve.migrations,
+        ask_engine=engine(config.engine.name).own_tokenizer,
+    )
+    return ModelEndpoint(model, translator, dispatcher, migrator, own)
 
 
 async def _select_tokenizer(
@@ -155,6 +161,7 @@ async def _report(
         stats.connections, stats.rejections = server.connections, dict(server.rejections)
         for model in models:
             model.stats.retried = model.dispatcher.retries
+            model.stats.migrations = dict(model.migrator.outcomes)
         router.report_to_head(report)
         await asyncio.wait([router.closed], timeout=REPORT_INTERVAL_S)
 

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from msgspec.structs import replace
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.dispatch import EngineRequest
+from hpc_dynamo.dispatch import EngineRequest, StreamRecord
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.frontend import errors
@@ -171,8 +171,9 @@ class App:
                 self._check_draining()
                 model, request = await self._engine_request(exchange)
                 exchange.stats = model.stats
-                relay = ResponseRelay(exchange.response, model.stats)
-                await model.dispatcher.run(request, relay)
+                record = StreamRecord() if model.migrator.records(request) else None
+                relay = ResponseRelay(exchange.response, model.stats, record)
+                await model.migrator.run(request, relay)
         except TimeoutError as e:
             what = f"no complete response within {self._timeout_s:.0f} s"
             raise ApiError(504, f"{what} (serve.request_timeout_s)") from e

@@ -30,6 +30,7 @@ class FrontendStats(msgspec.Struct, kw_only=True):
     connections: int = 0  # open connections
     cancelled: int = 0  # requests whose client disconnected
     retried: int = 0  # attempts on another worker
+    migrations: dict[str, int] = msgspec.field(default_factory=Counter)  # moved streams by outcome
     forwarded: int = 0  # requests to the next job of the run
     forwarding: int = 0  # requests to the next job that are in progress
     prompt_tokens: int = 0  # computed before routing
@@ -39,9 +40,8 @@ class FrontendStats(msgspec.Struct, kw_only=True):
 
     def add(self, other: "FrontendStats") -> None:
         """Add the counts of another process."""
-        for own, added in (
-            (self.responses, other.responses), (self.rejections, other.rejections)
-        ):  # fmt: skip
+        for name in ("responses", "rejections", "migrations"):
+            own, added = getattr(self, name), getattr(other, name)
             for key, count in added.items():
                 own[key] = own.get(key, 0) + count
         for name in COUNTERS:

@@ -48,3 +48,16 @@ def test_bad_answers_never_reach_the_client(served: Served) -> None:
         answer = served.client.completions.create(model=MODEL, prompt="Hi", max_tokens=4)
         assert answer.usage
         assert answer.usage.completion_tokens == 4
+
+
+@pytest.mark.slow_fault
+def test_engine_behind_route_that_computes_nothing_is_left(tmp_path: Path) -> None:
+    with simulator() as good, simulator("--hang-after-requests", "4") as hanging:
+        words = ("--workers", f"{good.url},{hanging.url}", f"model.name={MODEL}")
+        timeout = ("engine.hang_timeout_s=2", "router=round_robin")
+        with routing(tmp_path, *words, *timeout) as served:
+            for _ in range(2 * REQUESTS):
+                answer = served.client.completions.create(model=MODEL, prompt="Hi", max_tokens=4)
+                assert answer.usage
+            until("its state", lambda: [r["state"] for r in rows(served)] == ["ready", "failed"])
+            assert "hangs: no progress" in rows(served)[1]["detail"]

@@ -73,6 +73,9 @@ REQUESTS_REJECTED = _counter("requests_rejected", "Requests rejected because of 
 REQUESTS_CANCELLED = _counter("requests_cancelled", "Requests whose client disconnected.")
 REQUESTS_FORWARDED = _counter("requests_forwarded", "Requests forwarded to the next job.")
 REQUEST_RETRIES = _counter("request_retries", "Attempts to run a request on another worker.")
+STREAM_MIGRATIONS = _counter(
+    "stream_migrations", "Streams whose worker failed, by the outcome on another worker.", "outcome"
+)
 PROMPT_TOKENS = _counter("prompt_tokens", "Prompt tokens counted before routing.")
 HTTP_REJECTIONS = _counter(
     "http_rejections",

@@ -14,6 +14,9 @@ def request_metrics(stats: FrontendStats) -> Iterable[Metric]:
     answers = sorted(stats.responses.items())
     yield families.REQUESTS.values((key.split(" "), count) for key, count in answers)
     yield families.REQUEST_RETRIES.value(stats.retried)
+    yield families.STREAM_MIGRATIONS.values(
+        ((outcome,), count) for outcome, count in sorted(stats.migrations.items())
+    )
     yield families.PROMPT_TOKENS.value(stats.prompt_tokens)
     yield families.TTFT.histogram(stats.ttft)
     yield families.ITL.histogram(stats.itl)

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from msgspec.structs import replace
 
@@ -35,6 +34,7 @@ from hpc_dynamo.messages import (
     WorkerState,
 )
 from hpc_dynamo.process.child import Child, clean_environment
+from hpc_dynamo.process.node_folder import private_node_folder
 from hpc_dynamo.router import ModelAvailability, RouterServer, RunView
 from hpc_dynamo.run import write_json
 
@@ -64,7 +64,7 @@ class ServeWorkload:
         """Serve until drained. Raises EngineError if the port is in use or a frontend fails."""
         serve = self._config.serve
         host = serve.host or address_for_clients(self._context.members.address)
-        with TemporaryDirectory(prefix="hpc-dynamo-") as folder:
+        with private_node_folder() as folder:
             shared = self._count > 1 or self._config.planner.job_handover
             attempt = self._context.attempt
             with EndpointSocket(host, serve.port, shared=shared, attempt=attempt) as port:
