@@ -27,8 +27,17 @@ PYTEST = (sys.executable, "-m", "pytest", "-q", "--durations=15")
 # Tests that share only the machine. They wait as much as they compute: three workers on two
 # cores. A worker that has run all its tests takes over tests of another one.
 LOCAL = ("-n", "3", "--dist", "worksteal", "-m", "not cluster and not vllm and not slow_fault")
-# Each worker brings up a Slurm cluster of its own.
-CLUSTER = ("-n", "2", "--dist", "worksteal", "-m", "cluster and not vllm and not slow_fault")
+# Each worker brings up a Slurm cluster of its own. These tests mostly wait.
+CLUSTER = (
+    "-n",
+    "3",
+    "--dist",
+    "load",
+    "--maxschedchunk",
+    "1",
+    "-m",
+    "cluster and not vllm and not slow_fault",
+)
 # Tests of a file share engines.
 VLLM = ("-n", "2", "--dist", "loadfile", "-m", "vllm and not slow_fault")
 

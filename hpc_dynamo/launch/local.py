@@ -14,13 +14,15 @@ import submitit
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.errors import LaunchError
-from hpc_dynamo.launch import current_allocation, submitit_task
+from hpc_dynamo.launch import current_allocation
 from hpc_dynamo.launch.environment import applied, for_step
 from hpc_dynamo.launch.job import JobState
 from hpc_dynamo.messages import JobRecord, Outcome
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
+# By its name: an import of this module would import numpy.
+TASK = "hpc_dynamo.launch.submitit_task"
 NO_WALLTIME_MIN = 365 * 24 * 60  # the local executor requires a limit
 
 
@@ -50,7 +52,7 @@ class CheckedLocalExecutor(submitit.LocalExecutor):
 
     @property
     def _submitit_command_str(self) -> str:
-        return shlex.join([sys.executable, "-u", "-m", submitit_task.__name__, str(self.folder)])
+        return shlex.join([sys.executable, "-u", "-m", TASK, str(self.folder)])
 
 
 @contextmanager

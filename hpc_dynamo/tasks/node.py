@@ -22,7 +22,7 @@ from hpc_dynamo.bootstrap import MpiStep, exchange_addresses, rank_command
 from hpc_dynamo.bootstrap.address import address_for_extra_jobs, job_address
 from hpc_dynamo.config import Task
 from hpc_dynamo.doctor.preflight import preflight, raise_for_faults
-from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error_in
+from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error, file_error_in
 from hpc_dynamo.head import Head, Standalone
 from hpc_dynamo.launch import bootstrap_step, detached_submit
 from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_count
@@ -80,7 +80,10 @@ def write_outcome(attempt: Attempt, outcome: Outcome) -> None:
     """Write the outcome, into the reserved space if the disk is full."""
     with suppress(OSError):
         (attempt.path / RESERVED_FILE).unlink(missing_ok=True)
-    write_json(attempt.outcome_file, replace(outcome, restart_count=restart_count()))
+    try:
+        write_json(attempt.outcome_file, replace(outcome, restart_count=restart_count()))
+    except FileNotFoundError as e:
+        log.error("the run folder was deleted: %s", file_error(e))
 
 
 def run_to_outcome(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:

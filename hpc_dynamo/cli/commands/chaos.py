@@ -33,10 +33,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--faults", type=int, default=5, metavar="N", help="number of faults (5)")
     about = "seconds of observation after each fault (30)"
     parser.add_argument("--interval", type=float, default=30.0, metavar="S", help=about)
-    about = f"processes, comma-separated: {', '.join(ProcessKind)} (all)"
-    parser.add_argument(
-        "--only", type=_targets, default=(*ProcessKind,), metavar="KIND", help=about
-    )
+    every = (*ProcessKind,)
+    about = f"processes, comma-separated: {', '.join(every)} (all)"
+    parser.add_argument("--only", type=_targets, default=every, metavar="KIND", help=about)
     about = "requests per second of the probe client (2)"
     parser.add_argument("--rate", type=float, default=2.0, metavar="R", help=about)
     parser.add_argument("--dry-run", action="store_true", help="print the faults and return")
