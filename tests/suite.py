@@ -28,8 +28,17 @@ PYTEST = (sys.executable, "-m", "pytest", "-q", "--durations=15")
 # Tests that share only the machine. They wait as much as they compute: three workers on two
 # cores. A worker that has run all its tests takes over tests of another one.
 LOCAL = ("-n", "3", "--dist", "worksteal", "-m", "not cluster and not vllm and not slow_fault")
-# Each worker brings up a Slurm cluster of its own.
-CLUSTER = ("-n", "2", "--dist", "worksteal", "-m", "cluster and not vllm and not slow_fault")
+# Each worker brings up a Slurm cluster of its own. These tests mostly wait.
+CLUSTER = (
+    "-n",
+    "3",
+    "--dist",
+    "load",
+    "--maxschedchunk",
+    "1",
+    "-m",
+    "cluster and not vllm and not slow_fault",
+)
 # One worker runs all tests that share engines, see EngineScheduling.
 VLLM = ("-n", "2", "--dist", "loadfile", "-m", "vllm and not slow_fault")
 
@@ -87,7 +96,7 @@ async def run(part: str, *commands: Sequence[str]) -> Result:
 
 
 def files_with(marker: str) -> list[str]:
-    """Return the test files that use a marker. Each pytest worker saves the import of others: 9 s."""
+    """Return the test files that use a marker. The import of all others takes 9 s."""
     files = Path("tests").rglob("test_*.py")
     return sorted(str(file) for file in files if f"pytest.mark.{marker}" in file.read_text())
 

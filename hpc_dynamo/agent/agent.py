@@ -12,19 +12,22 @@ from msgspec.structs import asdict
 from hpc_dynamo.agent.engine_process import EngineProcess
 from hpc_dynamo.agent.engine_start import wait_until_ready
 from hpc_dynamo.agent.events import KvEventRelay
+from hpc_dynamo.agent.hang_watches import HangWatches
+from hpc_dynamo.agent.head_contact import HeadContact
 from hpc_dynamo.agent.placement import NodePlacer
 from hpc_dynamo.agent.probe import NO_MODELS, EngineModels
-from hpc_dynamo.agent.progress_watch import HangWatches
 from hpc_dynamo.agent.shard_followers import ShardFollowers
 from hpc_dynamo.agent.shard_leader import ShardLeader, wait_for_exit
+from hpc_dynamo.backoff import RestartLimit
 from hpc_dynamo.config import Config, Role, with_worker_options
 from hpc_dynamo.engines import Placement, ShardRendezvous, engine, is_mpi_step
-from hpc_dynamo.errors import EngineError, WireError
+from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import (
     AgentStopped,
     ControlMessage,
     Heartbeat,
     Hello,
+    HelloRequest,
     KvReplayRequest,
     NodeRecord,
     SetAsleep,
@@ -62,9 +65,12 @@ class Agent:
         self._config: Config = attempt.config()
         self._plan: Plan = attempt.plan()
         self._stopped = asyncio.Event()
+        self._contact = HeadContact(self._config.cluster, attempt)
         self._workers = {w.rank: w for w in self._plan.on_node(me.node)}  # in their present roles
         self._ready_role = dict[int, Role]()  # last role in which a worker was ready
+        self._was_ready = set[int]()  # since its last start
         self._worker_tasks = dict[int, asyncio.Task[None]]()
+        self._reports = dict[int, WorkerReport]()  # last one by rank
         self._shard_leader = ShardLeader(client.send)
         self._watches, self._hangs = HangWatches(token), Counter[int]()  # by rank
 
@@ -74,7 +80,7 @@ class Agent:
 
     async def run(self) -> None:
         """Run the node's workers. Returns once every engine process has exited."""
-        await self._client.send(Hello(node=self._me))
+        await self._say_hello()
         await self._remove_unused_segments()
         with private_node_folder() as folder:
             await self._run(folder)
@@ -101,7 +107,9 @@ class Agent:
                 self._start_worker(rank)
             heartbeat = group.create_task(self._send_heartbeats(), name="heartbeat")
             listener = group.create_task(self._listen(), name="listen")
+            watch = group.create_task(self._contact.watch(self.stop), name="head-contact")
             await self._stopped.wait()
+            watch.cancel()
             listener.cancel()
             for worker in self._worker_tasks.values():
                 worker.cancel()
@@ -109,30 +117,33 @@ class Agent:
             await asyncio.wait([followers, *self._worker_tasks.values()])
             heartbeat.cancel()
 
+    async def _say_hello(self) -> None:
+        reports, shards = tuple(self._reports.values()), self._shard_leader.started
+        await self._client.send(Hello(node=self._me, workers=reports, shards=shards))
+
     async def _send_heartbeats(self) -> None:
         while True:
             await self._client.send(Heartbeat(node=self._me.node))
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _listen(self) -> None:
-        """Handle messages of the head until it stops the agent or falls silent."""
+        """Handle messages of the head until it stops the agent."""
         while True:
+            message = await self._client.receive()
+            self._contact.heard()
             try:
-                message = await self._client.receive(self._config.cluster.heartbeat_timeout_s)
-            except WireError as e:
-                log.error("head lost, stopping this node's workers: %s", e)
-                return self.stop()
-            try:
-                self._handle(message)
+                await self._handle(message)
             # A defect in the handling of one message must not end the node's workers.
             except Exception:
                 log.exception("this is a defect of hpc-dynamo: %.1000r", message)
 
-    def _handle(self, message: ControlMessage) -> None:
+    async def _handle(self, message: ControlMessage) -> None:
         match message:
             case StopAgent(reason=reason):
                 log.info("stop: %s", reason)
                 self.stop()
+            case HelloRequest():
+                await self._say_hello()
             case KvReplayRequest(rank=rank, start=start):
                 self._relay.replay(rank, start)
             case StartShard():
@@ -162,11 +173,13 @@ class Agent:
         self._worker_tasks[rank] = task
 
     async def _keep_running(self, rank: int, previous: "asyncio.Task[None] | None") -> None:
-        """Run a worker after `previous` has ended; restart it `engine.max_restarts` times."""
+        """Run a worker after `previous` has ended; restart it until `engine.max_restarts`."""
         if previous:
             await asyncio.wait([previous])
-        restarts_left = self._config_of(self._workers[rank]).engine.max_restarts
-        while restarts_left >= 0:
+        settings = self._config_of(self._workers[rank]).engine
+        limit = RestartLimit(settings.max_restarts, 60.0 * settings.restart_window_min)
+        restarts_left = 1
+        while restarts_left:
             try:
                 await self._run_worker(rank)
             except EngineError as e:
@@ -174,10 +187,13 @@ class Agent:
                 if self._ready_role.get(rank, worker.role) is not worker.role:
                     await self._revert_role(worker, e)
                     continue
+                if rank in self._was_ready:
+                    limit.succeeded()
+                self._was_ready.discard(rank)
+                restarts_left = limit.failed(time.monotonic())
                 state = WorkerState.failed if restarts_left else WorkerState.lost
                 log.error("%s; %d restarts left", e, restarts_left)
                 await self._report(worker, state, detail=str(e))
-                restarts_left -= 1
 
     async def _revert_role(self, worker: Worker, error: EngineError) -> None:
         """Return to the role in which the worker was ready, after it failed in a new one."""
@@ -214,6 +230,7 @@ class Agent:
                 start_s = time.monotonic() - began
                 log.info("%s is ready after %.1f s", process.name, start_s)
                 self._ready_role[worker.rank] = worker.role
+                self._was_ready.add(worker.rank)
                 ready = WorkerState.ready
                 await self._report(worker, ready, url=process.url, start_s=start_s, models=models)
                 hang = await self._watches.wait_for_hang(config, process, child, worker, exited)
@@ -268,4 +285,5 @@ class Agent:
             hangs=self._hangs[worker.rank],
             **asdict(models),
         )
+        self._reports[worker.rank] = report
         await self._client.send(report)

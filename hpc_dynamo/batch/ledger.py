@@ -15,13 +15,13 @@ import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from hpc_dynamo import jsonl
 from hpc_dynamo.batch.input_file import BatchInput, RequestEntry
+from hpc_dynamo.batch.merged_output import MergedOutput, ResultLocation
 from hpc_dynamo.errors import HpcDynamoError, RequestFailed, file_error
 from hpc_dynamo.messages import RetryRound
 from hpc_dynamo.run import Run, read_json, write_json
@@ -58,22 +58,6 @@ class OutputLine(msgspec.Struct, frozen=True):
     @property
     def finished(self) -> bool:
         return self.error is None or self.error.final
-
-
-@dataclass(frozen=True, slots=True)
-class ResultLocation:
-    """Position of a result in a part.
-
-    `finished`: the request will not run again. `void`: it failed before the latest
-    `batch.retry_failed=true`.
-    """
-
-    file: Path
-    offset: int
-    size: int
-    answered: bool
-    finished: bool
-    void: bool = False
 
 
 def success_line(custom_id: str, body: bytes) -> bytes:
@@ -180,6 +164,7 @@ class Ledger:
                     self._wake.clear()
                     batch, self._waiting = self._waiting, []
                     await self._flush(file.fileno(), [line for line, _ in batch])
+                    self._require_linked(file.fileno())
                     for _, future in batch:
                         if not future.done():
                             future.set_result(None)
@@ -188,6 +173,13 @@ class Ledger:
             known = file_error(e) or HpcDynamoError(f"{self._part} cannot be written: {e}")
             known.hint = f"{known.hint or 'check the disk'}; run the same command again to resume"
             raise known from e
+
+    def _require_linked(self, handle: int) -> None:
+        """Raise HpcDynamoError if the part was deleted: writes to it still succeed."""
+        if not os.fstat(handle).st_nlink:
+            what = f"{self._part} was deleted while the batch runs"
+            hint = "run the same command again; the results in deleted files are lost"
+            raise HpcDynamoError(what, hint=hint)
 
     async def _flush(self, handle: int, lines: list[bytes]) -> None:
         """Write in a thread. On cancellation wait for it, because the file is closed afterwards."""
@@ -208,7 +200,7 @@ class Ledger:
     def merge(self, ids: Iterable[str]) -> tuple[int, int]:
         """Write output.jsonl and errors.jsonl in the order of `ids`; return the lines of each."""
         results, answered, failed = self.results(), 0, 0
-        output, errors = (_AtomicFile(f) for f in (self._run.output, self._run.errors))
+        output, errors = (MergedOutput(f) for f in (self._run.output, self._run.errors))
         try:
             with output, errors:
                 for custom_id in ids:
@@ -262,32 +254,3 @@ def read_failures(errors: Path) -> Iterator[OutputLine]:
     with errors.open("rb") as stream:
         for raw in stream:
             yield msgspec.json.decode(raw, type=OutputLine)
-
-
-class _AtomicFile:
-    """File that gets its name only once it is complete."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}")
-        self._sources: dict[Path, int] = {}
-
-    def __enter__(self) -> "_AtomicFile":
-        self._file = self._temporary.open("wb")
-        return self
-
-    def copy(self, result: ResultLocation) -> None:
-        if result.file not in self._sources:
-            self._sources[result.file] = os.open(result.file, os.O_RDONLY)
-        self._file.write(os.pread(self._sources[result.file], result.size, result.offset))
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        for handle in self._sources.values():
-            os.close(handle)
-        try:
-            with self._file:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            if error is None:
-                self._temporary.rename(self._path)
-        finally:
-            self._temporary.unlink(missing_ok=True)

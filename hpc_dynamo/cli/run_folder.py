@@ -15,7 +15,8 @@ from pathlib import Path
 
 from hpc_dynamo import launch
 from hpc_dynamo.batch.input_file import BatchInput
-from hpc_dynamo.batch.ledger import Ledger, ResultLocation
+from hpc_dynamo.batch.ledger import Ledger
+from hpc_dynamo.batch.merged_output import ResultLocation
 from hpc_dynamo.config import Config, Task
 from hpc_dynamo.engines.answer_settings import (
     SettingChange,

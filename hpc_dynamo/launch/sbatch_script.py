@@ -42,24 +42,31 @@ def render_script(config: Config, plan: Plan, verb: str, overrides: Sequence[str
     return "\n".join(lines)
 
 
-def submission_script(attempt: Attempt, config: Config, plan: Plan, mpi: str) -> str:
+def submission_script(attempt: Attempt, config: Config, plan: Plan) -> str:
     """Return the script submitted for an attempt on identical nodes: a step whose tasks load the
     pickles of submitit."""
     folder, logs = attempt.submitit, _logs(attempt)
     task = (sys.executable, "-u", "-m", "hpc_dynamo.launch.submitit_task", str(folder))
     options = [f"--{name}={value}" for name, value in _logs(attempt, "%t").items()]
     groups = ((config, plan),)
-    srun = srun_command(groups, task, mpi, "--unbuffered", *options)
-    return _attempt_script(groups, logs, ["export SUBMITIT_EXECUTOR=slurm", shlex.join(srun)])
+    srun = srun_command(groups, task, "--unbuffered", *options)
+    commands = ["export SUBMITIT_EXECUTOR=slurm", shlex.join(srun), _exit_command(attempt)]
+    return _attempt_script(groups, logs, commands)
 
 
-def hetjob_script(attempt: Attempt, config: Config, plan: Plan, entry: str, mpi: str) -> str:
+def hetjob_script(attempt: Attempt, config: Config, plan: Plan, entry: str) -> str:
     """Return the script for an attempt on several node groups: one heterogeneous job."""
     task = (sys.executable, "-u", "-m", entry, str(attempt.path))
     groups = group_configs(config, plan)
-    srun = srun_command(groups, task, mpi)
+    srun = srun_command(groups, task)
     logs = {"output": f"{_escaped(attempt)}/%j.log"}
-    return _attempt_script(groups, logs, [shlex.join(srun)])
+    return _attempt_script(groups, logs, [shlex.join(srun), _exit_command(attempt)])
+
+
+def _exit_command(attempt: Attempt) -> str:
+    """Return the last command of a script: it ends the job with the exit code of the attempt."""
+    argv = (sys.executable, "-m", "hpc_dynamo.launch.exit_code", str(attempt.path))
+    return f'exec {shlex.join(argv)} "$?"'
 
 
 def _attempt_script(groups: GroupPlans, logs: Mapping[str, str], commands: list[str]) -> str:

@@ -11,7 +11,7 @@ from hpc_dynamo.topology import Plan
 GroupPlans = Sequence[tuple[Config, Plan]]
 
 
-def srun_command(groups: GroupPlans, task: Sequence[str], mpi: str, *extra: str) -> list[str]:
+def srun_command(groups: GroupPlans, task: Sequence[str], *extra: str) -> list[str]:
     """Return srun's command that runs `task` once on every node; `extra` are more options.
 
     Several groups are components of a heterogeneous job. A job submitted with --export=NONE would
@@ -22,5 +22,5 @@ def srun_command(groups: GroupPlans, task: Sequence[str], mpi: str, *extra: str)
         argv += [":"] if index else []
         argv += [f"--het-group={index}"] if len(groups) > 1 else []
         argv += [f"--nodes={plan.nodes}", f"--ntasks={plan.nodes}", "--ntasks-per-node=1"]
-        argv += ["--export=ALL", *extra, *srun_options(config, plan, mpi), *task]
+        argv += ["--export=ALL", *extra, *srun_options(config, plan), *task]
     return argv

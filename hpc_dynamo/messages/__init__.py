@@ -4,7 +4,8 @@
 
     head                         agent of a node
      │ ◀── Hello ──────────────── │   started, or joined by an extra job
-     │ ◀── Heartbeat ──────────── │   every second; the head answers each
+     │ ─── HelloRequest ────────▶ │   the head does not know this connection: Hello again
+     │ ◀─▶ Heartbeat ──────────── │   every second
      │ ◀── WorkerReport ───────── │   at each change of a worker's state
      │ ◀── KvEvents ───────────── │   as engines publish them
      │ ─── KvReplayRequest ─────▶ │   if batches of KV events are missing
@@ -22,6 +23,7 @@ from hpc_dynamo.messages.control import (
     ControlMessage,
     Heartbeat,
     Hello,
+    HelloRequest,
     KvEvents,
     KvReplayRequest,
     NodeRecord,
@@ -64,6 +66,7 @@ __all__ = [
     "ExtraJobStatus",
     "Heartbeat",
     "Hello",
+    "HelloRequest",
     "JobRecord",
     "KvEvents",
     "KvReplayRequest",

@@ -23,6 +23,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float = 0.0
     slurm_step_id: str = ""
     faults: tuple[str, ...] = ()  # found by the preflight checks
+    restart_count: int = 0  # restarts of the job by Slurm, to ignore records of earlier executions
 
 
 class Roster(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -31,6 +32,7 @@ class Roster(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     nodes: tuple[NodeRecord, ...]  # by index
     method: str  # "tcp" or "mpi"
     seconds: float  # duration of the exchange
+    restart_count: int = 0  # as in the records
 
     @property
     def control_endpoint(self) -> str:
@@ -79,15 +81,28 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """First message of an agent to the head."""
+    """First message of an agent to the head, also to a head that does not know it any more.
+
+    `workers` are the last reports of its workers. `shards` are the starts of those that have shards
+    on other nodes.
+    """
 
     node: NodeRecord
+    workers: tuple[WorkerReport, ...] = ()
+    shards: tuple["StartShard", ...] = ()
+
+
+class HelloRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Sent by the head in response to a heartbeat of an agent that it does not know, or not under
+    this connection. The agent sends Hello again.
+    """
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Sent every second by an agent, and answered by the head.
 
-    A side that receives none for `cluster.heartbeat_timeout_s` treats the other as dead.
+    A head that receives none for `cluster.heartbeat_timeout_s` sends no requests to the node. An
+    agent that receives none for `cluster.reconnect_timeout_s` stops its engines.
     """
 
     node: int  # sender
@@ -176,6 +191,7 @@ class KvReplayRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 ControlMessage = (
     Hello
+    | HelloRequest
     | Heartbeat
     | WorkerReport
     | StartShard

@@ -101,6 +101,10 @@ class Attempt:
     def node_file(self, node: int) -> Path:
         return self.path / "nodes" / f"{node}.json"
 
+    def mpi_roster_file(self, node: int) -> Path:
+        """Return the file in which the MPI rank of a node writes the roster for its agent."""
+        return self.path / "nodes" / f"mpi-{node}.json"
+
     def config(self) -> Config:
         return _read_required(self.config_file, Config)
 

@@ -18,13 +18,16 @@ import uvloop
 from msgspec.structs import replace
 
 from hpc_dynamo.agent import Agent
-from hpc_dynamo.bootstrap import exchange_addresses
+from hpc_dynamo.bootstrap import MpiStep, exchange_addresses, rank_command
 from hpc_dynamo.bootstrap.address import address_for_extra_jobs, job_address
+from hpc_dynamo.config import Task
+from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.doctor.preflight import preflight, raise_for_faults
-from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error_in
+from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error, file_error_in
 from hpc_dynamo.head import Head, Standalone
-from hpc_dynamo.launch import detached_submit
-from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts
+from hpc_dynamo.launch import bootstrap_step, detached_submit
+from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_count
+from hpc_dynamo.launch.sole_use import wait_for_earlier_jobs
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome
 from hpc_dynamo.run import Attempt, Run, write_json
 from hpc_dynamo.run.logs import RateLimit
@@ -33,6 +36,7 @@ from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec
 
 CODEC: MessageCodec[ControlMessage] = MessageCodec(ControlMessage)  # type: ignore[arg-type]  # a union is no type[T]
 
+EARLIER_JOB_S = 60.0  # limit for the end of the job before this one
 RESERVED_FILE, RESERVED_BYTES = ".reserved", 1 << 16
 
 log = logging.getLogger(__name__)
@@ -40,6 +44,7 @@ log = logging.getLogger(__name__)
 
 def main(path: str) -> int:
     """Run the task of this node for the attempt in `path`; return its exit code."""
+    raise_descriptor_limit()
     attempt = Attempt(Path(path))
     if refused := refuse_unsafe_folder(attempt.run):
         return refused
@@ -77,7 +82,10 @@ def write_outcome(attempt: Attempt, outcome: Outcome) -> None:
     """Write the outcome, into the reserved space if the disk is full."""
     with suppress(OSError):
         (attempt.path / RESERVED_FILE).unlink(missing_ok=True)
-    write_json(attempt.outcome_file, outcome)
+    try:
+        write_json(attempt.outcome_file, replace(outcome, restart_count=restart_count()))
+    except FileNotFoundError as e:
+        log.error("the run folder was deleted: %s", file_error(e))
 
 
 def run_to_outcome(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
@@ -85,7 +93,8 @@ def run_to_outcome(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
     try:
         return uvloop.run(task)
     except asyncio.CancelledError:
-        return Outcome(exit_code=1, message="stopped before all nodes had started")
+        message = "stopped before all nodes had started"
+        return Outcome(exit_code=1, message=message, stopped=True)
     except HpcDynamoError as e:
         log.error("%s", e)
         return Outcome(exit_code=e.exit_code, message=str(e))
@@ -132,11 +141,15 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
     me = node_record(index, hosts[index], address, attempt.agent_log(index))
     if config.route.engines:
         return await _run_standalone(attempt, me)
+    if index == 0 and config.task is not Task.serve:  # its next job starts before it ends
+        await asyncio.to_thread(wait_for_earlier_jobs, attempt, EARLIER_JOB_S)
     server = ControlServer(address, secrets.keys, CODEC) if index == 0 else None
     me = replace(me, control_endpoint=server.endpoint if server else "")
     me = replace(me, faults=preflight(config, attempt.plan(), index, address, hosts[index]))
     try:
-        roster = await exchange_addresses(me, hosts, attempt, config.cluster.bootstrap)
+        settings = config.cluster.bootstrap
+        step = await asyncio.to_thread(_bootstrap_step, attempt, hosts) if server else None
+        roster = await exchange_addresses(me, hosts, attempt, settings, step)
         if config.cluster.preflight:
             job = attempt.job()
             raise_for_faults(roster, job.submitted_at if job else 0.0, time.time())
@@ -151,6 +164,17 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
     finally:
         if server:
             server.close()
+
+
+def _bootstrap_step(attempt: Attempt, hosts: list[str]) -> MpiStep | None:
+    """Return the step for an exchange of addresses by MPI; None if TCP is to be used."""
+    cluster = attempt.config().cluster
+    if not bootstrap_step.wants_mpi(cluster, len(hosts)):
+        return None
+    if reason := bootstrap_step.unavailable(cluster):
+        log.info("addresses are exchanged over TCP: %s", reason)
+        return None
+    return MpiStep(*bootstrap_step.step_command(cluster, hosts, rank_command(attempt, hosts)))
 
 
 def node_record(node: int, host: str, address: str, log_file: Path) -> NodeRecord:

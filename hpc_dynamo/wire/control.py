@@ -116,7 +116,7 @@ class ControlClient(Generic[T]):
     async def send(self, message: T) -> None:
         await self._socket.send(self._codec.encode(message))
 
-    async def receive(self, timeout_s: float) -> T:
+    async def receive(self, timeout_s: float | None = None) -> T:
         """Return the next message. Raises WireError if there is none within `timeout_s`.
 
         A message that cannot be decoded is logged and dropped.

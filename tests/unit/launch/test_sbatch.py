@@ -260,7 +260,7 @@ def submitted(config: Config, run: Run) -> str:
     assert slurm.submit(attempt, config, plan(config), node.main).job_id == "42"
     (script,) = attempt.submitit.glob("42_submission.sh")
     text = script.read_text()
-    assert text == submission_script(attempt, config, plan(config), slurm.agent_mpi(config.cluster))
+    assert text == submission_script(attempt, config, plan(config))
     return text
 
 
@@ -325,6 +325,5 @@ def test_sbatch_error_is_reported_once(
 )
 def test_mpi_option_of_srun(slurm_programs: Path, listed: str, chosen: str) -> None:
     (slurm_programs / "srun").write_text(f"#!/bin/sh\necho '{listed}'\n")
-    assert slurm.agent_mpi(compose(["cluster.bootstrap.method=mpi"]).cluster) == chosen
-    assert slurm.agent_mpi(compose([]).cluster) == "none"
-    assert slurm.agent_mpi(compose(["cluster.slurm.mpi=pmi2"]).cluster) == "pmi2"
+    assert slurm.rank_mpi(compose([]).cluster) == chosen
+    assert slurm.rank_mpi(compose(["cluster.slurm.mpi=pmi2"]).cluster) == "pmi2"
