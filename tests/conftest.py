@@ -26,7 +26,7 @@ settings.register_profile("fast", settings.get_profile("hpc_dynamo"), max_exampl
 settings.load_profile("hpc_dynamo")
 
 
-class EngineScheduling(LoadFileScheduling):
+class EngineScheduling(LoadFileScheduling):  # type: ignore[misc]
     """Distribution of tests by file, or by folder below tests/vllm, whose files share engines."""
 
     def _split_scope(self, nodeid: str) -> str:
