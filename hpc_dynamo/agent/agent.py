@@ -18,6 +18,7 @@ from hpc_dynamo.agent.placement import NodePlacer
 from hpc_dynamo.agent.probe import NO_MODELS, EngineModels
 from hpc_dynamo.agent.shard_followers import ShardFollowers
 from hpc_dynamo.agent.shard_leader import ShardLeader, wait_for_exit
+from hpc_dynamo.backoff import RestartLimit
 from hpc_dynamo.config import Config, Role, with_worker_options
 from hpc_dynamo.engines import Placement, ShardRendezvous, engine, is_mpi_step
 from hpc_dynamo.errors import EngineError
@@ -67,6 +68,7 @@ class Agent:
         self._contact = HeadContact(self._config.cluster, attempt)
         self._workers = {w.rank: w for w in self._plan.on_node(me.node)}  # in their present roles
         self._ready_role = dict[int, Role]()  # last role in which a worker was ready
+        self._was_ready = set[int]()  # since its last start
         self._worker_tasks = dict[int, asyncio.Task[None]]()
         self._reports = dict[int, WorkerReport]()  # last one by rank
         self._shard_leader = ShardLeader(client.send)
@@ -171,11 +173,13 @@ class Agent:
         self._worker_tasks[rank] = task
 
     async def _keep_running(self, rank: int, previous: "asyncio.Task[None] | None") -> None:
-        """Run a worker after `previous` has ended; restart it `engine.max_restarts` times."""
+        """Run a worker after `previous` has ended; restart it until `engine.max_restarts`."""
         if previous:
             await asyncio.wait([previous])
-        restarts_left = self._config_of(self._workers[rank]).engine.max_restarts
-        while restarts_left >= 0:
+        settings = self._config_of(self._workers[rank]).engine
+        limit = RestartLimit(settings.max_restarts, 60.0 * settings.restart_window_min)
+        restarts_left = 1
+        while restarts_left:
             try:
                 await self._run_worker(rank)
             except EngineError as e:
@@ -183,10 +187,13 @@ class Agent:
                 if self._ready_role.get(rank, worker.role) is not worker.role:
                     await self._revert_role(worker, e)
                     continue
+                if rank in self._was_ready:
+                    limit.succeeded()
+                self._was_ready.discard(rank)
+                restarts_left = limit.failed(time.monotonic())
                 state = WorkerState.failed if restarts_left else WorkerState.lost
                 log.error("%s; %d restarts left", e, restarts_left)
                 await self._report(worker, state, detail=str(e))
-                restarts_left -= 1
 
     async def _revert_role(self, worker: Worker, error: EngineError) -> None:
         """Return to the role in which the worker was ready, after it failed in a new one."""
@@ -223,6 +230,7 @@ class Agent:
                 start_s = time.monotonic() - began
                 log.info("%s is ready after %.1f s", process.name, start_s)
                 self._ready_role[worker.rank] = worker.role
+                self._was_ready.add(worker.rank)
                 ready = WorkerState.ready
                 await self._report(worker, ready, url=process.url, start_s=start_s, models=models)
                 hang = await self._watches.wait_for_hang(config, process, child, worker, exited)

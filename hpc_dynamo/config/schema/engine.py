@@ -99,7 +99,16 @@ class Engine:
         ge=1,
     )
     max_restarts: int = setting(
-        2, "Number of times that a failed worker is restarted.", ge=0, was="restarts"
+        2,
+        "Number of times within `restart_window_min` that a failed worker is restarted.",
+        ge=0,
+        was="restarts",
+    )
+    restart_window_min: float = setting(
+        60.0,
+        "Failures of a worker that was ready since do not count after this time.",
+        unit="min",
+        gt=0,
     )
     sleep_mode: bool = setting(
         False,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from hpc_dynamo.backoff import RestartLimit
 from hpc_dynamo.bootstrap.address import address_for_clients
 from hpc_dynamo.engines.http_paths import is_inference
 from hpc_dynamo.engines.root_cause import root_cause
@@ -39,8 +40,7 @@ from hpc_dynamo.router import ModelAvailability, RouterServer, RunView
 from hpc_dynamo.run import write_json
 
 STOP_TIMEOUT_S = 5.0  # for a frontend process to end its streams
-MAX_RESTARTS = 5  # restarts of one frontend process
-RESTART_DELAY_S = 1.0
+MAX_RESTARTS, RESTART_WINDOW_S = 5, 600.0  # limit for one frontend process
 CORES_PER_FRONTEND = 8
 MAX_DEFAULT_FRONTENDS = 4
 ANY_ADDRESS = ("0.0.0.0", "::")
@@ -109,7 +109,8 @@ class ServeWorkload:
         arguments = (str(self._context.attempt.path), str(index), str(router_socket))
         argv = (sys.executable, "-m", "hpc_dynamo.frontend", *arguments)
         log_file = self._context.attempt.frontend_log(index)
-        for left in reversed(range(MAX_RESTARTS + 1)):
+        limit, left = RestartLimit(MAX_RESTARTS, RESTART_WINDOW_S), 1
+        while left:
             with port.open() as listening:
                 handle = listening.fileno()
                 command, environment = (*argv, str(handle)), clean_environment({})
@@ -118,10 +119,14 @@ class ServeWorkload:
                 code = await self._wait_for_exit(index, child)
             finally:
                 await child.stop()
+            limit.succeeded()
+            left = limit.failed(time.monotonic())
             log.error("frontend %d ended with code %d; %d restarts left", index, code, left)
-            await asyncio.sleep(RESTART_DELAY_S)
+            if left:
+                await asyncio.sleep(limit.delay_s)
         cause = root_cause(log_file.read_text(errors="replace"))
-        what = f"frontend {index} ended {MAX_RESTARTS + 1} times: {cause}"
+        minutes = RESTART_WINDOW_S / 60
+        what = f"frontend {index} ended {MAX_RESTARTS + 1} times in {minutes:.0f} min: {cause}"
         raise EngineError(what, log=log_file)
 
     async def _wait_for_exit(self, index: int, child: Child) -> int:
