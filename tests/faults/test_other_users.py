@@ -87,6 +87,10 @@ def test_planted_run_folder_is_refused(scratch: Path) -> None:
         assert f"{run.parent}: it belongs to another user" in done.stderr
         assert f"(owner {ATTACKER}, mode 0755)" in done.stderr
     assert sorted(path.name for path in run.iterdir()) == ["attempts", "secrets.json"]
+    plant(run / "attempts/1")
+    done = as_user(VICTIM, *program("stop", "planted/run"), cwd=scratch)
+    assert done.returncode == 3, "it would cancel the jobs that the attacker names"
+    assert f"{run.parent}: it belongs to another user" in done.stderr
 
 
 class Payload:
