@@ -1,6 +1,6 @@
 """Streams of real vLLM continue after any cut: the rest of a greedy answer is the same."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ from hpc_dynamo.engines.vllm.pd_protocol import VllmPdProtocol
 from hpc_dynamo.preprocess import Preprocessor
 from tests.support.cut_streams import MigratingClient, assert_unbroken, migrating, text_of
 from tests.support.vllm import provisioned
-from tests.vllm.test_serve import MODEL, Served, serving
+from tests.support.vllm_serve import MODEL, Served
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -22,13 +22,6 @@ QUESTIONS = (
     "Nenne fünf Städte in Österreich und schreibe 日本語 und 🙂 dazu.",
 )
 CUTS = (900, 2500, 5000, 8000)
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    sizes = ("topology=aggregated", "engine.args.max-model-len=512")
-    with serving(provisioned(), tmp_path_factory.mktemp("migration"), *sizes) as found:
-        yield found
 
 
 @pytest.fixture
