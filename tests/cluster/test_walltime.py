@@ -26,9 +26,9 @@ SMALL = ("topology=aggregated", "topology.nodes=1")
 
 # Requests of a run, and what makes it longer than a minute.
 CASES = {
-    "three walltimes": (120, SLOW, {}),
-    "never requeued": (70, SLOW, {"SBATCH_NO_REQUEUE": "1"}),
-    "no answer": (2, ("engine.args.start-delay-s=300",), {}),
+    "three walltimes": (120, SLOW),
+    "never requeued": (70, (*SLOW, "cluster.slurm.extra.no-requeue=true")),
+    "no answer": (2, ("engine.args.start-delay-s=300",)),
 }
 
 
@@ -44,10 +44,10 @@ def lives(run: Path) -> int:
 
 
 def a_batch(env: Mapping[str, str], folder: Path, name: str) -> Ended:
-    requests, words, own = CASES[name]
+    requests, words = CASES[name]
     ids = write_prompts(folder / "prompts.jsonl", requests, max_tokens=16)
     argv = ("engine=simulator", "cluster.launcher=slurm", "input=prompts.jsonl", *SMALL, *MINUTE)
-    done = hpc_dynamo("batch", *argv, *words, cwd=folder, env={**env, **own}, timeout_s=500)
+    done = hpc_dynamo("batch", *argv, *words, cwd=folder, env=env, timeout_s=500)
     return Ended(folder / "runs/prompts", ids, done)
 
 
