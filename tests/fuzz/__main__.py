@@ -19,7 +19,7 @@ def fuzz(name: str, seed: int, seconds: float, inputs: int = sys.maxsize) -> int
         try:
             target.read(data)
         except Exception as e:
-            e.add_note(f"target {name!r}, seed {seed}, input {done}: {data!r}")
+            e.add_note(f"target {name!r}, seed {seed}, input {done}: {data[:2000]!r}")
             raise
         done += 1
     return done

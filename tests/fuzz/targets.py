@@ -63,7 +63,7 @@ def _kv_events(data: bytes) -> None:
 
 
 def _router_record(data: bytes) -> None:
-    with suppress(msgspec.DecodeError):
+    with suppress(msgspec.DecodeError, RecursionError):  # FramedConnection logs both
         TO_SERVER.decode(data)
 
 
@@ -101,10 +101,12 @@ LINES = b"".join(json.dumps(LINE | {"custom_id": str(i)}).encode() + b"\n" for i
 ROUTE = RouteCall(7, RoutingRequest(5, b"12345678", hints=RoutingHints(priority=1, workers=(1,))))
 FORM = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--x--\r\n'
 ERROR = b'{"error": {"message": "no", "code": 4}}'
+DEEP = b"[" * 2000 + b"]" * 2000
+DEEP_MSGPACK = b"\x91" * 5000 + b"\xc0"
 STREAMS = [b"data: {}\n\ndata: [DONE]\n\n", b": c\r\nevent: e\r\ndata: 1\r\n\r\n"]
 TARGETS = {
-    "json": Target(JSONS, _json),
-    "request body": Target(JSONS, _body),
+    "json": Target([*JSONS, DEEP], _json),
+    "request body": Target([*JSONS, DEEP], _body),
     "form": Target([FORM], form_fields),
     "engine error": Target(
         [*JSONS, b'{"error": {"message": "no", "code": 4}}'], parse_engine_error
@@ -114,6 +116,7 @@ TARGETS = {
     ),
     "control plane": Target(
         [
+            DEEP_MSGPACK,
             CODEC.encode(Heartbeat(node=1)),
             CODEC.encode(KvEvents(rank=1, seq=2, payload=b"abc")),
             msgspec.msgpack.encode(["SetRole", 1]),
@@ -121,10 +124,13 @@ TARGETS = {
         _control,
     ),
     "kv events": Target(
-        [msgspec.msgpack.encode(KvEventBatch(1.0, [STORED, BlockRemoved([1], None, None)], 0))],
+        [
+            DEEP_MSGPACK,
+            msgspec.msgpack.encode(KvEventBatch(1.0, [STORED, BlockRemoved([1], None, None)], 0)),
+        ],
         _kv_events,
     ),
     "router": Target([ENCODER.encode(ROUTE)], _router_record),
-    "jsonl": Target([LINES], _jsonl),
+    "jsonl": Target([LINES, DEEP + b"\n"], _jsonl),
     "batch input": Target([LINES], _batch_input),
 }
