@@ -13,7 +13,7 @@ from hpc_dynamo.descriptors import connection_budget
 
 # Age at which a connection without a key may be closed: until then its request may be unread.
 GRACE_S = 0.25
-SERVER_SHARE = 0.75  # share of a process's connections; the rest go to engines
+SERVER_SHARE = 0.5  # share of a process's connections; the rest go to engines
 ANONYMOUS_SHARE = 0.25  # share of the server's connections
 MAX_ANONYMOUS = 1024
 
