@@ -3,6 +3,9 @@
     agent            the workers of the node: start, restart, role change, stop
     engine_process   one engine process: command, environment, log, error after its exit
     engine_start     wait until an engine generates a token
+    hang_watches     wait until an engine exits or hangs
+    progress_watch   signs of progress of one engine
+    hang_detector    limits of the time without progress
     probe            HTTP queries to an engine: health, models, paths
     placement        ports and GPUs of a worker on this node
     events           KV events of the node's engines, relayed to the head

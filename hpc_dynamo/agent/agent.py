@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 
@@ -10,21 +11,26 @@ from msgspec.structs import asdict
 
 from hpc_dynamo.agent.engine_process import EngineProcess
 from hpc_dynamo.agent.engine_start import wait_until_ready
-from hpc_dynamo.agent.events import KvEventRelay, private_socket_dir
+from hpc_dynamo.agent.events import KvEventRelay
+from hpc_dynamo.agent.hang_watches import HangWatches
+from hpc_dynamo.agent.head_contact import HeadContact
 from hpc_dynamo.agent.placement import NodePlacer
 from hpc_dynamo.agent.probe import NO_MODELS, EngineModels
 from hpc_dynamo.agent.shard_followers import ShardFollowers
 from hpc_dynamo.agent.shard_leader import ShardLeader, wait_for_exit
+from hpc_dynamo.backoff import RestartLimit
 from hpc_dynamo.config import Config, Role, with_worker_options
 from hpc_dynamo.engines import Placement, ShardRendezvous, engine, is_mpi_step
-from hpc_dynamo.errors import EngineError, WireError
+from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import (
     AgentStopped,
     ControlMessage,
     Heartbeat,
     Hello,
+    HelloRequest,
     KvReplayRequest,
     NodeRecord,
+    SetAsleep,
     SetRole,
     ShardExited,
     StartShard,
@@ -33,11 +39,17 @@ from hpc_dynamo.messages import (
     WorkerReport,
     WorkerState,
 )
+from hpc_dynamo.process.child import Child
+from hpc_dynamo.process.node_folder import private_node_folder
+from hpc_dynamo.process.shared_memory import remove_unused_segments
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.wire import ControlClient
 
 HEARTBEAT_S = 1.0
+# Between the report of a hang and the end of the engine. A request that loses its connection first
+# may not be sent to the worker again, since it may be the cause.
+MOVE_REQUESTS_S = 1.0
 LAST_MESSAGE_S = 1.0  # time to send the last message to the head
 
 log = logging.getLogger(__name__)
@@ -53,10 +65,14 @@ class Agent:
         self._config: Config = attempt.config()
         self._plan: Plan = attempt.plan()
         self._stopped = asyncio.Event()
+        self._contact = HeadContact(self._config.cluster, attempt)
         self._workers = {w.rank: w for w in self._plan.on_node(me.node)}  # in their present roles
         self._ready_role = dict[int, Role]()  # last role in which a worker was ready
+        self._was_ready = set[int]()  # since its last start
         self._worker_tasks = dict[int, asyncio.Task[None]]()
+        self._reports = dict[int, WorkerReport]()  # last one by rank
         self._shard_leader = ShardLeader(client.send)
+        self._watches, self._hangs = HangWatches(token), Counter[int]()  # by rank
 
     def stop(self) -> None:
         """Stop this node's workers and end `run`. Other nodes continue."""
@@ -64,12 +80,20 @@ class Agent:
 
     async def run(self) -> None:
         """Run the node's workers. Returns once every engine process has exited."""
-        await self._client.send(Hello(node=self._me))
-        with private_socket_dir() as folder:
+        await self._say_hello()
+        await self._remove_unused_segments()
+        with private_node_folder() as folder:
             await self._run(folder)
+        await self._remove_unused_segments()
         with suppress(TimeoutError):  # the head may be dead
             async with asyncio.timeout(LAST_MESSAGE_S):
                 await self._client.send(AgentStopped(node=self._me.node))
+
+    async def _remove_unused_segments(self) -> None:
+        if names := await asyncio.to_thread(remove_unused_segments):
+            log.info(
+                "removed %d unused segments of shared memory: %s", len(names), ", ".join(names)
+            )
 
     async def _run(self, folder: str) -> None:
         me, logs = self._me, str(self._attempt.logs)
@@ -83,7 +107,9 @@ class Agent:
                 self._start_worker(rank)
             heartbeat = group.create_task(self._send_heartbeats(), name="heartbeat")
             listener = group.create_task(self._listen(), name="listen")
+            watch = group.create_task(self._contact.watch(self.stop), name="head-contact")
             await self._stopped.wait()
+            watch.cancel()
             listener.cancel()
             for worker in self._worker_tasks.values():
                 worker.cancel()
@@ -91,33 +117,45 @@ class Agent:
             await asyncio.wait([followers, *self._worker_tasks.values()])
             heartbeat.cancel()
 
+    async def _say_hello(self) -> None:
+        reports, shards = tuple(self._reports.values()), self._shard_leader.started
+        await self._client.send(Hello(node=self._me, workers=reports, shards=shards))
+
     async def _send_heartbeats(self) -> None:
         while True:
             await self._client.send(Heartbeat(node=self._me.node))
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _listen(self) -> None:
-        """Handle messages of the head until it stops the agent or falls silent."""
+        """Handle messages of the head until it stops the agent."""
         while True:
+            message = await self._client.receive()
+            self._contact.heard()
             try:
-                message = await self._client.receive(self._config.cluster.heartbeat_timeout_s)
-            except WireError as e:
-                log.error("head lost, stopping this node's workers: %s", e)
-                return self.stop()
-            match message:
-                case StopAgent(reason=reason):
-                    log.info("stop: %s", reason)
-                    self.stop()
-                case KvReplayRequest(rank=rank, start=start):
-                    self._relay.replay(rank, start)
-                case StartShard():
-                    self._shard_followers.start(message)
-                case StopShard(rank=rank):
-                    self._shard_followers.stop(rank)
-                case ShardExited():
-                    self._shard_leader.shard_exited(message)
-                case SetRole(rank=rank) if rank in self._workers:
-                    self._set_role(message)
+                await self._handle(message)
+            # A defect in the handling of one message must not end the node's workers.
+            except Exception:
+                log.exception("this is a defect of hpc-dynamo: %.1000r", message)
+
+    async def _handle(self, message: ControlMessage) -> None:
+        match message:
+            case StopAgent(reason=reason):
+                log.info("stop: %s", reason)
+                self.stop()
+            case HelloRequest():
+                await self._say_hello()
+            case KvReplayRequest(rank=rank, start=start):
+                self._relay.replay(rank, start)
+            case StartShard():
+                self._shard_followers.start(message)
+            case StopShard(rank=rank):
+                self._shard_followers.stop(rank)
+            case ShardExited():
+                self._shard_leader.shard_exited(message)
+            case SetAsleep(rank=rank, asleep=asleep):
+                self._watches.set_asleep(rank, asleep)
+            case SetRole(rank=rank) if rank in self._workers:
+                self._set_role(message)
 
     def _set_role(self, message: SetRole) -> None:
         """Give a worker a new role; restart its engine if that serves one role only."""
@@ -135,11 +173,13 @@ class Agent:
         self._worker_tasks[rank] = task
 
     async def _keep_running(self, rank: int, previous: "asyncio.Task[None] | None") -> None:
-        """Run a worker after `previous` has ended; restart it `engine.max_restarts` times."""
+        """Run a worker after `previous` has ended; restart it until `engine.max_restarts`."""
         if previous:
             await asyncio.wait([previous])
-        restarts_left = self._config_of(self._workers[rank]).engine.max_restarts
-        while restarts_left >= 0:
+        settings = self._config_of(self._workers[rank]).engine
+        limit = RestartLimit(settings.max_restarts, 60.0 * settings.restart_window_min)
+        restarts_left = 1
+        while restarts_left:
             try:
                 await self._run_worker(rank)
             except EngineError as e:
@@ -147,10 +187,13 @@ class Agent:
                 if self._ready_role.get(rank, worker.role) is not worker.role:
                     await self._revert_role(worker, e)
                     continue
+                if rank in self._was_ready:
+                    limit.succeeded()
+                self._was_ready.discard(rank)
+                restarts_left = limit.failed(time.monotonic())
                 state = WorkerState.failed if restarts_left else WorkerState.lost
                 log.error("%s; %d restarts left", e, restarts_left)
                 await self._report(worker, state, detail=str(e))
-                restarts_left -= 1
 
     async def _revert_role(self, worker: Worker, error: EngineError) -> None:
         """Return to the role in which the worker was ready, after it failed in a new one."""
@@ -187,11 +230,24 @@ class Agent:
                 start_s = time.monotonic() - began
                 log.info("%s is ready after %.1f s", process.name, start_s)
                 self._ready_role[worker.rank] = worker.role
+                self._was_ready.add(worker.rank)
                 ready = WorkerState.ready
                 await self._report(worker, ready, url=process.url, start_s=start_s, models=models)
-                raise await exited
+                hang = await self._watches.wait_for_hang(config, process, child, worker, exited)
+                raise await self._kill(worker.rank, process, child, hang) if hang else await exited
             finally:
                 exited.cancel()
+
+    async def _kill(
+        self, rank: int, process: EngineProcess, child: Child, hang: str
+    ) -> EngineError:
+        """Kill an engine that hangs and return the error. Its requests are moved before."""
+        self._hangs[rank] += 1
+        error = process.error(hang)
+        await self._report(self._workers[rank], WorkerState.failed, detail=str(error))
+        await asyncio.sleep(MOVE_REQUESTS_S)
+        await child.kill()
+        return error
 
     def _config_of(self, worker: Worker) -> Config:
         return with_worker_options(self._config, worker.model, worker.role)
@@ -226,6 +282,8 @@ class Agent:
             log=str(self._attempt.worker_log(worker.rank)),
             detail=detail,
             start_s=start_s,
+            hangs=self._hangs[worker.rank],
             **asdict(models),
         )
+        self._reports[worker.rank] = report
         await self._client.send(report)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -14,6 +15,7 @@ from hpc_dynamo.engines.root_cause import killed_itself, last_line, root_cause
 from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.launch import mpi_step
 from hpc_dynamo.process.child import Child, clean_environment
+from hpc_dynamo.process.session import SessionUsage, session_usage
 from hpc_dynamo.run import Attempt, write_atomic
 
 TAIL_BYTES = 4000
@@ -45,6 +47,14 @@ class EngineProcess:
     def url(self) -> str:
         return f"http://{self._place.address}:{self._place.ports[0]}"
 
+    @property
+    def hang_timeout_s(self) -> float:
+        return self._config.engine.hang_timeout_s
+
+    def usage(self, child: Child) -> SessionUsage | None:
+        """Return the usage of its processes; None if they run in a Slurm step."""
+        return None if self._step else session_usage(child.session)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Child]:
         """Run the process while the context is open. At its end the process has exited."""
@@ -63,7 +73,10 @@ class EngineProcess:
 
     async def _command(self) -> EngineCommand:
         config, place, adapter = self._config, self._place, engine(self._config.engine.name)
-        command = in_container(config, place, adapter.command(config, place))
+        command = adapter.command(config, place)
+        command = in_container(
+            config, place, replace(command, env={**self._temporary(), **command.env})
+        )
         if not (self._is_mpi_step or command.container_args):
             return command
         step = self._step = mpi_step.WorkerStep(
@@ -75,6 +88,13 @@ class EngineProcess:
         except (HpcDynamoError, SubprocessError) as e:
             raise EngineError(f"{self.name}: its Slurm step could not be started: {e}") from e
         return replace(command, argv=argv, env=mpi_step.step_environment(command.env))
+
+    def _temporary(self) -> dict[str, str]:
+        """Return TMPDIR, so that sockets and files of a dead engine are removed with the node's
+        folder. The other nodes of an MPI step do not have it."""
+        folder = self._place.events_folder
+        in_use = folder.startswith(tempfile.gettempdir()) and not self._is_mpi_step
+        return {"TMPDIR": folder} if in_use else {}
 
     async def _end(self, child: Child, step: mpi_step.WorkerStep) -> None:
         """End a Slurm step. srun kills at SIGTERM, so Slurm signals the engine first.
@@ -119,5 +139,8 @@ class EngineProcess:
     def log_tail(self, size_bytes: int = TAIL_BYTES) -> str:
         """Return the end of the log of this execution."""
         with self._log.open("rb") as file:
-            file.seek(max(self._log_start, self._log.stat().st_size - size_bytes))
+            size = self._log.stat().st_size
+            # A log that has become shorter was emptied by limit_size.
+            start = self._log_start if self._log_start <= size else 0
+            file.seek(max(start, size - size_bytes))
             return file.read().decode(errors="replace")

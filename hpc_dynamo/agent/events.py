@@ -2,10 +2,8 @@
 
 import asyncio
 import logging
-import os
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 
 from hpc_dynamo.engines import EventEndpoints
 from hpc_dynamo.errors import WireError
@@ -13,21 +11,9 @@ from hpc_dynamo.kv.events import REPLAY_END
 from hpc_dynamo.messages import KvEvents
 from hpc_dynamo.wire import KvEventSubscriber
 
-PREFIX = "hpc-dynamo-"
-MAX_BASE_BYTES = 60  # ipc paths may have 107 bytes in all
 REPLAY_S = 10.0  # an engine answers replay requests between two steps
 
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def private_socket_dir() -> Iterator[str]:
-    """Create a folder for sockets that only this user can reach; it is removed at the end."""
-    base = tempfile.gettempdir()
-    if len(os.fsencode(base)) > MAX_BASE_BYTES:
-        base = "/tmp"  # the folder in it has mode 0700
-    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=base, ignore_cleanup_errors=True) as path:
-        yield path
 
 
 class KvEventRelay:

@@ -18,7 +18,7 @@ class NodePlacer:
     config: Config
     address: str  # address of this node
     token: str  # required by its engines
-    events_folder: str  # folder for sockets of KV events
+    events_folder: str  # private folder of this node, see process.node_folder
     log_folder: str
 
     def leader(self, worker: Worker) -> Placement:

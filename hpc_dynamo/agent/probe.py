@@ -27,13 +27,13 @@ async def serves_token(http: HttpClient, url: str, model: str, fields: Body) -> 
     """
     text = {"model": model, "prompt": "Hello", "max_tokens": 1, **fields}
     try:
-        status, _ = await _request(http, "POST", url, "/v1/completions", text)
+        status, content = await _request(http, "POST", url, "/v1/completions", text)
         if 400 <= status < 500:
             vector = {"model": model, "input": "Hello"}
-            status, _ = await _request(http, "POST", url, "/v1/embeddings", vector)
+            status, content = await _request(http, "POST", url, "/v1/embeddings", vector)
     except OSError:
         return False
-    return status == 200
+    return status == 200 and _has_output(content)
 
 
 async def query_models(http: HttpClient, url: str) -> EngineModels:
@@ -74,6 +74,21 @@ async def is_alive(http: HttpClient, url: str) -> bool:
     except OSError:
         return False
     return answer.status < 500
+
+
+def _has_output(content: bytes) -> bool:
+    try:
+        found = msgspec.json.decode(content, type=_Generated)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return bool(found.choices or found.data)
+
+
+class _Generated(msgspec.Struct):
+    """Outputs in the body of a completion or of embeddings."""
+
+    choices: list[msgspec.Raw] = []
+    data: list[msgspec.Raw] = []
 
 
 async def _request(

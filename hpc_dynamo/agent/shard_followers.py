@@ -7,10 +7,11 @@ start of the worker.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 
 from hpc_dynamo.agent.engine_process import EngineProcess
+from hpc_dynamo.agent.hang_watches import wait_for_shard
 from hpc_dynamo.engines import ShardRendezvous
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import ShardExited, StartShard
@@ -30,7 +31,7 @@ class ShardFollowers:
         node: int,
         workers: tuple[Worker, ...],
         make_process: MakeProcess,
-        send: Callable[[ShardExited], Awaitable[None]],
+        send: Callable[[ShardExited], Coroutine[None, None, None]],
         group: asyncio.TaskGroup,
     ) -> None:
         self._shards = {
@@ -41,20 +42,32 @@ class ShardFollowers:
         }
         self._make_process, self._send, self._group = make_process, send, group
         self._tasks = dict[int, asyncio.Task[None]]()
+        self._started = dict[int, StartShard]()  # last message by rank
+        self._exited = dict[int, ShardExited]()  # by rank
         # A shard starts only after its earlier process has ended, so that its GPUs are free.
         self._locks = defaultdict[int, asyncio.Lock](asyncio.Lock)
 
     def start(self, message: StartShard) -> None:
-        """Start a shard, once its earlier process has ended."""
+        """Start a shard, once its earlier process has ended.
+
+        A head that was restarted sends the message again. It gets the exit again, if there was one.
+        """
         if message.rank not in self._shards:
             log.warning("worker %d has no shard on this node", message.rank)
             return
+        if message == self._started.get(message.rank):
+            if message.rank in self._exited:
+                self._group.create_task(self._send(self._exited[message.rank]))
+            return
         self.stop(message.rank)
+        self._started[message.rank] = message
         task = self._group.create_task(self._run(message), name=f"shard-{message.rank}")
         self._tasks[message.rank] = task
 
     def stop(self, rank: int) -> None:
         """Stop the shard of a worker, if it runs. Does not wait for its end."""
+        self._started.pop(rank, None)
+        self._exited.pop(rank, None)
         if rank in self._tasks:
             self._tasks[rank].cancel()
 
@@ -73,10 +86,10 @@ class ShardFollowers:
             try:
                 process = self._make_process(replace(worker, role=message.role), index, rendezvous)
                 async with process.running() as child:
-                    raise process.exit_error(await child.wait())
+                    raise await wait_for_shard(process, child)
             except EngineError as e:
                 log.error("%s", e)
                 incarnation = message.incarnation
-                await self._send(
-                    ShardExited(rank=message.rank, incarnation=incarnation, detail=str(e))
-                )
+                exited = ShardExited(rank=message.rank, incarnation=incarnation, detail=str(e))
+                self._exited[message.rank] = exited
+                await self._send(exited)

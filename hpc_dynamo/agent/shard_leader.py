@@ -23,6 +23,12 @@ class ShardLeader:
         self._send = send
         self._incarnations = Counter[int]()  # starts of each worker, by rank
         self._exits = dict[int, asyncio.Future[str]]()  # exit of a follower, by rank
+        self._started = dict[int, StartShard]()  # by rank
+
+    @property
+    def started(self) -> tuple[StartShard, ...]:
+        """Messages that started the followers that run now."""
+        return tuple(self._started.values())
 
     @asynccontextmanager
     async def start_shards(
@@ -36,11 +42,13 @@ class ShardLeader:
         self._incarnations[rank] += 1
         self._exits[rank] = exited
         if has_followers:
-            await self._send(_start_message(placement, self._incarnations[rank]))
+            self._started[rank] = _start_message(placement, self._incarnations[rank])
+            await self._send(self._started[rank])
         try:
             yield exited
         finally:
             del self._exits[rank]
+            self._started.pop(rank, None)
             exited.cancel()
 
     def shard_exited(self, message: ShardExited) -> None:

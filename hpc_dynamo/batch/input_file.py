@@ -18,6 +18,7 @@ from hpc_dynamo.json_reader import JsonError, is_text, read_fields, read_value
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 EXAMPLE_PATHS = f"{CHAT}, {COMPLETIONS}, /v1/embeddings, /v1/score or /v1/rerank"
 MAX_PROBLEMS_SHOWN = 20  # per error message
+BLOCK_BYTES = 1 << 20
 BOM = b"\xef\xbb\xbf"
 
 
@@ -46,7 +47,7 @@ class RequestReader:
     """Reads requests of a checked file. Keeps it open, because opening is slow on NFS."""
 
     def __init__(self, file: Path) -> None:
-        self._handle = os.open(file, os.O_RDONLY)
+        self._file, self._handle = file, os.open(file, os.O_RDONLY)
 
     def __enter__(self) -> Self:
         return self
@@ -55,8 +56,28 @@ class RequestReader:
         os.close(self._handle)
 
     def read(self, entry: RequestEntry) -> tuple[str, dict[str, Any]]:
-        """Return the URL path and the body of a request, with values as in the file."""
+        """Return the URL path and the body of a request, with values as in the file.
+
+        Raises InputError if the file was changed in place since it was checked.
+        """
+        try:
+            return self._parse(entry)
+        except (JsonError, KeyError) as e:
+            number = self._line_number(entry.offset)
+            what = f"{self._file}:{number}: this line was changed while the batch runs: {e}"
+            hint = "restore the file and run the same command again to resume"
+            raise InputError(what, hint=hint) from e
+
+    def _line_number(self, offset: int) -> int:
+        blocks = (
+            (start, min(BLOCK_BYTES, offset - start)) for start in range(0, offset, BLOCK_BYTES)
+        )
+        return 1 + sum(os.pread(self._handle, n, start).count(b"\n") for start, n in blocks)
+
+    def _parse(self, entry: RequestEntry) -> tuple[str, dict[str, Any]]:
         fields = read_fields(os.pread(self._handle, entry.size, entry.offset))
+        if "custom_id" in fields and read_value(bytes(fields["custom_id"])) != entry.custom_id:
+            raise JsonError(f"custom_id is no longer {entry.custom_id!r}")
         if "body" in fields:
             return read_value(bytes(fields["url"])), {**read_fields(bytes(fields["body"]))}
         body = {name: value for name, value in fields.items() if name != "custom_id"}

@@ -10,20 +10,25 @@ Lines have OpenAI's batch output format: `custom_id`, `response` (`status_code`,
 """
 
 import asyncio
+import logging
 import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from hpc_dynamo import jsonl
 from hpc_dynamo.batch.input_file import BatchInput, RequestEntry
+from hpc_dynamo.batch.merged_output import MergedOutput, ResultLocation
 from hpc_dynamo.errors import HpcDynamoError, RequestFailed, file_error
 from hpc_dynamo.messages import RetryRound
 from hpc_dynamo.run import Run, read_json, write_json
+
+SEARCH_BYTES = 1 << 16  # block size of the search for the last newline
+
+log = logging.getLogger(__name__)
 
 
 class BatchResponse(msgspec.Struct, frozen=True):
@@ -53,22 +58,6 @@ class OutputLine(msgspec.Struct, frozen=True):
     @property
     def finished(self) -> bool:
         return self.error is None or self.error.final
-
-
-@dataclass(frozen=True, slots=True)
-class ResultLocation:
-    """Position of a result in a part.
-
-    `finished`: the request will not run again. `void`: it failed before the latest
-    `batch.retry_failed=true`.
-    """
-
-    file: Path
-    offset: int
-    size: int
-    answered: bool
-    finished: bool
-    void: bool = False
 
 
 def success_line(custom_id: str, body: bytes) -> bytes:
@@ -109,17 +98,32 @@ class Ledger:
         self._part = run.attempt_results(attempt)
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
+        self._damaged = set[Path]()  # parts with damaged lines that were reported
 
     def results(self) -> dict[str, ResultLocation]:
-        """Return the best result of each id: a later one replaces an earlier unfinished one."""
+        """Return the best result of each id: a later one replaces an earlier unfinished one.
+
+        Reads all parts, which may be gigabytes, line by line. Damaged lines are skipped and
+        reported, so that their requests run again.
+        """
         best: dict[str, ResultLocation] = {}
         void = self._last_void_attempt()
         for file in sorted(self._run.results.glob("*.jsonl"), key=lambda p: int(p.stem)):
-            for custom_id, result in _read(file, void=int(file.stem) <= void):
+            for custom_id, result in self._read(file, void=int(file.stem) <= void):
                 old = best.get(custom_id)
                 if old is None or not old.finished:
                     best[custom_id] = result
         return best
+
+    def _read(self, file: Path, *, void: bool) -> Iterator[tuple[str, ResultLocation]]:
+        """Yield the results of a part. Logs a warning at its end if lines were damaged."""
+        damaged = list[int]()
+        yield from _read(file, damaged, void=void)
+        if damaged and file not in self._damaged:
+            self._damaged.add(file)
+            more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+            what = "%s:%d: a damaged line is skipped%s; its request runs again"
+            log.warning(what, file, damaged[0], more)
 
     def _last_void_attempt(self) -> int:
         """Return the last attempt whose failures are void; 0 if there is none."""
@@ -153,13 +157,14 @@ class Ledger:
         Raises HpcDynamoError if the lines cannot be written.
         """
         try:
-            with self._part.open("ab") as file:
-                _truncate_incomplete_line(self._part)
+            with self._part.open("ab+") as file:
+                _truncate_incomplete_line(file.fileno())
                 while True:
                     await self._wake.wait()
                     self._wake.clear()
                     batch, self._waiting = self._waiting, []
                     await self._flush(file.fileno(), [line for line, _ in batch])
+                    self._require_linked(file.fileno())
                     for _, future in batch:
                         if not future.done():
                             future.set_result(None)
@@ -168,6 +173,13 @@ class Ledger:
             known = file_error(e) or HpcDynamoError(f"{self._part} cannot be written: {e}")
             known.hint = f"{known.hint or 'check the disk'}; run the same command again to resume"
             raise known from e
+
+    def _require_linked(self, handle: int) -> None:
+        """Raise HpcDynamoError if the part was deleted: writes to it still succeed."""
+        if not os.fstat(handle).st_nlink:
+            what = f"{self._part} was deleted while the batch runs"
+            hint = "run the same command again; the results in deleted files are lost"
+            raise HpcDynamoError(what, hint=hint)
 
     async def _flush(self, handle: int, lines: list[bytes]) -> None:
         """Write in a thread. On cancellation wait for it, because the file is closed afterwards."""
@@ -188,7 +200,7 @@ class Ledger:
     def merge(self, ids: Iterable[str]) -> tuple[int, int]:
         """Write output.jsonl and errors.jsonl in the order of `ids`; return the lines of each."""
         results, answered, failed = self.results(), 0, 0
-        output, errors = (_AtomicFile(f) for f in (self._run.output, self._run.errors))
+        output, errors = (MergedOutput(f) for f in (self._run.output, self._run.errors))
         try:
             with output, errors:
                 for custom_id in ids:
@@ -201,25 +213,40 @@ class Ledger:
         return answered, failed
 
 
-def _truncate_incomplete_line(part: Path) -> None:
+def _truncate_incomplete_line(handle: int) -> None:
     """Remove an incomplete last line: a requeued job appends to the part of its earlier run."""
-    end = max((result.offset + result.size for _, result in _read(part)), default=0)
-    os.truncate(part, end)
+    end = os.fstat(handle).st_size
+    while end:
+        start = max(0, end - SEARCH_BYTES)
+        newline = os.pread(handle, end - start, start).rfind(b"\n")
+        end = start + newline + 1
+        if newline >= 0:
+            break
+    os.ftruncate(handle, end)
 
 
-def _read(file: Path, *, void: bool = False) -> Iterator[tuple[str, ResultLocation]]:
-    """Yield id and position of the complete lines of a part; its failures may be `void`."""
-    offset = 0
+def _read(file: Path, damaged: list[int], *, void: bool) -> Iterator[tuple[str, ResultLocation]]:
+    """Yield id and position of the complete lines of a part; its failures may be `void`.
+
+    The numbers of lines that cannot be read are appended to `damaged`. A file system may leave
+    zeros after a power failure.
+    """
+    decoder, offset = msgspec.json.Decoder(OutputLine), 0
     with file.open("rb") as stream:
-        for raw in stream:
-            if raw.endswith(b"\n"):  # else truncated by a crash
-                line = msgspec.json.decode(raw, type=OutputLine)
-                answered = line.error is None
-                finished = answered or (line.finished and not void)
-                is_void = void and not answered
-                result = ResultLocation(file, offset, len(raw), answered, finished, is_void)
-                yield line.custom_id, result
+        for number, raw in enumerate(stream, 1):
             offset += len(raw)
+            if not raw.endswith(b"\n"):  # truncated by a crash
+                continue
+            try:
+                line = decoder.decode(raw)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                damaged.append(number)
+                continue
+            answered = line.error is None
+            finished = answered or (line.finished and not void)
+            is_void = void and not answered
+            start = offset - len(raw)
+            yield line.custom_id, ResultLocation(file, start, len(raw), answered, finished, is_void)
 
 
 def read_failures(errors: Path) -> Iterator[OutputLine]:
@@ -227,32 +254,3 @@ def read_failures(errors: Path) -> Iterator[OutputLine]:
     with errors.open("rb") as stream:
         for raw in stream:
             yield msgspec.json.decode(raw, type=OutputLine)
-
-
-class _AtomicFile:
-    """File that gets its name only once it is complete."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._temporary = path, path.with_name(f".{path.name}.{os.getpid()}")
-        self._sources: dict[Path, int] = {}
-
-    def __enter__(self) -> "_AtomicFile":
-        self._file = self._temporary.open("wb")
-        return self
-
-    def copy(self, result: ResultLocation) -> None:
-        if result.file not in self._sources:
-            self._sources[result.file] = os.open(result.file, os.O_RDONLY)
-        self._file.write(os.pread(self._sources[result.file], result.size, result.offset))
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        for handle in self._sources.values():
-            os.close(handle)
-        try:
-            with self._file:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            if error is None:
-                self._temporary.rename(self._path)
-        finally:
-            self._temporary.unlink(missing_ok=True)

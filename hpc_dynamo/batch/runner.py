@@ -17,12 +17,14 @@ from hpc_dynamo.batch.prefix_order import PrefixOrder
 from hpc_dynamo.config import Config, Policy, Role, Topology
 from hpc_dynamo.dispatch import (
     RESERVED_FIELDS,
+    VLLM_XARGS,
     BufferedResponse,
     Dispatcher,
     EngineRequest,
     PromptTokenizer,
     RequestBuilder,
     RequestContext,
+    nested_reserved_fields,
 )
 from hpc_dynamo.engines import Body, adapter_fields, field_value
 from hpc_dynamo.errors import RequestFailed
@@ -85,14 +87,16 @@ def prefill_workers(topology: Topology) -> int:
 class BatchRunner:
     """One attempt at a batch.
 
-    `process_of` returns an object that identifies the running process of a rank, None if there is
-    none. `prefill_ready` returns the number of ready workers that compute prompts.
+    `remaining`: the requests without a result. `process_of` returns an object that identifies the
+    running process of a rank, None if there is none. `prefill_ready` returns the number of ready
+    workers that compute prompts.
     """
 
     def __init__(
         self,
         config: Config,
         requests: BatchInput,
+        remaining: Sequence[RequestEntry],
         results: Ledger,
         dispatcher: Dispatcher,
         process_of: Callable[[int], object | None],
@@ -105,7 +109,7 @@ class BatchRunner:
         self._builder = RequestBuilder(config, tokenizer)
         by_cache = config.router.policy is Policy.kv
         self._prefill = prefill_workers(config.topology) if by_cache else 0, prefill_ready
-        self._remaining = results.unfinished(requests)
+        self._remaining = remaining
         self._resumed = len(requests.entries) - len(self._remaining)
         self.in_flight = min(max_in_flight(config), len(self._remaining))
         self._stopping = False
@@ -199,6 +203,9 @@ class BatchRunner:
         """Return the request with batch.body_defaults, for the run's model or an adapter."""
         defaults = {k: v for k, v in self._config.batch.body_defaults.items() if is_null(body, k)}
         body = {k: v for k, v in body.items() if k not in RESERVED_FIELDS} | defaults
+        if reserved := nested_reserved_fields(field_value(body.get(VLLM_XARGS))):
+            what = f"{VLLM_XARGS} holds {', '.join(sorted(reserved))}, which crashes engines"
+            raise RequestFailed(what, status=400)
         model, requested = self._config.model, field_value(body.get("model"))
         adapter = requested if isinstance(requested, str) and requested in model.lora else None
         body["model"] = adapter or model.served_name

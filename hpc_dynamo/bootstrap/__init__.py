@@ -1,7 +1,8 @@
 """Exchange of addresses between the agents of a job, at its start.
 
-`tcp` is the default; `mpi` does the same with one MPI allgather. `address` chooses the address
-that a node announces.
+`mpi` is the default on several nodes of a Slurm job: one MPI allgather in a step of its own. `tcp`
+does the same without MPI, and takes over if MPI is missing or fails. `address` chooses the address
+that a node announces. The exchange over TCP:
 
     agent of node n                               agent of node 0 (head)
       writes nodes/n.json                           binds a port, writes rendezvous.json
@@ -11,5 +12,6 @@ that a node announces.
 """
 
 from hpc_dynamo.bootstrap.exchange import exchange_addresses
+from hpc_dynamo.bootstrap.mpi import MpiStep, rank_command
 
-__all__ = ["exchange_addresses"]
+__all__ = ["MpiStep", "exchange_addresses", "rank_command"]

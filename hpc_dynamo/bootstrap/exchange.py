@@ -1,11 +1,15 @@
 """Collect the node records of all agents, by TCP or by MPI."""
 
+import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from msgspec.structs import replace
 
 from hpc_dynamo.bootstrap import mpi, tcp
-from hpc_dynamo.config import Bootstrap, BootstrapMethod
+from hpc_dynamo.config import Bootstrap
 from hpc_dynamo.errors import BootstrapError, WireError
 from hpc_dynamo.messages import NodeRecord, Roster
 from hpc_dynamo.run import Attempt, write_json
@@ -14,45 +18,72 @@ LATE_HINT = (
     "cluster.bootstrap.timeout_s=300 if nodes start slowly; otherwise check that the node sees "
     "the run folder and can reach node 0"
 )
-MPI_HINT = "cluster.bootstrap.method=tcp works without MPI"
 
 log = logging.getLogger(__name__)
 
 
 async def exchange_addresses(
-    me: NodeRecord, hosts: Sequence[str], attempt: Attempt, settings: Bootstrap
+    me: NodeRecord,
+    hosts: Sequence[str],
+    attempt: Attempt,
+    settings: Bootstrap,
+    step: mpi.MpiStep | None = None,
 ) -> Roster:
     """Return the roster of all agents, one per host; agent 0 also writes it to the run folder.
 
+    Agent 0 starts the MPI `step`, if there is one, and uses TCP if it fails.
     Raises BootstrapError that names the rank, node and log of every agent that is missing.
     """
     began = time.monotonic()
+    me = replace(me, restart_count=tcp.restart_count())
     write_json(attempt.node_file(me.node), me)
     try:
-        records = await _collect(me, len(hosts), attempt, settings)
+        found = await _collect(me, len(hosts), attempt, settings, step)
     except (BootstrapError, WireError) as e:
-        hint = MPI_HINT if settings.method is BootstrapMethod.mpi else e.hint
-        raise BootstrapError(f"{e.message}; {_missing(hosts, attempt, None)}", hint=hint) from e
+        missing = _missing(hosts, attempt, None)
+        raise BootstrapError(f"{e.message}; {missing}", hint=e.hint) from e
     seconds = time.monotonic() - began
-    if len(records) < len(hosts):
-        came = f"{len(records)} of {len(hosts)} agents came within {seconds:.0f} s"
-        raise BootstrapError(f"{came}; {_missing(hosts, attempt, records)}", hint=LATE_HINT)
-    roster = Roster(nodes=records, method=str(settings.method), seconds=seconds)
-    log.info("bootstrap: %d agents by %s in %.3f s", len(records), roster.method, seconds)
+    if len(found.nodes) < len(hosts):
+        came = f"{len(found.nodes)} of {len(hosts)} agents came within {seconds:.0f} s"
+        error = f"{came}; {_missing(hosts, attempt, found.nodes)}"
+        late = BootstrapError(error, hint=LATE_HINT)
+        present = {record.node for record in found.nodes}
+        late.bad_hosts = tuple(host for node, host in enumerate(hosts) if node not in present)
+        raise late
+    roster = replace(found, seconds=seconds, restart_count=tcp.restart_count())
+    log.info("bootstrap: %d agents by %s in %.3f s", len(roster.nodes), roster.method, seconds)
     if me.node == 0:
         write_json(attempt.roster_file, roster)
     return roster
 
 
 async def _collect(
-    me: NodeRecord, count: int, attempt: Attempt, settings: Bootstrap
-) -> tuple[NodeRecord, ...]:
-    if settings.method is BootstrapMethod.mpi:
-        return await mpi.allgather(me, count, settings.mpi_timeout_s)
+    me: NodeRecord, count: int, attempt: Attempt, settings: Bootstrap, step: mpi.MpiStep | None
+) -> Roster:
     file, keys = attempt.rendezvous_file, attempt.run.secrets().keys
-    if me.node == 0:
-        return await tcp.collect_records(me, count, file, keys, settings.timeout_s)
-    return await tcp.send_record(me, file, keys, settings.timeout_s)
+    if me.node:
+        limit_s = settings.timeout_s + settings.mpi_timeout_s
+        by_tcp = tcp.send_record(me, file, keys, limit_s)
+        return await _first(by_tcp, mpi.wait_for_roster(me, attempt))
+    if step:
+        try:
+            return await mpi.run_step(step, attempt, settings.mpi_timeout_s)
+        except (BootstrapError, OSError) as e:
+            log.warning("the exchange of addresses by MPI failed, TCP takes over: %s", e)
+    records = await tcp.collect_records(me, count, file, keys, settings.timeout_s)
+    return Roster(nodes=records, method="tcp", seconds=0.0)
+
+
+async def _first(*ways: Coroutine[Any, Any, Roster]) -> Roster:
+    """Return the result of the way that ends first; cancel the others."""
+    tasks = [asyncio.create_task(way) for way in ways]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(iter(done)).result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 def _missing(hosts: Sequence[str], attempt: Attempt, came: Sequence[NodeRecord] | None) -> str:

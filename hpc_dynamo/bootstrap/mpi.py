@@ -1,65 +1,146 @@
-"""Exchange by one MPI allgather in a short-lived child process, so that no other process uses MPI.
+"""Exchange by one MPI allgather in a short Slurm step, so that no other process uses MPI.
 
-The child runs `main`. It reads a record as JSON from standard input and writes the records of
-all ranks to standard output, as a JSON array.
+Node 0 starts the step, with one rank per node. A crash in it ends nothing else. Each rank runs
+`main`: it reads the record that its agent wrote, gathers all of them and writes the roster for its
+agent. The roster of node 0 decides: rank 0 writes it first, the other ranks only after a barrier,
+and node 0 forbids it when it uses TCP instead. So all agents take the same roster.
+
+    python -c "from hpc_dynamo.bootstrap.mpi import main; main()" ATTEMPT HOST,HOST…
 """
 
 import asyncio
-import importlib.util
 import os
 import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
+from hpc_dynamo.bootstrap.tcp import POLL_S, restart_count
 from hpc_dynamo.errors import BootstrapError
-from hpc_dynamo.messages import NodeRecord
+from hpc_dynamo.messages import NodeRecord, Roster
+from hpc_dynamo.run import Attempt, read_json, write_json
 
-# Set by `srun --mpi=pmix`, by `--mpi=pmi2` or cray_shasta, and by mpirun.
-RANK_VARIABLES = ("PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
 ERROR_CHARS = 800
+FORBIDDEN = b"null"  # roster of node 0 if it uses TCP
 
 
-def available() -> bool:
-    """Return True if this task was started as an MPI rank and mpi4py is installed."""
-    started = any(name in os.environ for name in RANK_VARIABLES)
-    return started and importlib.util.find_spec("mpi4py") is not None
+@dataclass(frozen=True)
+class MpiStep:
+    """Command and environment that start `main` as one MPI rank on every node."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
 
 
-async def allgather(me: NodeRecord, count: int, timeout_s: float) -> tuple[NodeRecord, ...]:
-    """Return the records of all `count` agents, by node.
+def rank_command(attempt: Attempt, hosts: Sequence[str]) -> tuple[str, ...]:
+    """Return the command of each rank."""
+    program = f"from {__name__} import main; main()"
+    return (sys.executable, "-c", program, str(attempt.path), ",".join(hosts))
+
+
+async def run_step(step: MpiStep, attempt: Attempt, timeout_s: float) -> Roster:
+    """Run the step and return the roster. Called by the agent of node 0.
 
     Raises BootstrapError with the output of MPI if it fails or takes longer than `timeout_s`, or
     if its world has another size. A library that does not support srun's PMI makes a world of
     each rank.
     """
+    file = attempt.mpi_roster_file(0)
+    file.unlink(missing_ok=True)  # left by the job before its requeue
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", f"from {__name__} import main; main()"),
-        stdin=asyncio.subprocess.PIPE,
+        *step.argv,
+        env=step.env,
+        stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
     )
+    ended = asyncio.create_task(process.communicate())
     try:
         async with asyncio.timeout(timeout_s):
-            out, err = await process.communicate(msgspec.json.encode(me))
-    except TimeoutError as e:
-        raise BootstrapError(f"MPI: no allgather within {timeout_s:.0f} s") from e
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        error = err.decode(errors="replace").strip()[-ERROR_CHARS:]
-        raise BootstrapError(f"MPI: {error}")
-    # MPI libraries may also print to standard output, before the records.
-    records = msgspec.json.decode(out.strip().splitlines()[-1], type=list[NodeRecord])
-    if len(records) != count:
-        raise BootstrapError(f"MPI: a world of {len(records)} ranks where {count} were started")
-    return tuple(sorted(records, key=lambda r: r.node))
+            while not (ended.done() or file.exists()):
+                await asyncio.wait([ended], timeout=POLL_S)
+        error = ended.result()[0].decode(errors="replace").strip() if ended.done() else ""
+    except TimeoutError:
+        error = f"no allgather within {timeout_s:.0f} s"
+    if roster := _decide(file):
+        # The step ends by itself; if it crashes now, that is without effect.
+        _background.add(ended)
+        ended.add_done_callback(_background.discard)
+        return roster
+    if process.returncode is None:
+        process.terminate()  # srun ends its tasks
+    ended.cancel()
+    raise BootstrapError(f"MPI: {error[-ERROR_CHARS:] or 'the ranks wrote no roster'}")
+
+
+_background = set[asyncio.Task[tuple[bytes, bytes]]]()
+
+
+def _decide(file: Path) -> Roster | None:
+    """Return the roster that rank 0 has written, or forbid rank 0 to write one."""
+    try:
+        with file.open("xb") as forbidden:
+            forbidden.write(FORBIDDEN)
+    except FileExistsError:
+        return read_json(file, Roster)
+    return None
+
+
+async def wait_for_roster(me: NodeRecord, attempt: Attempt) -> Roster:
+    """Return the roster that the rank of this node has written, or node 0 (not for node 0)."""
+    files = (attempt.mpi_roster_file(me.node), attempt.roster_file)
+    while True:
+        for file in files:
+            roster = read_json(file, Roster)
+            if roster and roster.restart_count == restart_count():
+                return roster
+        await asyncio.sleep(POLL_S)
 
 
 def main() -> None:
+    """Run one rank."""
+    attempt, hosts = Attempt(Path(sys.argv[1])), sys.argv[2].split(",")
+    began, me = time.monotonic(), _own_record(attempt, _node(hosts))
     # Importing this initialises MPI, so it must not happen in another process.
     from mpi4py import MPI
 
-    records = MPI.COMM_WORLD.allgather(sys.stdin.buffer.read())
-    sys.stdout.write("[" + ",".join(record.decode() for record in records) + "]\n")
+    world = MPI.COMM_WORLD
+    if world.size != len(hosts):
+        sys.exit(f"a world of {world.size} ranks where {len(hosts)} were started")
+    found = [msgspec.json.decode(data, type=NodeRecord) for data in world.allgather(me)]
+    records = tuple(sorted(found, key=lambda record: record.node))
+    seconds = time.monotonic() - began
+    roster = Roster(nodes=records, method="mpi", seconds=seconds, restart_count=restart_count())
+    if world.rank == 0:
+        _write_once(attempt.mpi_roster_file(0), roster)
+    world.Barrier()
+    if world.rank:
+        write_json(attempt.mpi_roster_file(_node(hosts)), roster)
+
+
+def _node(hosts: Sequence[str]) -> int:
+    """Return the node of this rank. mpirun starts several ranks on one host."""
+    name = os.environ.get("SLURMD_NODENAME", "")
+    return hosts.index(name) if name in hosts else int(os.environ["OMPI_COMM_WORLD_RANK"])
+
+
+def _own_record(attempt: Attempt, node: int) -> bytes:
+    """Wait for the record of this node's agent; the step has a time limit. Return it encoded."""
+    while True:
+        record = read_json(attempt.node_file(node), NodeRecord)
+        if record and record.restart_count == restart_count():
+            return msgspec.json.encode(record)
+        time.sleep(POLL_S)
+
+
+def _write_once(file: Path, roster: Roster) -> None:
+    """Write the file unless it exists, in one step. Raises FileExistsError."""
+    temporary = file.with_name(f".{file.name}")
+    write_json(temporary, roster)
+    try:
+        os.link(temporary, file)
+    finally:
+        temporary.unlink()

@@ -26,11 +26,12 @@ class HeadAddress(msgspec.Struct, frozen=True, kw_only=True):
     """Address at which the head waits for the other agents. Written to the run folder."""
 
     endpoint: str
-    restart_count: str  # a requeued job must not use the file of its earlier execution
+    restart_count: int  # a requeued job must not use the file of its earlier execution
 
 
-def _restart_count() -> str:
-    return os.environ.get("SLURM_RESTART_COUNT", "0")
+def restart_count() -> int:
+    """Return how often Slurm has restarted the job of this process."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 async def collect_records(
@@ -44,7 +45,7 @@ async def collect_records(
     known, peers = {me.node: me}, list[bytes]()
     server = ControlServer(me.address, keys, CODEC)
     try:
-        write_json(file, HeadAddress(endpoint=server.endpoint, restart_count=_restart_count()))
+        write_json(file, HeadAddress(endpoint=server.endpoint, restart_count=restart_count()))
         async with asyncio.timeout(timeout_s):
             while len(known) < count:
                 peer, message = await server.receive()
@@ -64,8 +65,8 @@ async def collect_records(
 
 async def send_record(
     me: NodeRecord, file: Path, keys: tuple[str, str], timeout_s: float
-) -> tuple[NodeRecord, ...]:
-    """Send this agent's record to the head and return the records of all. Raises BootstrapError."""
+) -> Roster:
+    """Send this agent's record to the head and return the roster. Raises BootstrapError."""
     deadline = time.monotonic() + timeout_s
     client = ControlClient(await _endpoint(file, timeout_s), keys, CODEC)
     try:
@@ -75,7 +76,7 @@ async def send_record(
         client.close()
     if not isinstance(answer, Roster):
         raise BootstrapError(f"the head sent {type(answer).__name__} instead of a roster")
-    return answer.nodes
+    return answer
 
 
 async def _endpoint(file: Path, timeout_s: float) -> str:
@@ -83,7 +84,7 @@ async def _endpoint(file: Path, timeout_s: float) -> str:
         async with asyncio.timeout(timeout_s):
             while True:
                 found = read_json(file, HeadAddress)
-                if found and found.restart_count == _restart_count():
+                if found and found.restart_count == restart_count():
                     return found.endpoint
                 await asyncio.sleep(POLL_S)
     except TimeoutError as e:

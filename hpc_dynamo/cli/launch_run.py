@@ -40,7 +40,7 @@ def launch_run(run: Run, checked: Checked, *, detach: bool) -> int:
             if endpoint := attempt.endpoint():
                 print_line(instructions(attempt, endpoint))
             outcome = follow(attempt, after, OUT, cancellation)
-    return _conclude(attempt, outcome, cancelled=cancellation.by_ctrl_c)
+    return _conclude(attempt, config.task, outcome, cancelled=cancellation.by_ctrl_c)
 
 
 def _start(attempt: Attempt, checked: Checked, cancellation: Cancellation) -> launch.LaunchedJob:
@@ -55,9 +55,9 @@ def _start(attempt: Attempt, checked: Checked, cancellation: Cancellation) -> la
         raise
 
 
-def _conclude(attempt: Attempt, outcome: Outcome, *, cancelled: bool) -> int:
+def _conclude(attempt: Attempt, task: Task, outcome: Outcome, *, cancelled: bool) -> int:
     """Show the outcome and return the exit code. Raises HpcDynamoError if the job failed."""
-    serves = attempt.config().task is Task.serve
+    serves = task is Task.serve
     if outcome.summary is not None:
         OUT.print(summary(attempt, outcome.summary))
     if cancelled and (serves or outcome.exit_code) and outcome.summary is None:

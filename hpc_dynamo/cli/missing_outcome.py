@@ -28,6 +28,10 @@ RESUME = {
 
 def missing_outcome(attempt: Attempt, detail: str, *, cancelled: bool = False) -> Outcome:
     """Return the outcome of a job that ended without one. `cancelled`: its user stopped it."""
+    if not attempt.config_file.exists():
+        what = f"the run folder {attempt.run.path} was deleted while the job ran"
+        hint = "run the same command again; results in deleted files are lost"
+        return Outcome(exit_code=ExitCode.failed, message=f"{what}\n  try: {hint}")
     if detail == NEVER_RAN:
         return Outcome(exit_code=ExitCode.failed, message=f"the job was {NEVER_RAN}")
     if cancelled:

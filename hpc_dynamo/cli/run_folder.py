@@ -6,8 +6,8 @@ command again. Then `overwrite` and `batch.retry_failed` are ignored, since the 
 applied them, and the run is resumed.
 """
 
+import os
 import shlex
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
@@ -15,7 +15,8 @@ from pathlib import Path
 
 from hpc_dynamo import launch
 from hpc_dynamo.batch.input_file import BatchInput
-from hpc_dynamo.batch.ledger import Ledger, ResultLocation
+from hpc_dynamo.batch.ledger import Ledger
+from hpc_dynamo.batch.merged_output import ResultLocation
 from hpc_dynamo.config import Config, Task
 from hpc_dynamo.engines.answer_settings import (
     SettingChange,
@@ -27,9 +28,12 @@ from hpc_dynamo.engines.answer_settings import (
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.messages import RunSettings
 from hpc_dynamo.run import Run, Secrets, new_token, read_json, write_json
+from hpc_dynamo.run.privacy import PRIVATE_UMASK, require_private_folder
 from hpc_dynamo.wire import new_keys
 
 Notify = Callable[[str], object]  # prints a line for the user
+
+MAX_NAMES_SHOWN = 3
 
 SETTINGS: Mapping[Task, Callable[[Config], Settings]] = {
     Task.batch: answer_settings,
@@ -94,11 +98,15 @@ def serve_run(config: Config, notify: Notify) -> Run:
 
 
 def _unused_folder(config: Config, notify: Notify) -> Run:
-    """Return the run, after a rename of its folder if `overwrite=true`.
+    """Return the run, after a rename of its folder if `overwrite=true`. Makes new files private.
 
-    Raises RunBusy if a job uses it.
+    Raises RunBusy if a job uses it. Raises FileRefused if another user could have written to it.
+    Raises ConfigError if its folder contains files but no run.
     """
+    os.umask(PRIVATE_UMASK)
     run = Run(Path(config.runs_dir) / config.name)
+    require_private_folder(run.path)
+    _refuse_foreign_folder(config, run)
     launch.refuse_if_busy(run)
     if config.overwrite and run.attempts():
         if launch.is_restarted_job(run):
@@ -108,11 +116,20 @@ def _unused_folder(config: Config, notify: Notify) -> Run:
     return run
 
 
+def _refuse_foreign_folder(config: Config, run: Run) -> None:
+    """Raise ConfigError if the folder contains something, but nothing of a run."""
+    names = sorted(path.name for path in run.path.iterdir()) if run.path.exists() else []
+    if names and not run.is_created:
+        shown = ", ".join(names[:MAX_NAMES_SHOWN]) + (", …" if names[MAX_NAMES_SHOWN:] else "")
+        what = f"name={config.name}: {run.path} is not the folder of a run; it contains {shown}"
+        raise ConfigError(what, hint="name=OTHER, or runs_dir=FOLDER for all runs")
+
+
 def _rename_old(run: Run, notify: Notify) -> None:
-    """Rename a folder with results; delete one without."""
+    """Rename a folder with results. Without results, delete what the run has created."""
     written = _count_results(run)
     if not written:
-        shutil.rmtree(run.path)
+        run.delete()
         return
     old = _free_old_path(run)
     run.path.rename(old)

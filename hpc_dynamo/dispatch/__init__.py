@@ -17,16 +17,31 @@ The life of a request:
                     TensorRT-LLM)        (SGLang)
                       |
               worker_client: HTTP, errors that name the worker
+              response_check: is it an answer, and complete?
                       |
        ResponseSink: relayed to the client, or buffered for a batch result
 
 If a worker fails before the response has started, the dispatcher repeats the request on another
-worker. `serve`, `route` and `batch` run this code in their own process.
+worker. If it fails in the middle of a stream, `migration` continues the stream on another worker:
+
+    stream_record    what the client has, as bytes
+    partial_answer   its content
+    continuation     the request that continues it, or why there is none
+    chunk_converter  the new events in the form of the client's stream (continued_stream)
+
+`serve`, `route` and `batch` run this code in their own process.
 """
 
 from hpc_dynamo.dispatch.dispatcher import Dispatcher, LeaseProvider
-from hpc_dynamo.dispatch.request_builder import PromptTokenizer, RequestBuilder, RequestContext
-from hpc_dynamo.dispatch.reserved_fields import RESERVED_FIELDS, nested_reserved_fields
+from hpc_dynamo.dispatch.migration import StreamMigrator
+from hpc_dynamo.dispatch.request_builder import PromptTokenizer, RequestBuilder
+from hpc_dynamo.dispatch.request_context import RequestContext
+from hpc_dynamo.dispatch.reserved_fields import (
+    RESERVED_FIELDS,
+    VLLM_XARGS,
+    nested_reserved_fields,
+)
+from hpc_dynamo.dispatch.stream_record import StreamRecord
 from hpc_dynamo.dispatch.worker_client import (
     OBJECT_DECODER,
     BufferedResponse,
@@ -34,11 +49,13 @@ from hpc_dynamo.dispatch.worker_client import (
     IncomingResponse,
     ResponseSink,
     WorkerFailed,
+    stream_error,
 )
 
 __all__ = [
     "OBJECT_DECODER",
     "RESERVED_FIELDS",
+    "VLLM_XARGS",
     "BufferedResponse",
     "Dispatcher",
     "EngineRequest",
@@ -48,6 +65,9 @@ __all__ = [
     "RequestBuilder",
     "RequestContext",
     "ResponseSink",
+    "StreamMigrator",
+    "StreamRecord",
     "WorkerFailed",
     "nested_reserved_fields",
+    "stream_error",
 ]

@@ -15,13 +15,14 @@ from hpc_dynamo.dispatch.worker_client import (
     ResponseSink,
     WorkerClient,
     WorkerFailed,
+    WorkerLost,
 )
 from hpc_dynamo.engines import ConcurrentProtocol, PdProtocol
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.router import AllWorkersTried, Lease, RoutingRequest
 
-MAX_ATTEMPTS = 3  # limits the workers that a harmful request can crash
+MAX_ATTEMPTS = 2  # workers that a harmful request can crash
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +53,12 @@ class Dispatcher:
         self._handoff = _handoff(protocol, self._workers, tasks)
         self.retries = 0
 
-    async def run(self, request: EngineRequest, sink: ResponseSink) -> None:
+    async def run(
+        self, request: EngineRequest, sink: ResponseSink, *, max_attempts: int | None = None
+    ) -> None:
         """Execute a request. Until the response has started, a failed worker is replaced.
+
+        `max_attempts` replaces that of the dispatcher.
 
         Raises RequestFailed with the engine's status and body, with 503 if a worker failed, or the
         router's error if it grants no worker.
@@ -61,11 +66,13 @@ class Dispatcher:
         if request.samples > 1:
             await fan_out(self._run, request, sink)
         else:
-            await self._run(request, sink)
+            await self._run(request, sink, max_attempts)
 
-    async def _run(self, request: EngineRequest, sink: ResponseSink) -> None:
-        routing, error, failures = request.routing, None, 0
-        while failures < self._max_attempts:
+    async def _run(
+        self, request: EngineRequest, sink: ResponseSink, max_attempts: int | None = None
+    ) -> None:
+        routing, error, failures, lost = request.routing, None, 0, set[int]()
+        while failures < (max_attempts or self._max_attempts):
             try:
                 lease = await self._router.route(routing)
             except AllWorkersTried:
@@ -78,8 +85,11 @@ class Dispatcher:
                 log.warning("%s", e)
                 self.retries += 1
                 failures += e.reached
-                exclude = (*routing.exclude, e.rank)
-                routing, error = msgspec.structs.replace(routing, exclude=exclude), e
+                error = e
+                if isinstance(e, WorkerLost) and e.rank not in lost:
+                    lost.add(e.rank)  # once it has restarted, it may be tried again
+                    continue
+                routing = msgspec.structs.replace(routing, exclude=(*routing.exclude, e.rank))
             finally:
                 lease.release()
         raise error or RequestFailed("no worker is left to try", status=503)
@@ -105,7 +115,7 @@ class Dispatcher:
             if not timeout.expired():
                 raise
             rank = lease.worker_lost.result()
-            raise WorkerFailed(rank, f"worker {rank} left during this request", 503) from e
+            raise WorkerLost(rank, f"worker {rank} left during this request", 503) from e
 
     async def _execute(self, lease: Lease, request: EngineRequest, sink: ResponseSink) -> None:
         if lease.prefill is not None:

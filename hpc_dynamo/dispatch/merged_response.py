@@ -48,7 +48,7 @@ class MergedResponse:
             raise _merge_error(e) from e
 
     async def deliver(self, sink: ResponseSink) -> None:
-        await sink.receive(self, _placeholder_lease(self._rank))
+        await sink.receive(self, placeholder_lease(self._rank))
 
     async def read(self) -> bytes:
         return self._content
@@ -70,7 +70,7 @@ class MergedStream:
 
     async def deliver(self, sink: ResponseSink) -> None:
         """Send the stream; return when all samples are complete. Call it before data arrives."""
-        await sink.receive(self, _placeholder_lease())
+        await sink.receive(self, placeholder_lease())
 
     async def relay(self, sink: ByteSink) -> None:
         self.sink = sink
@@ -168,7 +168,7 @@ class _IgnoringListener:
         pass
 
 
-def _placeholder_lease(rank: int = -1) -> Lease:
+def placeholder_lease(rank: int = -1) -> Lease:
     """Return a lease without effect for the sink of a merged response."""
     return Lease(0, None, Target(rank, ""), _IgnoringListener())
 

@@ -7,32 +7,22 @@ are too long to the decode worker. If they cannot be computed, the request is ro
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from hpc_dynamo.config import Config, Policy, TopologyKind
 from hpc_dynamo.dispatch.execution import AGGREGATED, Execution, choose_execution
+from hpc_dynamo.dispatch.request_context import RequestContext
 from hpc_dynamo.dispatch.worker_client import EngineRequest
 from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, pd_protocol_of, prompt_check_of
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Header
 from hpc_dynamo.json_reader import JsonError, read_value
 from hpc_dynamo.preprocess import PromptRejected, TokenIdsOnly, Tokens, UnknownTokens
-from hpc_dynamo.router import RoutingHints, RoutingRequest, adapter_root, block_hashes
+from hpc_dynamo.router import RoutingRequest, adapter_root, block_hashes
 
 MEMORY_CHECK_S = 2.0  # between two checks of the tokenizer's memory
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class RequestContext:
-    """Facts that the router needs about a request and that its body does not contain."""
-
-    hints: RoutingHints = field(default_factory=RoutingHints)
-    adapter: str | None = None  # requested LoRA adapter; its KV blocks differ from the base model's
-    context_tokens: int = 0  # maximum length of the model; 0: unknown
-    timeout_s: float = 0.0  # time limit in the queue; 0: the router's own
 
 
 class PromptTokenizer(Protocol):
@@ -81,7 +71,8 @@ class RequestBuilder:
         if self._prompt_check and (reason := self._prompt_check.refusal(bare, body)):
             raise RequestFailed(reason, status=400)
         routing, execution = await self._route_and_execution(bare, content, body, context)
-        return EngineRequest(path, content, body, routing, headers, execution.samples)
+        samples = execution.samples
+        return EngineRequest(path, content, body, routing, headers, samples, context)
 
     async def routing_request(
         self, path: str, content: bytes, body: Body, context: RequestContext

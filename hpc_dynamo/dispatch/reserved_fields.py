@@ -1,17 +1,25 @@
 """Request fields that only the dispatcher may set.
 
 A worker that pulls KV blocks from a wrong address crashes, so clients must not set the address.
+Fields that choose the process of an engine, or name its request, could harm other requests.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
-RESERVED_FIELDS = frozenset(
+# Names that are reserved in any object of a body, since engines copy some objects into their own.
+NESTED_RESERVED_FIELDS = frozenset(
     {
         "bootstrap_host", "bootstrap_port", "bootstrap_room", "disaggregated_params",
         "ec_transfer_params", "kv_transfer_params",
     }
 )  # fmt: skip
+# SGLang uses the ranks unchecked as an index, and two requests with one `rid` are one request.
+# vLLM names its request after the header X-Request-Id; its field would name several alike.
+RESERVED_FIELDS = NESTED_RESERVED_FIELDS | {
+    "data_parallel_rank", "disagg_prefill_dp_rank", "request_id", "rid", "routed_dp_rank",
+}  # fmt: skip
+VLLM_XARGS = "vllm_xargs"  # vLLM merges the entries of this field into its own fields
 
 
 def nested_reserved_fields(value: Any) -> frozenset[str]:
@@ -19,7 +27,7 @@ def nested_reserved_fields(value: Any) -> frozenset[str]:
 
     vLLM reads them in `vllm_xargs`, and in `sampling_params` of /inference/v1/generate.
     """
-    return RESERVED_FIELDS.intersection(_keys(value))
+    return NESTED_RESERVED_FIELDS.intersection(_keys(value))
 
 
 def _keys(value: Any) -> Iterator[str]:

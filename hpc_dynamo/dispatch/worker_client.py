@@ -7,7 +7,11 @@ from typing import Protocol
 
 import msgspec
 
-from hpc_dynamo.engine_errors import append_engine_error
+from hpc_dynamo.descriptors import OUT_OF_DESCRIPTORS
+from hpc_dynamo.dispatch.execution import is_off
+from hpc_dynamo.dispatch.request_context import RequestContext
+from hpc_dynamo.dispatch.response_check import BadResponse, CheckedResponse
+from hpc_dynamo.engine_errors import append_engine_error, parse_engine_error
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import ByteSink, HttpClient, HttpResponse
@@ -15,6 +19,8 @@ from hpc_dynamo.router import Lease, RoutingRequest, Target
 
 # Time for one worker to finish after the other worker or the client has ended.
 GRACE_S = 0.1
+NO_DESCRIPTOR = "no file descriptor is free (ulimit -n); `ulimit -Hn` is the most that you can set"
+NO_CONTEXT = RequestContext()
 OBJECT_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])  # values stay unparsed
 
 
@@ -31,6 +37,7 @@ class EngineRequest:
     routing: RoutingRequest
     headers: Sequence[tuple[bytes, bytes]] = ()
     samples: int = 1
+    context: RequestContext = NO_CONTEXT  # same as for the client's request
 
 
 class IncomingResponse(Protocol):
@@ -75,32 +82,45 @@ class WorkerFailed(RequestFailed):
         self.rank, self.reached = rank, reached
 
 
+class WorkerLost(WorkerFailed):
+    """A worker hung, or its node was lost: nothing suggests that the request was the cause."""
+
+
 class WorkerClient:
     """HTTP client for the workers of a lease."""
 
     def __init__(self, client: HttpClient) -> None:
         self.client = client
 
-    def post(
+    @asynccontextmanager
+    async def post(
         self, lease: Lease, target: Target, request: EngineRequest, content: bytes
-    ) -> AbstractAsyncContextManager[HttpResponse]:
+    ) -> AsyncIterator[CheckedResponse]:
         """Yield a worker's response with status 200.
 
-        Raises RequestFailed that names the worker for another status, and WorkerFailed for a
-        connection that fails, also while the response is read.
+        Raises RequestFailed for another status. Raises WorkerFailed, also while the response is
+        read, if the connection fails or the response is no answer. Both name the worker.
         """
         sent = self.client.send("POST", target.url, request.path, content, request.headers)
-        return _checked(lease, target, sent)
+        path = request.path.partition("?")[0]
+        stream = target is lease.decode and not is_off(request.body, "stream")
+        try:
+            async with _with_status_200(lease, target, sent) as response:
+                yield CheckedResponse(response, path, stream=stream)
+        except BadResponse as e:
+            lease.report_connection_lost(target.rank)
+            what = f"worker {target.rank} at {target.url} answered 200 {e}"
+            raise WorkerFailed(target.rank, what, 502) from e
 
     def get(
         self, lease: Lease, target: Target, path: str
     ) -> AbstractAsyncContextManager[HttpResponse]:
         """Yield a worker's response with status 200. Raises the errors of `post`."""
-        return _checked(lease, target, self.client.send("GET", target.url, path))
+        return _with_status_200(lease, target, self.client.send("GET", target.url, path))
 
 
 @asynccontextmanager
-async def _checked(
+async def _with_status_200(
     lease: Lease, target: Target, sent: AbstractAsyncContextManager[HttpResponse]
 ) -> AsyncIterator[HttpResponse]:
     try:
@@ -109,6 +129,8 @@ async def _checked(
                 raise _error(target, response.status, await response.read())
             yield response
     except OSError as e:
+        if e.errno in OUT_OF_DESCRIPTORS:
+            raise RequestFailed(f"{NO_DESCRIPTOR}: {e}", status=503) from e
         lease.report_connection_lost(target.rank)
         what = f"worker {target.rank} at {target.url}: {e or type(e).__name__}"
         reached = not isinstance(e, ConnectionRefusedError)
@@ -120,6 +142,16 @@ def _error(target: Target, status: int, body: bytes) -> RequestFailed:
     if status >= 500:
         return WorkerFailed(target.rank, what, status, body)
     return RequestFailed(what, status=status, body=body)
+
+
+def stream_error(rank: int, event: bytes) -> WorkerFailed | None:
+    """Return the error of an event in a stream, None if the request is its cause (a 4xx code)."""
+    body = event.removeprefix(b"data:").partition(b"\n\n")[0].strip()
+    code = parse_engine_error(body).code
+    if isinstance(code, int) and code < 500:
+        return None
+    what = append_engine_error(f"worker {rank} ended a stream with an error", body)
+    return WorkerFailed(rank, what, 500, body)
 
 
 def read_object(content: bytes, target: Target) -> Body:

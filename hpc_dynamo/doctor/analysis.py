@@ -62,21 +62,46 @@ def link_findings(hosts: Sequence[str], measured: Sequence[LinkResult]) -> list[
 
 def links_to_remeasure(measured: Collection[LinkResult]) -> list[LinkResult]:
     """Return the doubtful links: those with the fewest measurements first, then the slowest."""
-    limit = typical_gb_s(measured) * SLOW
-    found = [link for link in measured if link.times < _required_times(link, limit)]
+    typical = typical_gb_s(measured)
+    found = [link for link in measured if link.times < _required_times(link, typical)]
     return sorted(found, key=lambda link: (link.times, link.gb_s))
 
 
-def _required_times(link: LinkResult, limit: float) -> int:
+def _required_times(link: LinkResult, typical: float) -> int:
     if link.error:
         return TIMES_DEAD
-    return TIMES_SLOW if link.gb_s < limit else 1
+    return TIMES_SLOW if _is_slow(link, typical) else 1
 
 
-def combine_measurements(before: LinkResult, now: LinkResult) -> LinkResult:
-    """Return the better of two measurements. A delay of one is no property of the link."""
+def _is_slow(link: LinkResult, typical: float) -> bool:
+    """Return True unless one measurement was near the typical rate of all, or of its time.
+
+    On a busy node all links become slower together, which is no property of a link.
+    """
+    return link.gb_s < typical * SLOW and link.share < SLOW
+
+
+def reference_link(measured: Iterable[LinkResult]) -> LinkResult:
+    """Return the link that doubtful ones are compared with: the slowest that is not below typical.
+
+    Raises ValueError if no link works.
+    """
+    known = list(measured)
+    typical = typical_gb_s(known)
+    fit = (link for link in known if not link.error and link.gb_s >= typical)
+    return min(fit, key=lambda link: link.gb_s)
+
+
+def combine_measurements(
+    before: LinkResult, now: LinkResult, reference_gb_s: float = 0.0
+) -> LinkResult:
+    """Return the better of two measurements. A delay of one is no property of the link.
+
+    `reference_gb_s` is the rate of the reference link next to the measurement `now`.
+    """
     best = max(now, before, key=lambda link: (not link.error, link.gb_s))
-    return replace(best, times=before.times + 1)
+    share = now.gb_s / reference_gb_s if reference_gb_s else 0.0
+    return replace(best, times=before.times + 1, share=max(before.share, share))
 
 
 def typical_gb_s(measured: Iterable[LinkResult]) -> float:
@@ -94,7 +119,7 @@ def typical_gb_s(measured: Iterable[LinkResult]) -> float:
 def _link_finding(hosts: Sequence[str], link: LinkResult, typical: float) -> Finding | None:
     if link.error:
         how, why = f" is dead: {link.error}", "no KV cache can be pulled from that node"
-    elif link.gb_s < typical * SLOW:
+    elif _is_slow(link, typical):
         over = f" over {link.transport}" if link.transport else ""
         how = f"{over} is slow: {link.gb_s:.3f} GB/s, typical are {typical:.3f}"
         why = "hand-offs over it delay outputs"

@@ -158,7 +158,7 @@ def check_nixl(facts: NodeFacts) -> Finding | None:
 
 
 def check_mpi(facts: NodeFacts) -> Finding | None:
-    why = "no job starts with cluster.bootstrap.method=mpi"
+    why = "jobs exchange their addresses over TCP instead"
     fix = "srun --mpi=list; pip install 'hpc-dynamo[mpi]'; or cluster.bootstrap.method=tcp"
     return _fault_if(facts.mpi_error, "MPI", why, fix)
 

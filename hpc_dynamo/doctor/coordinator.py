@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -120,14 +120,30 @@ class DoctorCoordinator:
     ) -> list[LinkResult]:
         """Measure doubtful links again, one at a time: links may share cores or a switch.
 
+        After each, a typical link is measured for comparison, since the load may have changed.
+
         The results change the typical bandwidth, and with it the doubtful links.
         """
         known = {(link.node, link.peer): link for link in links}
         by_node, until = {node.node: node for node in nodes}, time.monotonic() + REMEASURE_BUDGET_S
         while (before := self._next_doubtful(known.values())) and time.monotonic() < until:
             (now,) = await self._measure({before.node: by_node[before.peer]})
-            known[before.node, before.peer] = analysis.combine_measurements(before, now)
+            reference_gb_s = 0.0 if now.error else await self._reference_gb_s(by_node, known)
+            known[before.node, before.peer] = analysis.combine_measurements(
+                before, now, reference_gb_s
+            )
         return list(known.values())
+
+    async def _reference_gb_s(
+        self, nodes: Mapping[int, NodeReady], known: Mapping[tuple[int, int], LinkResult]
+    ) -> float:
+        """Return the present rate of a typical link, 0 if there is none or it failed."""
+        usable = [link for pair, link in known.items() if not {*pair} & self._silent]
+        if not any(link.gb_s for link in usable):
+            return 0.0
+        reference = analysis.reference_link(usable)
+        (now,) = await self._measure({reference.node: nodes[reference.peer]})
+        return now.gb_s
 
     def _next_doubtful(self, links: Collection[LinkResult]) -> LinkResult | None:
         """Return the next link to measure again, if both its nodes still respond."""

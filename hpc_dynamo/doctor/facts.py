@@ -1,6 +1,5 @@
 """Collection of facts about this node. Every program that is run has a deadline."""
 
-import importlib.util
 import os
 import resource
 import secrets
@@ -13,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from hpc_dynamo.bootstrap import mpi
 from hpc_dynamo.config import BootstrapMethod, Cluster, Config, Container, ContainerKind, Engine
 from hpc_dynamo.doctor.records import NodeFacts
 from hpc_dynamo.engines import ENGINES
+from hpc_dynamo.launch import bootstrap_step
 from hpc_dynamo.launch.mpi_step import step_environment
 from hpc_dynamo.model_files import check_models, model_source
 from hpc_dynamo.process.child import clean_environment
@@ -213,11 +212,8 @@ def mpi_version(python: str) -> str:
 
 def mpi_error(cluster: Cluster) -> str:
     """Return why MPI cannot be tried here; empty if it can, or is not configured."""
-    if cluster.bootstrap.method is BootstrapMethod.tcp or mpi.available():
-        return ""
-    if importlib.util.find_spec("mpi4py") is None:
-        return "mpi4py is not installed in the environment of hpc-dynamo"
-    return "this task was not started as an MPI rank (no PMIx)"
+    wanted = cluster.bootstrap.method is BootstrapMethod.mpi
+    return bootstrap_step.unavailable(cluster) if wanted else ""
 
 
 def _run(

@@ -5,12 +5,14 @@ have a Slurm step of their own, because a crash in MPI_Init ends the whole step.
 """
 
 import asyncio
+import sys
+from collections.abc import Sequence
 
-from hpc_dynamo.config import with_worker_options
+from hpc_dynamo.config import Cluster, with_worker_options
 from hpc_dynamo.engines import EngineCommand, Placement, in_container, is_mpi_step
 from hpc_dynamo.engines.environment import python_executable
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.launch import mpi_step
+from hpc_dynamo.launch import bootstrap_step, mpi_step
 from hpc_dynamo.process.child import clean_environment
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Worker
@@ -37,6 +39,26 @@ async def mpi_step_error(attempt: Attempt) -> str:
         return f"the ranks of worker {worker.rank} did not meet within {limit_s:.0f} s"
     except (HpcDynamoError, OSError) as e:
         return f"the ranks of worker {worker.rank} cannot be started: {e}"
+
+
+async def exchange_error(cluster: Cluster, hosts: Sequence[str]) -> str:
+    """Try a step of one rank per node, like that of the bootstrap. Return an error, or ""."""
+    rank = (sys.executable, "-c", PROGRAM)
+    argv, env = await asyncio.to_thread(bootstrap_step.step_command, cluster, hosts, rank)
+    process = await asyncio.create_subprocess_exec(
+        *argv, env=env, stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    limit_s = cluster.bootstrap.mpi_timeout_s
+    try:
+        async with asyncio.timeout(limit_s):
+            output = (await process.communicate())[0].decode(errors="replace")
+    except TimeoutError:
+        process.terminate()  # srun ends its tasks
+        return f"the ranks did not meet within {limit_s:.0f} s"
+    if output.count(f"{MARK} {len(hosts)}\n") == len(hosts):
+        return ""
+    return f"the {len(hosts)} ranks did not meet: {mpi_step.last_message(output)}"
 
 
 async def _try(attempt: Attempt, worker: Worker) -> str:

@@ -96,6 +96,8 @@ class LinkResult(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     transport: str = ""  # with the interface, such as rc_mlx5/mlx5_0:1
     error: str = ""
     times: int = 1  # number of measurements
+    # Best bandwidth relative to that of a typical link measured right after; 0: not compared.
+    share: float = 0.0
 
 
 class DoctorDone(msgspec.Struct, frozen=True, kw_only=True, tag=True):

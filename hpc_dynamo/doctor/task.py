@@ -14,9 +14,9 @@ from pathlib import Path
 
 import msgspec
 
-from hpc_dynamo.bootstrap import mpi
 from hpc_dynamo.bootstrap.address import job_address
 from hpc_dynamo.config import BootstrapMethod, Config
+from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.doctor import facts
 from hpc_dynamo.doctor.connectivity import clock_server, connect_to_peers
 from hpc_dynamo.doctor.coordinator import (
@@ -26,6 +26,7 @@ from hpc_dynamo.doctor.coordinator import (
     read_token,
     rendezvous_file,
 )
+from hpc_dynamo.doctor.mpi_step import exchange_error
 from hpc_dynamo.doctor.nixl_endpoint import NixlEndpoint, nixl_endpoint
 from hpc_dynamo.doctor.records import (
     ConnectPeers,
@@ -37,7 +38,6 @@ from hpc_dynamo.doctor.records import (
 )
 from hpc_dynamo.errors import BootstrapError, KvTransferError
 from hpc_dynamo.launch.node import node_index_and_hosts
-from hpc_dynamo.messages import NodeRecord
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import ControlClient, ControlServer
 
@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 
 def main(path: str) -> int:
     """Run this node's part. Return 0 unless it failed; findings are no failure."""
+    raise_descriptor_limit()
     attempt = Attempt(Path(path))
     index, hosts = node_index_and_hosts(attempt.plan().nodes)
     logging.basicConfig(filename=attempt.agent_log(index), level=logging.INFO)
@@ -158,18 +159,12 @@ class _DoctorNode:
         )
 
     async def _mpi_error(self) -> str:
-        settings = self._config.cluster.bootstrap
-        if settings.method is BootstrapMethod.tcp or not mpi.available():
-            return facts.mpi_error(self._config.cluster)
-        me = NodeRecord(
-            node=self._index, host=self._hosts[self._index], address=self._address,
-            pid=os.getpid(), log=str(self._attempt.agent_log(self._index)),
-        )  # fmt: skip
-        try:
-            await mpi.allgather(me, len(self._hosts), settings.mpi_timeout_s)
-        except BootstrapError as e:
-            return e.message
-        return ""
+        """Try MPI from node 0, if it is configured."""
+        cluster = self._config.cluster
+        if error := await asyncio.to_thread(facts.mpi_error, cluster):
+            return error
+        tries = cluster.bootstrap.method is BootstrapMethod.mpi and self._index == 0
+        return await exchange_error(cluster, self._hosts) if tries else ""
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ class Placement:
     ports: tuple[int, ...]  # recently free; the first is for HTTP
     gpus: tuple[str, ...]  # entries of CUDA_VISIBLE_DEVICES
     token: str  # bearer token of the run; goes into the environment, never into a command line
-    events_folder: str = ""  # private folder for the sockets of KV events; empty: no events
+    events_folder: str = ""  # private folder for sockets and temporary files; empty: no events
     log_folder: str = ""  # logs of the run; `Command.files` are written there
     shard_index: int = 0  # index in `worker.shards`; the first shard serves HTTP
     rendezvous: ShardRendezvous | None = None  # only for a worker over several nodes
@@ -109,6 +109,8 @@ class EngineAdapter(ABC):
     tuning_options: frozenset[str] = frozenset()
     # True if /tokenize gives the token ids of the model's own tokenizer.
     tokenizes = False
+    # True if prompts are not tokenized with the tokenizer.json of the model.
+    own_tokenizer = False
     port_count = 1  # ports of a worker; the first is for HTTP
     rendezvous_port_count = 0  # more ports, on the first node of a multi-node worker
     # Log messages of an engine that will neither serve nor exit.

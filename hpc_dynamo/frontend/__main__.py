@@ -19,7 +19,8 @@ from pathlib import Path
 import uvloop
 
 from hpc_dynamo.config import Config, Serve
-from hpc_dynamo.dispatch import Dispatcher
+from hpc_dynamo.descriptors import raise_descriptor_limit
+from hpc_dynamo.dispatch import Dispatcher, StreamMigrator
 from hpc_dynamo.engines import engine, pd_protocol_of
 from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.app import App
@@ -30,7 +31,7 @@ from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.frontend.forward import SuccessorForwarder
 from hpc_dynamo.frontend.model_endpoints import ModelEndpoint, ModelEndpoints
 from hpc_dynamo.frontend.request_translator import RequestTranslator
-from hpc_dynamo.frontend.stats import FrontendReport, FrontendStats
+from hpc_dynamo.frontend.stats import REPORT_INTERVAL_S, FrontendReport, FrontendStats
 from hpc_dynamo.frontend.tokenizer_check import tokenizer_matches_engine
 from hpc_dynamo.http import Header, HttpClient, HttpLimits, HttpServer, pinned_tls_context
 from hpc_dynamo.preprocess import (
@@ -41,8 +42,8 @@ from hpc_dynamo.preprocess import (
 )
 from hpc_dynamo.router import RemoteRouter, RoutingRequest
 from hpc_dynamo.run import Attempt
+from hpc_dynamo.run.logs import RateLimit
 
-REPORT_INTERVAL_S = 1.0
 DRAIN_TIMEOUT_S = 3.0  # time for the last events of streams
 MB = 1 << 20
 LIMIT_SETTINGS = {413: "serve.max_body_mb", 429: "serve.max_buffered_mb"}  # by status
@@ -72,7 +73,7 @@ async def serve(attempt: Attempt, index: int, link: Path, listening: socket.sock
         app = App(config, auth, router, models, forwarder, passthrough, stats)
         format_error = partial(_format_error, Cors(config.serve.allowed_origins))
         async with HttpServer(
-            app, limits=_limits(config.serve), format_error=format_error
+            app, limits=_limits(config.serve), format_error=format_error, has_key=auth.has_key
         ) as server:
             port = await server.listen_on(listening, tls=_tls(config.serve))
             log.info("frontend %d (pid %d) listens on port %d", index, os.getpid(), port)
@@ -82,7 +83,7 @@ async def serve(attempt: Attempt, index: int, link: Path, listening: socket.sock
                 background.append(tasks.create_task(selecting))
                 limiting = model.translator.builder.limit_tokenizer_memory()
                 background.append(tasks.create_task(limiting))
-            await _report(router, stats, server, models, notices)
+            await _report(router, stats, server, models, FrontendReport({}, index, notices))
             for task in background:
                 task.cancel()
             async with asyncio.timeout(DRAIN_TIMEOUT_S):
@@ -96,7 +97,13 @@ def _model_endpoint(
     """The only model of a run shares the `stats` of the process."""
     own = FrontendStats() if model else stats
     translator = RequestTranslator(config, tokenizer, own, model)
-    return ModelEndpoint(model, translator, dispatcher, own)
+    migrator = StreamMigrator(
+        dispatcher,
+        translator.builder,
+        limit=config.serve.migrations,
+        ask_engine=engine(config.engine.name).own_tokenizer,
+    )
+    return ModelEndpoint(model, translator, dispatcher, migrator, own)
 
 
 async def _select_tokenizer(
@@ -146,15 +153,15 @@ async def _follow_successor(router: RemoteRouter, forwarder: SuccessorForwarder)
 
 async def _report(
     router: RemoteRouter, stats: FrontendStats, server: HttpServer, models: ModelEndpoints,
-    notices: dict[str, str],
+    report: FrontendReport,
 ) -> None:  # fmt: skip
     """Report to the head, at once and then every second. The first report announces the process."""
-    by_model = {"": stats} | {model.model: model.stats for model in models}
-    report = FrontendReport(by_model, notices)
+    report.by_model = {"": stats} | {model.model: model.stats for model in models}
     while not router.closed.done():
-        stats.connections = server.connections
+        stats.connections, stats.rejections = server.connections, dict(server.rejections)
         for model in models:
             model.stats.retried = model.dispatcher.retries
+            model.stats.migrations = dict(model.migrator.outcomes)
         router.report_to_head(report)
         await asyncio.wait([router.closed], timeout=REPORT_INTERVAL_S)
 
@@ -196,9 +203,11 @@ def _format_error(
 
 def main() -> int:
     """Run the process with the arguments of the command line."""
+    raise_descriptor_limit()
     path, index, link, fd = sys.argv[1:]
     handler = logging.StreamHandler()
     handler.addFilter(RequestIdFilter())
+    handler.addFilter(RateLimit())
     log_format = "%(asctime)s %(levelname)s %(request_id)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, handlers=[handler], format=log_format)
     uvloop.run(serve(Attempt(Path(path)), int(index), Path(link), socket.socket(fileno=int(fd))))

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from msgspec.structs import replace
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.dispatch import EngineRequest
+from hpc_dynamo.dispatch import EngineRequest, StreamRecord
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.frontend import errors
@@ -74,6 +74,7 @@ class App:
         self._auth, self._router, self._models = auth, router, models
         self._forwarder, self._passthrough, self._stats = forwarder, passthrough, stats
         self._timeout_s = config.serve.request_timeout_s
+        self._max_items = config.serve.max_items_per_request
         self._cors = Cors(config.serve.allowed_origins)
 
     async def __call__(self, request: HttpRequest, response: ResponseWriter) -> None:
@@ -141,7 +142,7 @@ class App:
         request, view = exchange.request, self._router.view
         if await self._forwarded(exchange):
             return
-        body = read_body(request.body)
+        body = read_body(request.body, self._max_items)
         model = self._models.for_body(body, view)
         routing = await model.translator.routing_request(request, body, view)
         decision = await self._router.explain(routing)
@@ -171,8 +172,9 @@ class App:
                 self._check_draining()
                 model, request = await self._engine_request(exchange)
                 exchange.stats = model.stats
-                relay = ResponseRelay(exchange.response, model.stats)
-                await model.dispatcher.run(request, relay)
+                record = StreamRecord() if model.migrator.records(request) else None
+                relay = ResponseRelay(exchange.response, model.stats, record)
+                await model.migrator.run(request, relay)
         except TimeoutError as e:
             what = f"no complete response within {self._timeout_s:.0f} s"
             raise ApiError(504, f"{what} (serve.request_timeout_s)") from e
@@ -183,7 +185,7 @@ class App:
         if request.path not in GENERATION_PATHS and is_multipart(request):
             model = self._models.for_name(form_fields(request.body).get("model"), view)
             return model, model.translator.multipart_request(request, exchange.request_id)
-        body = read_body(request.body)
+        body = read_body(request.body, self._max_items)
         model = self._models.for_body(body, view)
         translated = await model.translator.engine_request(request, body, exchange.request_id, view)
         if request.path == RESPONSES and not is_null(body, PREVIOUS):
@@ -224,7 +226,8 @@ class App:
 
 def _send_error(request: HttpRequest, response: ResponseWriter, error: ApiError) -> str:
     """Send an error; return the outcome for the metrics if the status does not show it."""
-    log.info("%s: %d %s", request.path[:200], error.status, error.message)
+    kind = {"kind": error.status}
+    log.info("%s: %d %s", request.path[:200], error.status, error.message, extra=kind)
     if response.status:
         # The status of a stream cannot change any more: the error is its last event.
         response.write(errors.error_event(error, request.path))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from hpc_dynamo.dispatch import Dispatcher
+from hpc_dynamo.dispatch import Dispatcher, StreamMigrator
 from hpc_dynamo.engines import Body
 from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.frontend.request_translator import RequestTranslator, requested_model
@@ -14,11 +14,12 @@ from hpc_dynamo.router import RunView
 
 @dataclass(frozen=True)
 class ModelEndpoint:
-    """Translator, dispatcher and counters of one model in a frontend process."""
+    """Translator, dispatcher, migrator and counters of one model in a frontend process."""
 
     model: str  # key in config.models, empty for a run of one model
     translator: RequestTranslator
     dispatcher: Dispatcher
+    migrator: StreamMigrator
     stats: FrontendStats
 
 

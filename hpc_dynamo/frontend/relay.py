@@ -4,23 +4,34 @@ import time
 
 import msgspec
 
-from hpc_dynamo.dispatch import IncomingResponse
+from hpc_dynamo.dispatch import IncomingResponse, StreamRecord, WorkerFailed, stream_error
 from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.http import ResponseWriter
 from hpc_dynamo.router import Lease
 
 # A report to the router costs as much as relaying a few chunks.
 CHUNKS_PER_REPORT = 64
+EVENTS = b"text/event-stream"
+SEPARATORS = (b"\n\n", b"\n\r\n")  # empty lines end events
+ERROR = b'data: {"error"'  # engines report a failure in a stream like this
 
 
 class ResponseRelay:
-    """Relays bytes unchanged and counts tokens. See dispatch.ResponseSink and http.ByteSink."""
+    """Relays bytes unchanged and counts tokens. See dispatch.StreamSink and http.ByteSink.
 
-    def __init__(self, response: ResponseWriter, stats: FrontendStats) -> None:
-        self._response, self._stats = response, stats
+    A stream with a `record` is relayed in whole events. An engine's error in it is raised, so that
+    another worker may continue the stream.
+    """
+
+    def __init__(
+        self, response: ResponseWriter, stats: FrontendStats, record: StreamRecord | None = None
+    ) -> None:
+        self._response, self._stats, self.record = response, stats, record
         self._started_at = self._last_chunk_at = time.monotonic()
         self._content_type = b"application/json"
         self._chunks = 0  # not yet reported to the router
+        self._partial_event = b""
+        self._error: WorkerFailed | None = None
         self._lease: Lease
 
     @property
@@ -28,11 +39,15 @@ class ResponseRelay:
         return self._response.status != 0
 
     async def receive(self, response: IncomingResponse, lease: Lease) -> None:
-        """Relay the response; return when it is complete."""
-        self._lease = lease
+        """Relay the response; return when it is complete. Raises WorkerFailed."""
+        self._lease, self._partial_event, self._error = lease, b"", None
         self._content_type = response.headers.get("content-type", "application/json").encode()
-        if self._content_type.startswith(b"text/event-stream"):
+        if self._content_type.startswith(EVENTS):
             await response.relay(self)
+            if self._error:
+                raise self._error
+            if self._partial_event:
+                self._response.write(self._partial_event)
             if not self.started:
                 self._begin()
             if self._chunks:
@@ -47,6 +62,16 @@ class ResponseRelay:
 
     def write(self, data: bytes) -> None:
         """Relay a piece of a stream. Each counts as one token, while the client keeps up."""
+        if self.record is not None:
+            if self._partial_event or not data.endswith(b"\n\n"):
+                data = self._whole_events(data)
+            if data.startswith(ERROR) or self._error:
+                self._error = self._error or stream_error(self._lease.decode.rank, data)
+                if self._error:
+                    return
+            if not data:
+                return
+            self.record.append(data)
         now = time.monotonic()
         if self._response.status:
             self._stats.itl.observe(now - self._last_chunk_at)
@@ -61,11 +86,21 @@ class ResponseRelay:
         self._last_chunk_at = now
         self._response.write(data)
 
+    def _whole_events(self, data: bytes) -> bytes:
+        """Return the events that are complete with this piece, and keep the rest."""
+        data = self._partial_event + data
+        found = ((data.rfind(separator), len(separator)) for separator in SEPARATORS)
+        end = max((at + size for at, size in found if at >= 0), default=0)
+        self._partial_event = data[end:]
+        return data[:end]
+
     @property
     def congested(self) -> bool:
-        return self._response.congested
+        return self._error is not None or self._response.congested
 
     async def drain(self) -> None:
+        if self._error:
+            raise self._error
         await self._response.drain()
 
     def _begin(self) -> None:

@@ -10,6 +10,8 @@ BOUNDS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
     120.0, 300.0,
 )  # fmt: skip
+REPORT_INTERVAL_S = 1.0  # between two reports of a process
+
 COUNTERS = (
     "active", "connections", "cancelled", "retried", "forwarded", "forwarding", "prompt_tokens",
 )  # fmt: skip
@@ -23,10 +25,12 @@ class FrontendStats(msgspec.Struct, kw_only=True):
     """Counts since the start of the process. Histograms are in seconds."""
 
     responses: dict[str, int] = msgspec.field(default_factory=Counter)  # by "path status"
+    rejections: dict[str, int] = msgspec.field(default_factory=dict)  # see HttpServer.rejections
     active: int = 0  # requests in progress
     connections: int = 0  # open connections
     cancelled: int = 0  # requests whose client disconnected
     retried: int = 0  # attempts on another worker
+    migrations: dict[str, int] = msgspec.field(default_factory=Counter)  # moved streams by outcome
     forwarded: int = 0  # requests to the next job of the run
     forwarding: int = 0  # requests to the next job that are in progress
     prompt_tokens: int = 0  # computed before routing
@@ -36,8 +40,10 @@ class FrontendStats(msgspec.Struct, kw_only=True):
 
     def add(self, other: "FrontendStats") -> None:
         """Add the counts of another process."""
-        for key, count in other.responses.items():
-            self.responses[key] = self.responses.get(key, 0) + count
+        for name in ("responses", "rejections", "migrations"):
+            own, added = getattr(self, name), getattr(other, name)
+            for key, count in added.items():
+                own[key] = own.get(key, 0) + count
         for name in COUNTERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.ttft += other.ttft
@@ -53,6 +59,7 @@ class FrontendReport(msgspec.Struct):
     """
 
     by_model: dict[str, FrontendStats] = {}
+    index: int = 0  # index of the process; its restarts have the same
     notices: dict[str, str] = {}  # by model: reason why texts are not routed by KV cache
 
     @property

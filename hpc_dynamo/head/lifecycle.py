@@ -4,7 +4,9 @@ import asyncio
 import logging
 import time
 
-from hpc_dynamo.errors import ExitCode, HpcDynamoError
+from msgspec.structs import replace
+
+from hpc_dynamo.errors import ExitCode, HpcDynamoError, file_error
 from hpc_dynamo.head.workloads.workload import WorkerDirectory, Workload
 from hpc_dynamo.messages import Outcome, Status
 from hpc_dynamo.run import Attempt, write_json
@@ -31,7 +33,8 @@ class JobLifecycle:
     def interrupt(self) -> None:
         """End the job now, for a signal. Finished results are on disk."""
         starting = Outcome(exit_code=1, message="stopped while starting")
-        self.finish_with(self._workload.stopped_outcome if self._workload else starting)
+        outcome = self._workload.stopped_outcome if self._workload else starting
+        self.finish_with(replace(outcome, stopped=True))
 
     def fail(self, error: HpcDynamoError) -> None:
         """End the job with an error."""
@@ -56,13 +59,18 @@ class JobLifecycle:
         return outcome
 
     async def _write_status(self, members: WorkerDirectory, ends_at: float | None) -> None:
-        """Rewrite the status file every second until cancelled."""
+        """Rewrite the status file every second until cancelled. The same failure is logged once:
+        the job continues, also without its run folder."""
+        reported = ""
         while True:
             status = self._status(members, ends_at)
             try:
                 await asyncio.to_thread(write_json, self._attempt.status_file, status)
+                reported = ""
             except OSError as e:  # the ledger reports a full disk
-                log.warning("status not written: %s", e)
+                if reported != (reason := str(file_error(e) or e)):
+                    log.warning("status not written: %s", reason)
+                reported = reason
             await asyncio.sleep(STATUS_INTERVAL_S)
 
     def _conclude(

@@ -6,34 +6,17 @@ reached or closes the connection early. There are no timeouts here: callers limi
 
 import asyncio
 import ssl
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import lru_cache
-from typing import NamedTuple, Protocol, Self, cast
-from urllib.parse import urlsplit
+from typing import Protocol, Self, cast
 
 import httptools
 
+from hpc_dynamo.http.connector import Connector, ServerAddress, server_address
 from hpc_dynamo.http.exchange import Header
 
-
-class ServerAddress(NamedTuple):
-    """Server that a URL names."""
-
-    host: str
-    port: int
-    tls: bool
-    host_header: bytes
-
-
-@lru_cache(maxsize=4096)
-def server_address(url: str) -> ServerAddress:
-    """Return the server of a base URL. The path is ignored."""
-    parts = urlsplit(url)
-    tls = parts.scheme == "https"
-    port = parts.port or (443 if tls else 80)
-    return ServerAddress(parts.hostname or "", port, tls, parts.netloc.encode())
+LAST_PIECES = 16
 
 
 class ByteSink(Protocol):
@@ -66,6 +49,19 @@ class HttpResponse(asyncio.Protocol):
         self.status, self.headers = 0, dict[str, str]()
         self._head_received = self._complete = self._keep_alive = False
         self._body = list[bytes]()
+        self._last_pieces = deque[bytes](maxlen=LAST_PIECES)
+
+    async def first_piece(self) -> bytes:
+        """Return the start of the body, once there is some; empty if the body is. `relay` and
+        `read` still return it."""
+        while not (self._body or self._complete):
+            await self._wait_for_change()
+        return self._body[0] if self._body else b""
+
+    @property
+    def tail(self) -> bytes:
+        """The end of a body that was relayed: its last LAST_PIECES pieces."""
+        return b"".join(self._last_pieces)
 
     async def read(self) -> bytes:
         """Return the whole body."""
@@ -81,6 +77,7 @@ class HttpResponse(asyncio.Protocol):
         self._sink = sink
         if self._body:
             sink.write(b"".join(self._body))
+            self._last_pieces.extend(self._body)
             self._body.clear()
         while not self._complete:
             if sink.congested:
@@ -164,9 +161,13 @@ class HttpResponse(asyncio.Protocol):
             self._wake()
 
     def on_body(self, part: bytes) -> None:
+        """Write to the sink, or keep the piece and wake a reader for the first."""
         if self._sink is None:
+            if not self._body:
+                self._wake()
             self._body.append(part)
             return
+        self._last_pieces.append(part)
         self._sink.write(part)
         if self._sink.congested:
             self._wake()
@@ -187,12 +188,14 @@ class HttpClient:
         headers: Sequence[Header] = (),
         tls: ssl.SSLContext | None = None,
         content_type: bytes = b"",
+        max_connections: int | None = None,
     ) -> None:
-        """`content_type` applies to requests that do not set one themselves."""
+        """`content_type` applies to requests that do not set one themselves. More requests than
+        `max_connections` (None: a share of RLIMIT_NOFILE) wait for a connection."""
         self._headers = _lines(headers)
         self._content_type = _lines([(b"content-type", content_type)] if content_type else ())
         self._idle = defaultdict[ServerAddress, list[HttpResponse]](list)
-        self._tls = tls
+        self._connector = Connector(tls, max_connections)
 
     @classmethod
     def bearer(cls, token: str) -> Self:
@@ -204,6 +207,9 @@ class HttpClient:
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         for responses in self._idle.values():
             for response in responses:
                 response.abort()
@@ -226,15 +232,16 @@ class HttpClient:
         )  # fmt: skip
         length = b"content-length: %d\r\n\r\n" % len(body)
         request = b"".join((head, self._headers, content_type, own, length, body))
-        response = await self._request(address, request)
-        try:
-            yield response
-        finally:
-            if response.reusable:
-                response.used = True
-                self._idle[address].append(response)
-            else:
-                response.abort()
+        async with self._connector.slots:
+            response = await self._request(address, request)
+            try:
+                yield response
+            finally:
+                if response.reusable:
+                    response.used = True
+                    self._idle[address].append(response)
+                else:
+                    response.abort()
 
     async def _request(self, address: ServerAddress, request: bytes) -> HttpResponse:
         """Send the request. The server may close a pooled connection at the same moment; then the
@@ -264,12 +271,9 @@ class HttpClient:
             response = idle.pop()
             if response.reusable:
                 return response
-        loop = asyncio.get_running_loop()
-        tls = (self._tls or ssl.create_default_context()) if address.tls else None
-        _, response = await loop.create_connection(
-            HttpResponse, address.host, address.port, ssl=tls
-        )
-        return response
+        if sum(map(len, self._idle.values())) >= self._connector.limit // 2:
+            self._close_idle()
+        return await self._connector.open(HttpResponse, address, self._close_idle)
 
 
 def _lines(headers: Sequence[Header]) -> bytes:

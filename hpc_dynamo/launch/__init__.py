@@ -6,16 +6,19 @@ run folder, in any later process.
     job.py                     LaunchedJob, the interface of all jobs
     slurm.py hetjob.py         submitted jobs; nodes of several kinds as one heterogeneous job
     allocation.py local.py     a step in an existing allocation; processes on this machine
-    script.py srun.py          texts of sbatch scripts and of srun's command
+    sbatch_script.py srun.py   texts of sbatch scripts and of srun's command
     resources.py               nodes, CPUs, memory and GPUs to request
     partitions.py layout_check.py gpu_requests.py   sinfo, and whether a layout can run there
     enclosing.py environment.py node.py             allocation and environment of this process
     refusal.py reasons.py      explanations of sbatch's errors, pending reasons and final states
     walltime.py                time left before the end of the allocation
+    retry.py excluded_nodes.py                      another job without nodes that failed
+    sole_use.py exit_code.py   one job at a time works on a run; its exit code for Slurm
     mpi_step.py mpi_rank.py    workers that are Slurm steps: MPI worlds, engines under Pyxis
     extra_jobs.py extra_job_submit.py detached_submit.py   more jobs of a run, and the next attempt
 """
 
+import logging
 import os
 import shlex
 from collections.abc import Callable, Iterator
@@ -24,16 +27,18 @@ from dataclasses import replace
 from msgspec import structs
 
 from hpc_dynamo.config import Config, Heterogeneous, Launcher, require_single_model, with_hardware
-from hpc_dynamo.errors import ConfigError, RunBusy
+from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency, RunBusy
 from hpc_dynamo.launch import current_allocation, extra_jobs, hetjob, local, slurm
 from hpc_dynamo.launch.allocation_launcher import StepJob, start_step
 from hpc_dynamo.launch.job import JobState, LaunchedJob
 from hpc_dynamo.launch.local import LocalJob
 from hpc_dynamo.launch.node import is_requeued
 from hpc_dynamo.launch.slurm import SlurmJob
-from hpc_dynamo.messages import JobRecord
+from hpc_dynamo.messages import JobRecord, Outcome
 from hpc_dynamo.run import Attempt, Run, write_json
 from hpc_dynamo.topology import Plan
+
+log = logging.getLogger(__name__)
 
 
 def resolve_launcher(launcher: Launcher) -> Launcher:
@@ -139,12 +144,27 @@ def refuse_if_busy(run: Run) -> None:
             raise RunBusy(what, hint=hint)
 
 
+def current_outcome(attempt: Attempt, job: LaunchedJob | None) -> Outcome | None:
+    """Return the outcome of an attempt, but None if Slurm has requeued its job since.
+
+    Slurm requeues a job whose node fails, after its head got the signal to end.
+    """
+    outcome = attempt.outcome()
+    if outcome is None or job is None:
+        return outcome
+    try:
+        return None if job.continues_after(outcome) else outcome
+    except (LaunchError, MissingDependency) as e:
+        log.warning("unknown if Slurm has requeued the job of %s: %s", attempt.path, e)
+        return outcome
+
+
 def live_attempts(run: Run) -> Iterator[tuple[Attempt, LaunchedJob, JobState, str]]:
     """Yield attempts whose jobs have not ended, newest first. There are two during a job
     handover."""
     for attempt in reversed(run.attempts()):
         job = find_job(attempt)
-        if job is None or attempt.outcome() is not None:
+        if job is None or current_outcome(attempt, job) is not None:
             continue
         state, detail = job.state()
         if state is not JobState.ended:
@@ -154,6 +174,7 @@ def live_attempts(run: Run) -> Iterator[tuple[Attempt, LaunchedJob, JobState, st
 __all__ = [
     "JobState",
     "LaunchedJob",
+    "current_outcome",
     "find_job",
     "is_restarted_job",
     "live_attempts",

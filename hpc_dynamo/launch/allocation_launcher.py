@@ -12,10 +12,11 @@ from hpc_dynamo.config import Config
 from hpc_dynamo.errors import LaunchError
 from hpc_dynamo.launch.environment import for_step
 from hpc_dynamo.launch.job import JobState
+from hpc_dynamo.launch.node import restart_count
 from hpc_dynamo.launch.resources import group_configs, required_resources, sbatch_options
-from hpc_dynamo.launch.slurm import SlurmJob, agent_mpi, slurm_command
+from hpc_dynamo.launch.slurm import SlurmJob, slurm_command
 from hpc_dynamo.launch.srun import GroupPlans, srun_command
-from hpc_dynamo.messages import JobRecord
+from hpc_dynamo.messages import JobRecord, Outcome
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
@@ -31,12 +32,17 @@ def start_step(attempt: Attempt, config: Config, plan: Plan, entry: str) -> "Ste
     """
     groups = _limited_groups(group_configs(config, plan))
     python = (sys.executable, "-u", "-m", entry, str(attempt.path))
-    argv = srun_command(groups, python, agent_mpi(config.cluster), "--overlap")
+    argv = srun_command(groups, python, "--overlap")
     env = for_step()
     process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, start_new_session=True)
     signal.signal(signal.SIGUSR2, lambda number, _: process.send_signal(number))
     job_id = os.environ["SLURM_JOB_ID"]
-    record = JobRecord(launcher="allocation", job_id=job_id, submitted_at=time.time())
+    record = JobRecord(
+        launcher="allocation",
+        job_id=job_id,
+        submitted_at=time.time(),
+        restart_count=restart_count(),
+    )
     return StepJob(record, attempt, process)
 
 
@@ -80,6 +86,8 @@ def _limited_to_allocation(config: Config, plan: Plan, component: str) -> tuple[
 class StepJob:
     """Agents as a step of an allocation, which continues after them. Implements LaunchedJob."""
 
+    requeuable = False
+
     def __init__(
         self, record: JobRecord, attempt: Attempt, process: "subprocess.Popen[bytes] | None" = None
     ) -> None:
@@ -96,6 +104,10 @@ class StepJob:
             if code is None:
                 return JobState.running, f"in allocation {self.record.job_id}"
             return JobState.ended, f"srun exited with code {code}"
+        # The ids of its steps are used again after a restart of the allocation.
+        own_job = self.record.job_id == os.environ.get("SLURM_JOB_ID")
+        if own_job and self.record.restart_count != restart_count():
+            return JobState.ended, "Slurm has restarted the allocation"
         step = self._step()
         if step is None:
             return SlurmJob(self.record).state()
@@ -105,8 +117,16 @@ class StepJob:
             return JobState.unknown, e.message
         return (JobState.running, alive) if alive else (JobState.ended, f"step {step} has ended")
 
+    def continues_after(self, outcome: Outcome) -> bool:
+        """Return False: in a restarted allocation the command starts another attempt."""
+        return False
+
     def stop(self) -> None:
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
         elif step := self._step():
             slurm_command("scancel", "--signal=TERM", step)
+
+    def cancel(self) -> None:
+        if step := self._step():
+            slurm_command("scancel", step)

@@ -124,4 +124,4 @@ def _stop(folder: ExtraJobFolder) -> None:
     if record:
         job = LocalJob(record, folder) if record.launcher == "local" else SlurmJob(record)
         if job.state()[0] is not JobState.ended:
-            job.stop()
+            job.cancel()

@@ -12,7 +12,7 @@ from hpc_dynamo.launch.environment import for_submission
 from hpc_dynamo.launch.refusal import submission_error
 from hpc_dynamo.launch.resources import group_configs, sbatch_options
 from hpc_dynamo.launch.sbatch_script import hetjob_script
-from hpc_dynamo.launch.slurm import agent_mpi, run_command
+from hpc_dynamo.launch.slurm import run_command
 from hpc_dynamo.messages import JobRecord
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
@@ -24,7 +24,7 @@ def submit(attempt: Attempt, config: Config, plan: Plan, entry: str) -> JobRecor
     `entry` is a module that takes the path of the attempt.
     """
     file = attempt.submitit / "hetjob.sbatch"
-    file.write_text(hetjob_script(attempt, config, plan, entry, agent_mpi(config.cluster)))
+    file.write_text(hetjob_script(attempt, config, plan, entry))
     env = for_submission(sbatch_options(*group_configs(config, plan)[0]))
     try:
         output = run_command(("sbatch", "--parsable", str(file)), env)

@@ -1,8 +1,10 @@
 """Job on this machine, through submitit's local executor: one task for each node."""
 
 import os
+import shlex
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,17 +17,19 @@ from hpc_dynamo.errors import LaunchError
 from hpc_dynamo.launch import current_allocation
 from hpc_dynamo.launch.environment import applied, for_step
 from hpc_dynamo.launch.job import JobState
-from hpc_dynamo.messages import JobRecord
+from hpc_dynamo.messages import JobRecord, Outcome
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
+# By its name: an import of this module would import numpy.
+TASK = "hpc_dynamo.launch.submitit_task"
 NO_WALLTIME_MIN = 365 * 24 * 60  # the local executor requires a limit
 
 
 def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], int]) -> JobRecord:
     """Start `plan.nodes` agents on this machine; they continue when this process ends."""
     env = for_step(allocation=current_allocation.current_allocation() is not None)
-    executor = submitit.AutoExecutor(folder=attempt.submitit, cluster="local")
+    executor = CheckedLocalExecutor(attempt.submitit)
     executor.update_parameters(
         nodes=1,
         tasks_per_node=plan.nodes,
@@ -41,6 +45,14 @@ def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], 
         pid=int(job.job_id),
         submitted_at=time.time(),
     )
+
+
+class CheckedLocalExecutor(submitit.LocalExecutor):
+    """submitit's local executor whose tasks check their pickle before they load it."""
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return shlex.join([sys.executable, "-u", "-m", TASK, str(self.folder)])
 
 
 @contextmanager
@@ -70,6 +82,8 @@ def _detached(log: Path) -> Iterator[None]:
 class LocalJob:
     """Local job, running while its controller or one of its agents runs. Implements LaunchedJob."""
 
+    requeuable = False
+
     def __init__(self, record: JobRecord, attempt: Attempt) -> None:
         self.record, self.attempt = record, attempt
 
@@ -82,12 +96,17 @@ class LocalJob:
             return JobState.unknown, f"it runs on {self.record.host}"
         return (JobState.running, self.record.host) if self._pids() else (JobState.ended, "ended")
 
+    def continues_after(self, outcome: Outcome) -> bool:
+        return False
+
     def stop(self) -> None:
         if self.record.host != socket.gethostname():
             hint = f"run `hpc-dynamo stop` on {self.record.host}"
             raise LaunchError(f"this job runs on {self.record.host}", hint=hint)
         for pid in self._pids():
             os.kill(pid, signal.SIGTERM)
+
+    cancel = stop
 
 
 def _is_process_of(pid: int, attempt: Attempt) -> bool:

@@ -39,9 +39,14 @@ def het_component() -> int | None:
     return next((i for i, nodes in enumerate(lists) if nodes and name in _expand(nodes)), None)
 
 
+def restart_count() -> int:
+    """Return how often Slurm has restarted the job of this process."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
 def is_requeued() -> bool:
     """Return True if Slurm has restarted the job of this process."""
-    return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    return restart_count() > 0
 
 
 def allocation_end() -> float | None:

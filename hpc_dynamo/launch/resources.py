@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from hpc_dynamo.config import Config, Engine, Slurm, walltime_minutes, with_hardware
+from hpc_dynamo.config import Config, Engine, Slurm, Task, walltime_minutes, with_hardware
 from hpc_dynamo.config.sbatch_options import Options, asks_for_gpus, asks_for_memory, extra_options
 from hpc_dynamo.launch.gpu_requests import check_gpu_requests
 from hpc_dynamo.topology import Plan
@@ -81,10 +81,20 @@ def sbatch_options(config: Config, plan: Plan) -> Options:
         "constraint": slurm.constraint,
         "reservation": slurm.reservation,
         "exclusive": slurm.exclusive or None,
+        **({} if {"requeue", "no-requeue"} & extra.keys() else _requeue(config)),
         **({} if asks_for_gpus(extra) else gpus),
     }
     options |= extra
     return {n: value for n, value in options.items() if value is not None and value is not False}
+
+
+def _requeue(config: Config) -> dict[str, bool]:
+    """Return the flag that lets Slurm restart the job after the loss of a node, or forbids it.
+
+    A batch resumes and an endpoint publishes its new address, unless the user wants no requeue.
+    """
+    wanted = config.task is Task.serve or (config.task is Task.batch and config.batch.requeue)
+    return {"requeue" if wanted else "no-requeue": True}
 
 
 def _memory(slurm: Slurm, need: NodeResources) -> dict[str, str]:
@@ -109,15 +119,15 @@ def _gpus(slurm: Slurm, need: NodeResources) -> dict[str, str]:
     return {option: f"{prefix}{kind}{count}"}
 
 
-def srun_options(config: Config, plan: Plan, mpi: str) -> list[str]:
+def srun_options(config: Config, plan: Plan) -> list[str]:
     """Return srun's options for the agents on identical nodes.
 
     srun does not take cpus-per-task from the job since Slurm 22.05. A lost agent must end neither
-    the step nor the other agents.
+    the step nor the other agents. Agents are no MPI ranks: a crash of one would end the step.
     """
     cpus = [] if config.cluster.slurm.exclusive else [required_resources(config, plan).cpus]
     return [
-        f"--mpi={mpi}",
+        "--mpi=none",
         "--kill-on-bad-exit=0",
         "--no-kill",
         *(f"--cpus-per-task={n}" for n in cpus),

@@ -12,13 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from hpc_dynamo.config import Cluster, Config
 from hpc_dynamo.launch.resources import group_configs, sbatch_options
-from hpc_dynamo.launch.srun import GroupPlans, srun_command
+from hpc_dynamo.launch.srun import IGNORE_SIGNAL, GroupPlans, srun_command
 from hpc_dynamo.process.child import SAFE_PATH
 from hpc_dynamo.run import Attempt
+from hpc_dynamo.run.privacy import PRIVATE_UMASK
 from hpc_dynamo.topology import Plan
 
 Options = Mapping[str, str | int | bool]
 
+UMASK = f"umask {PRIVATE_UMASK:03o}"
 HEADER = (
     "# This script belongs to one run folder. `hpc-dynamo plan --sbatch …` prints a reusable one."
 )
@@ -32,32 +34,40 @@ def render_script(config: Config, plan: Plan, verb: str, overrides: Sequence[str
         "",
     ]
     lines += ["# Slurm signals this shell before the end of the job, hence `exec` of the program."]
+    lines += ["# The signal is ignored until the program handles it."]
     lines += ["# More overrides may follow the script's name on the command line of sbatch."]
-    lines += [*config.cluster.slurm.setup]
+    lines += [UMASK, IGNORE_SIGNAL, *config.cluster.slurm.setup]
     words = ["hpc-dynamo", verb, *overrides, "cluster.launcher=allocation"]
     command = " \\\n  ".join(map(shlex.quote, words))
     lines += [f'exec {command} \\\n  "$@"', ""]
     return "\n".join(lines)
 
 
-def submission_script(attempt: Attempt, config: Config, plan: Plan, mpi: str) -> str:
+def submission_script(attempt: Attempt, config: Config, plan: Plan) -> str:
     """Return the script submitted for an attempt on identical nodes: a step whose tasks load the
     pickles of submitit."""
     folder, logs = attempt.submitit, _logs(attempt)
-    task = (sys.executable, "-u", "-m", "submitit.core._submit", str(folder))
+    task = (sys.executable, "-u", "-m", "hpc_dynamo.launch.submitit_task", str(folder))
     options = [f"--{name}={value}" for name, value in _logs(attempt, "%t").items()]
     groups = ((config, plan),)
-    srun = srun_command(groups, task, mpi, "--unbuffered", *options)
-    return _attempt_script(groups, logs, ["export SUBMITIT_EXECUTOR=slurm", shlex.join(srun)])
+    srun = srun_command(groups, task, "--unbuffered", *options)
+    commands = ["export SUBMITIT_EXECUTOR=slurm", shlex.join(srun), _exit_command(attempt)]
+    return _attempt_script(groups, logs, commands)
 
 
-def hetjob_script(attempt: Attempt, config: Config, plan: Plan, entry: str, mpi: str) -> str:
+def hetjob_script(attempt: Attempt, config: Config, plan: Plan, entry: str) -> str:
     """Return the script for an attempt on several node groups: one heterogeneous job."""
     task = (sys.executable, "-u", "-m", entry, str(attempt.path))
     groups = group_configs(config, plan)
-    srun = srun_command(groups, task, mpi)
+    srun = srun_command(groups, task)
     logs = {"output": f"{_escaped(attempt)}/%j.log"}
-    return _attempt_script(groups, logs, [shlex.join(srun)])
+    return _attempt_script(groups, logs, [shlex.join(srun), _exit_command(attempt)])
+
+
+def _exit_command(attempt: Attempt) -> str:
+    """Return the last command of a script: it ends the job with the exit code of the attempt."""
+    argv = (sys.executable, "-m", "hpc_dynamo.launch.exit_code", str(attempt.path))
+    return f'exec {shlex.join(argv)} "$?"'
 
 
 def _attempt_script(groups: GroupPlans, logs: Mapping[str, str], commands: list[str]) -> str:
@@ -67,6 +77,7 @@ def _attempt_script(groups: GroupPlans, logs: Mapping[str, str], commands: list[
     lines = ["#!/bin/bash", *directives(groups, first, signal), "", HEADER]
     # Repeated here: a job submitted with --export=NONE inherits nothing.
     lines += [f"export {name}={value}" for name, value in SAFE_PATH.items()]
+    lines += [UMASK]
     return "\n".join([*lines, *slurm.setup, *commands, ""])
 
 

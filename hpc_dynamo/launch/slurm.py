@@ -5,17 +5,19 @@ squeue and scontrol report all that a live run needs.
 """
 
 import io
+import os
 import re
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
+from functools import cache
 from pathlib import Path
 
 import submitit
 
-from hpc_dynamo.config import BootstrapMethod, Cluster, Config
+from hpc_dynamo.config import Cluster, Config
 from hpc_dynamo.errors import LaunchError, MissingDependency
 from hpc_dynamo.launch.environment import applied, for_commands, for_submission
 from hpc_dynamo.launch.job import JobState
@@ -23,12 +25,13 @@ from hpc_dynamo.launch.reasons import explain_end, explain_pending
 from hpc_dynamo.launch.refusal import submission_error
 from hpc_dynamo.launch.resources import sbatch_options
 from hpc_dynamo.launch.sbatch_script import submission_script
-from hpc_dynamo.messages import JobRecord
+from hpc_dynamo.messages import JobRecord, Outcome
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
 ANSWER_S = 30.0  # limit of a Slurm command; a loaded slurmctld is slow
 FORMAT = "%T|%r|%S|%N"  # state, reason, (expected) start, nodes
+PENDING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "SUSPENDED")
 
 
 def slurm_command(*argv: str) -> str:
@@ -63,12 +66,6 @@ def available() -> bool:
         return False
 
 
-def agent_mpi(cluster: Cluster) -> str:
-    """Return srun's --mpi for agents: none, unless they exchange addresses by MPI."""
-    by_mpi = cluster.bootstrap.method is BootstrapMethod.mpi
-    return rank_mpi(cluster) if by_mpi else cluster.slurm.mpi.replace("auto", "none")
-
-
 def rank_mpi(cluster: Cluster) -> str:
     """Return srun's --mpi for MPI ranks: pmix if this srun has it, else none."""
     if cluster.slurm.mpi != "auto":
@@ -93,9 +90,7 @@ def starts_hetjobs() -> bool:
 def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], int]) -> JobRecord:
     """Submit one allocation of identical nodes with one task for each node, which runs
     `entry(attempt)`. Raises LaunchError."""
-    executor = ScriptExecutor(
-        attempt.submitit, submission_script(attempt, config, plan, agent_mpi(config.cluster))
-    )
+    executor = ScriptExecutor(attempt.submitit, submission_script(attempt, config, plan))
     executor.update_parameters(nodes=plan.nodes)  # submitit records the number of tasks
     env, printed = for_submission(sbatch_options(config, plan)), io.StringIO()
     try:
@@ -121,6 +116,8 @@ class ScriptExecutor(submitit.SlurmExecutor):
 class SlurmJob:
     """Job submitted to Slurm, with the jobs of its other node groups. Implements LaunchedJob."""
 
+    requeuable = True
+
     def __init__(self, record: JobRecord) -> None:
         self.id, self._other_ids = record.job_id, record.hetero_job_ids
 
@@ -140,7 +137,7 @@ class SlurmJob:
         # Components of a heterogeneous job, the head's first.
         components = [line.split("|") for line in out.splitlines()]
         state, reason, start, _ = components[0]
-        if state in ("PENDING", "CONFIGURING", "REQUEUED", "SUSPENDED"):
+        if state in PENDING:
             return JobState.pending, explain_pending(state, reason, self.id, start)
         if state in ("RUNNING", "COMPLETING", "STOPPED", "SIGNALING", "RESIZING"):
             return JobState.running, ",".join(nodes for *_, nodes in components if nodes)
@@ -153,12 +150,54 @@ class SlurmJob:
             shown = slurm_command("scontrol", "show", "job", self.id)
         except LaunchError:
             return "left the queue"
-        pairs = (word.partition("=") for word in shown.split())
-        return explain_end({name: value for name, _, value in reversed([*pairs])})
+        return explain_end(_fields(shown))
+
+    def continues_after(self, outcome: Outcome) -> bool:
+        """Return True if Slurm has requeued the job: it is pending, or runs again."""
+        if self.id not in _queued_jobs():
+            return False
+        state, _ = self.state()
+        if state is JobState.running:
+            shown = slurm_command("scontrol", "show", "job", self.id)
+            return int(_fields(shown).get("Restarts", "0")) > outcome.restart_count
+        return state is JobState.pending
 
     def stop(self) -> None:
-        """Cancel the job. Running jobs of other node groups are stopped by their head."""
+        """Signal the tasks of the job if it runs, else cancel it.
+
+        A job that ends by itself reports its exit code to Slurm. Jobs of other node groups are
+        stopped by their head if they run.
+        """
+        if self.state()[0] is JobState.running:
+            slurm_command("scancel", "--signal=TERM", self.id)
+        else:
+            slurm_command("scancel", self.id)
+        self._cancel_pending_groups()
+
+    def cancel(self) -> None:
+        """Cancel the job. Slurm kills tasks that do not end in time."""
         slurm_command("scancel", self.id)
+        self._cancel_pending_groups()
+
+    def _cancel_pending_groups(self) -> None:
         if self._other_ids:
             with suppress(LaunchError):  # Slurm no longer knows them
                 slurm_command("scancel", "--state=PENDING", *self._other_ids)
+
+
+@cache
+def _queued_jobs() -> frozenset[str]:
+    """Return the jobs of this user that Slurm has not ended.
+
+    It is read once: a job that has left the queue does not return to it. Raises LaunchError.
+    """
+    user = str(os.getuid())
+    return frozenset(
+        slurm_command("squeue", "--noheader", "--user", user, "--format", "%A").split()
+    )
+
+
+def _fields(shown: str) -> dict[str, str]:
+    """Return the fields that scontrol shows, the first of each name."""
+    pairs = (word.partition("=") for word in shown.split())
+    return {name: value for name, _, value in reversed([*pairs])}

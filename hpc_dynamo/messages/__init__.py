@@ -4,11 +4,13 @@
 
     head                         agent of a node
      │ ◀── Hello ──────────────── │   started, or joined by an extra job
-     │ ◀── Heartbeat ──────────── │   every second; the head answers each
+     │ ─── HelloRequest ────────▶ │   the head does not know this connection: Hello again
+     │ ◀─▶ Heartbeat ──────────── │   every second
      │ ◀── WorkerReport ───────── │   at each change of a worker's state
      │ ◀── KvEvents ───────────── │   as engines publish them
      │ ─── KvReplayRequest ─────▶ │   if batches of KV events are missing
      │ ─── SetRole ─────────────▶ │   role change
+     │ ─── SetAsleep ───────────▶ │   a client puts a worker to sleep, or wakes it
      │ ◀─▶ StartShard, StopShard, │   multi-node workers: see agent/shard_leader
      │     ShardExited            │
      │ ◀── Preempted ──────────── │   Slurm ends this extra job soon
@@ -21,11 +23,13 @@ from hpc_dynamo.messages.control import (
     ControlMessage,
     Heartbeat,
     Hello,
+    HelloRequest,
     KvEvents,
     KvReplayRequest,
     NodeRecord,
     Preempted,
     Roster,
+    SetAsleep,
     SetRole,
     ShardExited,
     StartShard,
@@ -62,6 +66,7 @@ __all__ = [
     "ExtraJobStatus",
     "Heartbeat",
     "Hello",
+    "HelloRequest",
     "JobRecord",
     "KvEvents",
     "KvReplayRequest",
@@ -75,6 +80,7 @@ __all__ = [
     "RetryRound",
     "Roster",
     "RunSettings",
+    "SetAsleep",
     "SetRole",
     "ShardExited",
     "StartShard",

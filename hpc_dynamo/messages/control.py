@@ -23,6 +23,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float = 0.0
     slurm_step_id: str = ""
     faults: tuple[str, ...] = ()  # found by the preflight checks
+    restart_count: int = 0  # restarts of the job by Slurm, to ignore records of earlier executions
 
 
 class Roster(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -31,6 +32,7 @@ class Roster(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     nodes: tuple[NodeRecord, ...]  # by index
     method: str  # "tcp" or "mpi"
     seconds: float  # duration of the exchange
+    restart_count: int = 0  # as in the records
 
     @property
     def control_endpoint(self) -> str:
@@ -42,7 +44,7 @@ class WorkerState(StrEnum):
 
     starting = "starting"
     ready = "ready"
-    failed = "failed"  # exited and will be restarted
+    failed = "failed"  # exited or hangs, and will be restarted
     lost = "lost"  # exited and will not be restarted
     stopped = "stopped"
 
@@ -65,6 +67,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     context_tokens: int = 0  # longest sequence; 0 if unknown
     operations: tuple[str, ...] = ()  # HTTP operations for clients: `POST /v1/rerank`
     asleep: bool = False  # put to sleep by a client; receives no requests
+    hangs: int = 0  # times that it hung and was killed; counted by its agent
 
     @property
     def without_operations(self) -> "WorkerReport":
@@ -78,15 +81,28 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """First message of an agent to the head."""
+    """First message of an agent to the head, also to a head that does not know it any more.
+
+    `workers` are the last reports of its workers. `shards` are the starts of those that have shards
+    on other nodes.
+    """
 
     node: NodeRecord
+    workers: tuple[WorkerReport, ...] = ()
+    shards: tuple["StartShard", ...] = ()
+
+
+class HelloRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Sent by the head in response to a heartbeat of an agent that it does not know, or not under
+    this connection. The agent sends Hello again.
+    """
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Sent every second by an agent, and answered by the head.
 
-    A side that receives none for `cluster.heartbeat_timeout_s` treats the other as dead.
+    A head that receives none for `cluster.heartbeat_timeout_s` sends no requests to the node. An
+    agent that receives none for `cluster.reconnect_timeout_s` stops its engines.
     """
 
     node: int  # sender
@@ -116,6 +132,16 @@ class SetRole(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     rank: int
     role: Role
     restart: bool  # restart the engine in the new role
+
+
+class SetAsleep(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Sent by the head to a worker's agent: the worker sleeps, or is awake again.
+
+    The agent does not expect progress of a worker that sleeps.
+    """
+
+    rank: int
+    asleep: bool
 
 
 class StartShard(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -165,6 +191,7 @@ class KvReplayRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 ControlMessage = (
     Hello
+    | HelloRequest
     | Heartbeat
     | WorkerReport
     | StartShard
@@ -173,6 +200,7 @@ ControlMessage = (
     | KvEvents
     | KvReplayRequest
     | SetRole
+    | SetAsleep
     | StopAgent
     | Preempted
     | AgentStopped

@@ -10,15 +10,18 @@ Chats and completions are checked against vLLM 0.32.
 - `loading`: finds the tokenizer of a configured model; `model_folder` reads its files
 - `chat_messages`, `content_format`, `template`: messages, tools and Jinja templates
 - `completion_prompts`: prompts that are texts or token ids
+- `begun_output`: prompt and begun output, to continue a stream on another worker
 - `encoder`: text to token ids
 """
 
+from hpc_dynamo.preprocess.begun_output import BegunOutput
 from hpc_dynamo.preprocess.completion_prompts import TokenIdsOnly, completion_token_ids
 from hpc_dynamo.preprocess.loading import load_tokenizer, mismatched_tokenizer, tokenizer_problem
 from hpc_dynamo.preprocess.preprocessor import Preprocessor
 from hpc_dynamo.preprocess.tokens import NoTokenizer, PromptRejected, Tokens, UnknownTokens
 
 __all__ = [
+    "BegunOutput",
     "NoTokenizer",
     "Preprocessor",
     "PromptRejected",

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from hpc_dynamo.preprocess.begun_output import BegunOutput, after_text
 from hpc_dynamo.preprocess.chat_messages import (
     UnsupportedPrompt,
     chat_messages,
@@ -62,6 +63,25 @@ class Preprocessor:
         """Return the token ids of each prompt of a body of /v1/completions."""
         return await completion_token_ids(body, self._tokens)
 
+    async def begun(self, body: Mapping[str, Any], text: str) -> BegunOutput | UnknownTokens:
+        """Return the token ids of the prompt of a chat or a completion, and of the output `text`.
+
+        Raises PromptRejected.
+        """
+        if "messages" in body:
+            prompt: Any = self.render(body)
+            special = bool(body.get("add_special_tokens", False))
+        else:
+            prompt, special = body.get("prompt"), bool(body.get("add_special_tokens", True))
+        if isinstance(prompt, UnknownTokens):
+            return prompt
+        if isinstance(prompt, str):
+            return await asyncio.to_thread(after_text, self._encode, prompt, text, special=special)
+        known = await self.completion(body)
+        if isinstance(known, UnknownTokens):
+            return known
+        return BegunOutput(known[0], self.encode(text))
+
     def render(self, body: Mapping[str, Any]) -> str | UnknownTokens:
         """Return the text that the engine tokenizes for a body of /v1/chat/completions."""
         try:
@@ -98,6 +118,9 @@ class Preprocessor:
             if isinstance(text := self.render(chat), str):
                 probes.append((chat, self.encode(text)))
         return probes
+
+    def _encode(self, text: str, special: bool) -> Tokens:
+        return self.encode(text, special=special)
 
     async def _tokens(self, text: str, special: bool) -> Tokens:
         if len(text) <= self._encoder.inline_chars:

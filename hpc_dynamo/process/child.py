@@ -10,6 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from hpc_dynamo.process import supervisor
+from hpc_dynamo.run.logs import limit_sizes
+
+# Time of a supervisor to end its command and itself, in addition to the command's own time. One
+# that is stopped needs longer, and is killed with its session.
+SUPERVISOR_S = 5.0
 
 # Variables by which Slurm, MPI and submitit describe the job, step or rank of this process. With
 # them a child would join an MPI world that is not its own. Each srun or sbatch would take the
@@ -54,8 +59,9 @@ def _is_of_this_job(name: str) -> bool:
 class Child:
     """Running command. `stop()` returns when its whole process group has ended."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(self, process: asyncio.subprocess.Process, log: Path, grace_s: float) -> None:
+        self._process, self._grace_s = process, grace_s
+        self._limiting = asyncio.create_task(limit_sizes([log]), name="log size")
 
     @classmethod
     async def start(
@@ -68,7 +74,8 @@ class Child:
     ) -> "Child":
         """Run `argv` with exactly `env`; append stdout and stderr to `log`.
 
-        After `stop()` it has `grace_s` seconds to end. It inherits the file descriptors `pass_fds`.
+        `limit_sizes` keeps the log short. After `stop()` the command has `grace_s` seconds to end.
+        It inherits the file descriptors `pass_fds`.
         """
         with log.open("ab") as out:
             process = await asyncio.create_subprocess_exec(
@@ -80,7 +87,12 @@ class Child:
                 start_new_session=True,
                 pass_fds=pass_fds,
             )
-        return cls(process)
+        return cls(process, log, grace_s)
+
+    @property
+    def session(self) -> int:
+        """Id of the session of all its processes."""
+        return self._process.pid
 
     @property
     def running(self) -> bool:
@@ -89,6 +101,7 @@ class Child:
     async def wait(self) -> int:
         """Wait for the end. Returns the exit code, or 128 + n after signal n."""
         code = await self._process.wait()
+        self._limiting.cancel()
         if code < 0:  # the supervisor itself was killed
             kill_session(self._process.pid)
         return _as_shell(code)
@@ -98,7 +111,23 @@ class Child:
         child."""
         if self._process.stdin:
             self._process.stdin.close()
-        return await self.wait()
+        return await self._end_within(self._grace_s + SUPERVISOR_S)
+
+    async def kill(self) -> int:
+        """Send SIGKILL, for a child that hangs. Returns the exit code."""
+        if self._process.stdin and not self._process.stdin.is_closing():
+            self._process.stdin.write(supervisor.KILL)
+        return await self._end_within(SUPERVISOR_S)
+
+    async def _end_within(self, seconds: float) -> int:
+        waiting = asyncio.ensure_future(self.wait())
+        try:
+            await asyncio.wait({waiting}, timeout=seconds)
+            if not waiting.done():
+                kill_session(self._process.pid)
+            return await waiting
+        finally:
+            waiting.cancel()
 
 
 def kill_session(leader: int) -> None:

@@ -3,9 +3,10 @@
     python -I -S supervisor.py GRACE_S COMMAND [ARG …]      (started by child.py)
 
 The command gets its own process group. The group gets SIGTERM when the standard input of this
-process ends, because the parent closed it or died, and SIGKILL after GRACE_S seconds. When the
-command ends by itself, its helpers are killed. The command inherits the file descriptors of this
-process. Standard library only and small: one such process runs for every engine.
+process ends, because the parent closed it or died, and SIGKILL after GRACE_S seconds. Any input
+means SIGKILL at once. When the command ends by itself, its helpers are killed. The command inherits
+the file descriptors of this process. Standard library only and small: one such process runs for
+every engine.
 """
 
 import contextlib
@@ -15,6 +16,8 @@ import signal
 import subprocess
 import sys
 import threading
+
+KILL = b"kill"  # input for SIGKILL at once
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h: signal when the parent dies
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h: orphaned descendants become children
@@ -57,11 +60,12 @@ def die_with_supervisor() -> None:
 
 def end_with_parent(child: "subprocess.Popen[bytes]", grace_s: float) -> None:
     """Wait for the end of standard input, then stop the command and its group."""
-    while os.read(0, 4096):
-        pass
-    signal_group(child.pid, signal.SIGTERM)
+    kill = os.read(0, 4096)
+    if not kill:
+        signal_group(child.pid, signal.SIGTERM)
+        signal_group(child.pid, signal.SIGCONT)  # a stopped process gets SIGTERM when it continues
     try:
-        child.wait(grace_s)
+        child.wait(0 if kill else grace_s)
     except subprocess.TimeoutExpired:
         signal_group(child.pid, signal.SIGKILL)
 

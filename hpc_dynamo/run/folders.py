@@ -1,8 +1,10 @@
 """Folders of a run, of its attempts and of their extra jobs: all paths, records and secrets."""
 
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +22,7 @@ from hpc_dynamo.messages import (
     Status,
 )
 from hpc_dynamo.run.files import read_json, write_atomic, write_json
+from hpc_dynamo.run.privacy import create_private_folder
 from hpc_dynamo.topology import Plan
 
 T = TypeVar("T")
@@ -97,6 +100,10 @@ class Attempt:
 
     def node_file(self, node: int) -> Path:
         return self.path / "nodes" / f"{node}.json"
+
+    def mpi_roster_file(self, node: int) -> Path:
+        """Return the file in which the MPI rank of a node writes the roster for its agent."""
+        return self.path / "nodes" / f"mpi-{node}.json"
 
     def config(self) -> Config:
         return _read_required(self.config_file, Config)
@@ -177,6 +184,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.attempts_folder = path / "attempts"
         self.identity_file = path / "run.json"
         self.settings_file = path / "settings.json"
         self.retry_file = path / "retry.json"
@@ -190,14 +198,34 @@ class Run:
         self.picture = path / "profile.png"
 
     def create(self, secret: Secrets) -> None:
-        """Create the folder, private to its owner. Existing secrets are kept."""
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (self.path / "attempts").mkdir(exist_ok=True)
+        """Create the folder, private to its owner. Existing secrets are kept.
+
+        Raises FileRefused if another user could have written to it.
+        """
+        create_private_folder(self.path)
+        self.attempts_folder.mkdir(exist_ok=True)
         self.results.mkdir(exist_ok=True)
         if not self.secrets_file.exists():
             write_json(self.secrets_file, secret, mode=0o600)
         if not self.key_file.exists():
             write_atomic(self.key_file, f"{new_token()}\n".encode(), mode=0o600)
+
+    @property
+    def is_created(self) -> bool:
+        """Return True if `create` has begun: a folder without these is not a run."""
+        return self.attempts_folder.is_dir() or self.identity_file.exists()
+
+    def delete(self) -> None:
+        """Delete what a run creates; the folder too, unless something else is in it."""
+        for folder in (self.attempts_folder, self.results):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (
+            *(self.identity_file, self.settings_file, self.retry_file, self.secrets_file),
+            *(self.key_file, self.url_file, self.output, self.errors, self.profile, self.picture),
+        ):
+            file.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.rmdir()
 
     def secrets(self) -> Secrets:
         return _read_required(self.secrets_file, Secrets)
@@ -218,11 +246,11 @@ class Run:
 
     def attempts(self) -> list[Attempt]:
         """Return all attempts, oldest first."""
-        folders = (p for p in (self.path / "attempts").glob("*") if p.name.isdigit())
+        folders = (p for p in self.attempts_folder.glob("*") if p.name.isdigit())
         return sorted((Attempt(p) for p in folders), key=lambda a: a.number)
 
     def attempt(self, number: int) -> Attempt:
-        return Attempt(self.path / "attempts" / str(number))
+        return Attempt(self.attempts_folder / str(number))
 
     def next_attempt(self) -> Attempt:
         """Return the next attempt, not yet created; another process may claim its number first."""

@@ -15,10 +15,12 @@ from typing import NoReturn
 
 import uvloop
 
+from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.http import HttpClient, HttpServer
 from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.simulator.adapters import parse_lora_modules
+from hpc_dynamo.simulator.bad_answers import BadAnswer
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
 from hpc_dynamo.simulator.events import KvEventJournal, KvEventsConfig
 from hpc_dynamo.simulator.kv_handoff import NixlHandoff, SideChannel
@@ -58,7 +60,13 @@ def engine_context(args: argparse.Namespace) -> EngineContext:
     )
     model = SimulatedModel(f"{args.model}/{args.seed}", args.block_size, pool, memory)
     failures = InjectedFailures(
-        args.fail_after_requests, args.fail_request_rate, args.seed, args.fail_on_text.encode()
+        after_requests=args.fail_after_requests,
+        request_rate=args.fail_request_rate,
+        seed=args.seed,
+        text=args.fail_on_text.encode(),
+        hang_after=args.hang_after_requests,
+        bad_answer=BadAnswer(args.bad_answers) if args.bad_answers else None,
+        bad_after=args.bad_after_requests,
     )
     return EngineContext(
         model=args.model,
@@ -184,6 +192,7 @@ async def first_of(*waits: Coroutine[None, None, object]) -> None:
 
 def main() -> int:
     """Run the simulator and return its exit code."""
+    raise_descriptor_limit()
     args = parser().parse_args()
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=args.log_level.upper(), format=form)

@@ -115,6 +115,11 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     prompt: prompts.PromptField
     max_tokens: int | None = 16
+    logprobs: Natural | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
     def prompts(self, max_model_len: int) -> list[list[int]]:
         """Return the token ids of each prompt. Raises RequestRejected."""

@@ -84,11 +84,26 @@ class SimulatedModel:
         if fixed := sequence.group.sampling.fixed_output:
             sequence.generator = FixedGenerator(fixed)
             return
-        blocks = sequence.blocks[: sequence.prompt_blocks]
-        read = b"".join(self.memory.signatures(blocks))
-        seed = blake2b(sequence.index.to_bytes(4, "big") + read).digest()
-        last = sequence.group.prompt[-1]
-        sequence.generator = WordGenerator(seed, last, sequence.mean_tokens)
+        sequence.generator = WordGenerator(
+            sequence.tokens,
+            sequence.block_hashes,
+            self.root_hash(sequence.group.adapter),
+            block_size=self.block_size,
+            mean_tokens=sequence.mean_tokens,
+            salt=sequence.index ^ self._damage(sequence),
+        )
+
+    def _damage(self, sequence: OutputSequence) -> int:
+        """Return 0 if the blocks hold what the prompt's computation writes, else a hash of them."""
+        full = sequence.prompt_tokens // self.block_size
+        expected = sequence.block_hashes[:full]
+        if full < sequence.prompt_blocks:
+            rest = sequence.tokens[full * self.block_size :]
+            expected.append(hash_block(self._parent(sequence, full), rest))
+        read = self.memory.signatures(sequence.blocks[: sequence.prompt_blocks])
+        if read == expected:
+            return 0
+        return int.from_bytes(blake2b(b"".join(read), digest_size=8).digest(), "big")
 
     def advance_decode(self, sequence: OutputSequence) -> None:
         """Compute the last token. If it fills a block, write and publish the block."""

@@ -4,6 +4,7 @@ import argparse
 import os
 
 from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.simulator.bad_answers import BadAnswer
 from hpc_dynamo.simulator.blocks import DIGEST_BYTES
 from hpc_dynamo.timing_model import PROFILES
 
@@ -88,6 +89,12 @@ def _add_failures(p: argparse.ArgumentParser) -> None:
     add("--die-after-tokens", type=int, metavar="N", help=die)
     stall = "outputs neither grow beyond N tokens nor end"
     add("--stall-after-tokens", type=int, metavar="N", help=stall)
+    hang = "after N requests compute nothing more, but answer /health"
+    add("--hang-after-requests", type=int, metavar="N", help=hang)
+    bad = "answer 200 with this instead of an output; `half` cuts the output off"
+    add("--bad-answers", choices=[kind.value for kind in BadAnswer], help=bad)
+    after = "requests that are answered well before (%(default)s: the probe of hpc-dynamo)"
+    add("--bad-after-requests", type=int, default=1, metavar="N", help=after)
     add("--damage-kv", action="store_true", help="one wrong byte in each prompt that is handed off")
     outlive = "keep running when another node is lost, like a hanging collective operation"
     add("--outlive-nodes", action="store_true", help=outlive)

@@ -4,6 +4,7 @@ The shapes are those of vLLM 0.32 (`entrypoints/openai/*/serving.py`).
 """
 
 import time
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -110,7 +111,9 @@ class ResponseBuilder:
             start = self._reported.get(index, 0)
             self._reported[index] = sequence.output_length
             tokens = sequence.output_tokens[start:]
-            logprobs = {"content": [_logprobs(decode([token]), count) for token in tokens]}
+            rows = [_logprobs(decode([token]), count) for token in tokens]
+            offset = len(decode(sequence.output_tokens[:start]))
+            logprobs = {"content": rows} if self._chat else _completion_logprobs(rows, offset)
         return {
             "logprobs": logprobs,
             "finish_reason": sequence.finish_reason,
@@ -143,6 +146,22 @@ def _logprobs(token: str, count: int) -> Json:
         for i, text in enumerate(texts)
     ]
     return {**rows[0], "top_logprobs": rows if count else []}
+
+
+def _completion_logprobs(rows: list[Json], offset: int) -> Json:
+    """Return log-probabilities in the form of /v1/completions; `offset` is that of the first."""
+    tokens = [row["token"] for row in rows]
+    starts = accumulate(map(len, tokens[:-1]), initial=offset) if tokens else ()
+    alternatives = ({top["token"]: top["logprob"] for top in row["top_logprobs"]} for row in rows)
+    return {
+        "text_offset": [*starts],
+        "token_logprobs": [row["logprob"] for row in rows],
+        "tokens": tokens,
+        "top_logprobs": [
+            top or {row["token"]: row["logprob"]}
+            for row, top in zip(rows, alternatives, strict=True)
+        ],
+    }
 
 
 def _counts(prompt: int, output: int) -> Json:

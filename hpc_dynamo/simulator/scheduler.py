@@ -49,7 +49,7 @@ class Scheduler:
         self._stalled = list[OutputSequence]()
         self._pulling = list[OutputSequence]()
         self._updated = dict[SequenceGroup, None]()  # to be notified at the end of the step
-        self._last_step_at = 0.0
+        self._last_step_at, self._hung = 0.0, False
         self._work = asyncio.Event()
         self._tasks = asyncio.TaskGroup()
 
@@ -81,6 +81,10 @@ class Scheduler:
         """Notify the prefill rank that blocks are not needed, because the request was rejected."""
         if self.handoff:
             self._tasks.create_task(self.handoff.decline(remote))
+
+    def hang(self) -> None:
+        """Compute nothing more, without an error."""
+        self._hung = True
 
     def wake(self) -> None:
         """Let the loop plan a step: blocks were freed, or events are to be published."""
@@ -132,6 +136,8 @@ class Scheduler:
 
     def _plan_step(self) -> StepPlan:
         """Plan decodes first, then prompts in progress, then waiting prompts."""
+        if self._hung:
+            return StepPlan([], 0)
         while self._has_slot and self._pulled:
             self._prefilling.append(self._pulled.popleft())
         budget = self._limits.max_num_batched_tokens - len(self._decoding)

@@ -17,6 +17,7 @@ from hpc_dynamo.json_reader import JsonError, read_value
 from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.simulator import tokenizer
 from hpc_dynamo.simulator.api_error import JSON, RequestRejected, error_body, send_json
+from hpc_dynamo.simulator.bad_answers import BadAnswer, send_bad_answer
 from hpc_dynamo.simulator.chat_request import ChatRequest, TokenizeRequest
 from hpc_dynamo.simulator.embeddings import EmbeddingRequest
 from hpc_dynamo.simulator.generation import Generation, sequence_groups
@@ -48,6 +49,9 @@ class InjectedFailures:
     request_rate: float = 0.0  # share of requests with status 500
     seed: int = 0
     text: bytes = b""  # SIGKILL at a body that contains this text
+    hang_after: int | None = None  # compute nothing more after this many requests
+    bad_answer: BadAnswer | None = None  # instead of an output
+    bad_after: int = 1  # requests that are answered well before
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,10 @@ class HttpApi:
         body = _read(request, kind)
         self._inject_failure(request)
         engine = self._engine
+        bad_answer = engine.failures.bad_answer
+        if bad_answer and self._received > engine.failures.bad_after:
+            send_bad_answer(bad_answer, reply, stream=bool(body.stream))
+            return
         if self._asleep:  # vLLM would let the request wait
             raise RequestRejected("this rank is asleep", status=500)
         if engine.pooling:
@@ -174,6 +182,8 @@ class HttpApi:
     def _inject_failure(self, request: HttpRequest) -> None:
         self._received += 1
         failures = self._engine.failures
+        if failures.hang_after is not None and self._received > failures.hang_after:
+            self._engine.scheduler.hang()
         limit = failures.after_requests
         exceeded = limit is not None and self._received > limit
         if exceeded or (failures.text and failures.text in request.body):

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from hpc_dynamo import launch
 from hpc_dynamo.agent import Agent
 from hpc_dynamo.bootstrap.address import job_address
+from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.doctor.preflight import preflight, raise_for_faults
 from hpc_dynamo.errors import BootstrapError
 from hpc_dynamo.launch import JobState
@@ -28,6 +29,7 @@ from hpc_dynamo.tasks.node import (
     node_record,
     on_preemption_signal,
     on_stop_signal,
+    refuse_unsafe_folder,
     run_to_outcome,
 )
 from hpc_dynamo.wire import ControlClient
@@ -40,7 +42,10 @@ log = logging.getLogger(__name__)
 
 def main(path: str) -> int:
     """Run the task of this node for the extra job in `path`; return its exit code."""
+    raise_descriptor_limit()
     job = ExtraJobFolder(Path(path))
+    if refused := refuse_unsafe_folder(job.run):
+        return refused
     plan = job.plan()
     index, hosts = node_index_and_hosts(plan.nodes)
     node = plan.first_node + index

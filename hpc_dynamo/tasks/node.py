@@ -18,19 +18,25 @@ import uvloop
 from msgspec.structs import replace
 
 from hpc_dynamo.agent import Agent
-from hpc_dynamo.bootstrap import exchange_addresses
+from hpc_dynamo.bootstrap import MpiStep, exchange_addresses, rank_command
 from hpc_dynamo.bootstrap.address import address_for_extra_jobs, job_address
+from hpc_dynamo.config import Task
+from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.doctor.preflight import preflight, raise_for_faults
-from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error_in
+from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error, file_error_in
 from hpc_dynamo.head import Head, Standalone
-from hpc_dynamo.launch import detached_submit
-from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts
+from hpc_dynamo.launch import bootstrap_step, detached_submit, retry
+from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_count
+from hpc_dynamo.launch.sole_use import wait_for_earlier_jobs
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome
-from hpc_dynamo.run import Attempt, write_json
+from hpc_dynamo.run import Attempt, Run, write_json
+from hpc_dynamo.run.logs import RateLimit
+from hpc_dynamo.run.privacy import PRIVATE_UMASK, require_private_folder
 from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec
 
 CODEC: MessageCodec[ControlMessage] = MessageCodec(ControlMessage)  # type: ignore[arg-type]  # a union is no type[T]
 
+EARLIER_JOB_S = 60.0  # limit for the end of the job before this one
 RESERVED_FILE, RESERVED_BYTES = ".reserved", 1 << 16
 
 log = logging.getLogger(__name__)
@@ -38,7 +44,10 @@ log = logging.getLogger(__name__)
 
 def main(path: str) -> int:
     """Run the task of this node for the attempt in `path`; return its exit code."""
+    raise_descriptor_limit()
     attempt = Attempt(Path(path))
+    if refused := refuse_unsafe_folder(attempt.run):
+        return refused
     index, hosts = node_index_and_hosts(attempt.plan().head_plan.nodes)
     log_to_file(attempt.agent_log(index))
     if index == 0 and is_requeued():
@@ -51,6 +60,18 @@ def main(path: str) -> int:
     return outcome.exit_code
 
 
+def refuse_unsafe_folder(run: Run) -> int:
+    """Make new files private. Return an exit code if another user could have changed the run; it is
+    printed to Slurm's log, since nothing is written to such a folder."""
+    os.umask(PRIVATE_UMASK)
+    try:
+        require_private_folder(run.path)
+    except HpcDynamoError as e:
+        print(f"error: {e}", file=sys.stderr, flush=True)
+        return e.exit_code
+    return 0
+
+
 def reserve_outcome_space(attempt: Attempt) -> None:
     """Reserve the disk space that the outcome needs."""
     with suppress(OSError):
@@ -61,7 +82,10 @@ def write_outcome(attempt: Attempt, outcome: Outcome) -> None:
     """Write the outcome, into the reserved space if the disk is full."""
     with suppress(OSError):
         (attempt.path / RESERVED_FILE).unlink(missing_ok=True)
-    write_json(attempt.outcome_file, outcome)
+    try:
+        write_json(attempt.outcome_file, replace(outcome, restart_count=restart_count()))
+    except FileNotFoundError as e:
+        log.error("the run folder was deleted: %s", file_error(e))
 
 
 def run_to_outcome(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
@@ -69,10 +93,11 @@ def run_to_outcome(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
     try:
         return uvloop.run(task)
     except asyncio.CancelledError:
-        return Outcome(exit_code=1, message="stopped before all nodes had started")
+        message = "stopped before all nodes had started"
+        return Outcome(exit_code=1, message=message, stopped=True)
     except HpcDynamoError as e:
         log.error("%s", e)
-        return Outcome(exit_code=e.exit_code, message=str(e))
+        return Outcome(exit_code=e.exit_code, message=str(e), bad_hosts=e.bad_hosts)
     except Exception as e:
         if error := file_error_in(e, near=file):
             log.error("%s", error)
@@ -88,6 +113,8 @@ def _continue_in_next_job(attempt: Attempt, outcome: Outcome) -> Outcome | None:
     Returns None if this attempt continues after a requeue.
     """
     job = attempt.job()
+    if outcome.bad_hosts and job and job.launcher == "slurm":
+        return retry.submit_without(attempt, outcome)
     if not outcome.requeue or job is None or job.launcher == "local":
         return outcome
     if detached_submit.requeue():
@@ -116,11 +143,15 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
     me = node_record(index, hosts[index], address, attempt.agent_log(index))
     if config.route.engines:
         return await _run_standalone(attempt, me)
+    if index == 0 and config.task is not Task.serve:  # its next job starts before it ends
+        await asyncio.to_thread(wait_for_earlier_jobs, attempt, EARLIER_JOB_S)
     server = ControlServer(address, secrets.keys, CODEC) if index == 0 else None
     me = replace(me, control_endpoint=server.endpoint if server else "")
     me = replace(me, faults=preflight(config, attempt.plan(), index, address, hosts[index]))
     try:
-        roster = await exchange_addresses(me, hosts, attempt, config.cluster.bootstrap)
+        settings = config.cluster.bootstrap
+        step = await asyncio.to_thread(_bootstrap_step, attempt, hosts) if server else None
+        roster = await exchange_addresses(me, hosts, attempt, settings, step)
         if config.cluster.preflight:
             job = attempt.job()
             raise_for_faults(roster, job.submitted_at if job else 0.0, time.time())
@@ -135,6 +166,17 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
     finally:
         if server:
             server.close()
+
+
+def _bootstrap_step(attempt: Attempt, hosts: list[str]) -> MpiStep | None:
+    """Return the step for an exchange of addresses by MPI; None if TCP is to be used."""
+    cluster = attempt.config().cluster
+    if not bootstrap_step.wants_mpi(cluster, len(hosts)):
+        return None
+    if reason := bootstrap_step.unavailable(cluster):
+        log.info("addresses are exchanged over TCP: %s", reason)
+        return None
+    return MpiStep(*bootstrap_step.step_command(cluster, hosts, rank_command(attempt, hosts)))
 
 
 def node_record(node: int, host: str, address: str, log_file: Path) -> NodeRecord:
@@ -193,6 +235,7 @@ def log_to_file(file: Path) -> None:
     root.setLevel(logging.INFO)
     for handler in (to_file, to_slurm):
         handler.setFormatter(formatter)
+        handler.addFilter(RateLimit())
         root.addHandler(handler)
 
 

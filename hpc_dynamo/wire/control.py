@@ -6,6 +6,7 @@ Protocol: ZMTP 3.1 with CURVE (rfc.zeromq.org/spec/26).
 """
 
 import asyncio
+import logging
 from typing import Generic, TypeVar
 
 import msgspec
@@ -19,6 +20,8 @@ T = TypeVar("T")
 
 ZAP_DOMAIN = "hpc_dynamo"  # rfc.zeromq.org/spec/27
 LINGER_MS = 1000  # time to deliver the last messages when a socket is closed
+
+log = logging.getLogger(__name__)
 
 
 def new_keys() -> tuple[str, str]:
@@ -41,7 +44,7 @@ class MessageCodec(Generic[T]):
         """Raise WireError for bytes that are not a record of the union."""
         try:
             return self._decoder.decode(data)
-        except msgspec.DecodeError as e:
+        except (msgspec.DecodeError, RecursionError) as e:
             hint = "install the same version of hpc-dynamo on all nodes"
             raise WireError(f"a peer sent a message that cannot be decoded: {e}", hint=hint) from e
 
@@ -73,9 +76,16 @@ class ControlServer(Generic[T]):
         self.endpoint = f"tcp://{address}:{port}"
 
     async def receive(self) -> tuple[bytes, T]:
-        """Return the next message of any client, with the id of the client."""
-        peer, data = await self._socket.recv_multipart()
-        return peer, self._codec.decode(data)
+        """Return the next message of any client, with the id of the client.
+
+        A message that cannot be decoded is logged and dropped: it must not affect other clients.
+        """
+        while True:
+            peer, *frames = await self._socket.recv_multipart()
+            try:
+                return peer, self._codec.decode(b"".join(frames))
+            except WireError as e:
+                log.error("ignored a message of client %s: %s", peer.hex(), e)
 
     async def send(self, peer: bytes, message: T) -> bool:
         """Send a message to a client; return False if it is disconnected."""
@@ -106,11 +116,19 @@ class ControlClient(Generic[T]):
     async def send(self, message: T) -> None:
         await self._socket.send(self._codec.encode(message))
 
-    async def receive(self, timeout_s: float) -> T:
-        """Return the next message. Raises WireError if there is none within `timeout_s`."""
+    async def receive(self, timeout_s: float | None = None) -> T:
+        """Return the next message. Raises WireError if there is none within `timeout_s`.
+
+        A message that cannot be decoded is logged and dropped.
+        """
         try:
             async with asyncio.timeout(timeout_s):
-                return self._codec.decode(await self._socket.recv())
+                while True:
+                    data = await self._socket.recv()
+                    try:
+                        return self._codec.decode(data)
+                    except WireError as e:
+                        log.error("ignored a message of %s: %s", self.endpoint, e)
         except TimeoutError as e:
             what = f"no message from {self.endpoint} for {timeout_s:.0f} s"
             hint = "check that the node is up and that nodes of a job can reach each other's ports"

@@ -78,7 +78,7 @@ CommunicationParameters=NoCtldInAddrAny
 SlurmUser=root
 AuthType=auth/munge
 # Slurm delays a requeued job until its credentials expire, after two minutes by default.
-AuthInfo=socket={state}/munge.socket,cred_expire=20
+AuthInfo=socket={state}/munge.socket,cred_expire=10
 StateSaveLocation={state}/slurmctld
 SlurmdSpoolDir={state}/%n/spool
 SlurmctldPidFile={state}/slurmctld.pid

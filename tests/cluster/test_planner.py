@@ -38,7 +38,7 @@ async def change_roles_both_ways(
 async def test_simulator_workers_follow_the_load(cluster: SlurmCluster, shared_dir: Path) -> None:
     words = (
         *("engine=simulator", "engine.args.timing=h100-8b", "engine.args.time-scale=8"),
-        "engine.args.num-blocks=512",
+        *("engine.args.num-blocks=320", "engine.args.max-model-len=4096"),
     )
     await change_roles_both_ways(cluster, shared_dir, words, "simulated", prompts=1200)
 

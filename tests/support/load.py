@@ -1,7 +1,8 @@
 """Clients that send requests one after another and count their output."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from hpc_dynamo import jsonl
 from hpc_dynamo.config import Role
 from hpc_dynamo.planner.records import PlannerRecord, RoleChange
 from hpc_dynamo.run import Attempt
-from tests.support.runs import until
+from tests.support.runs import BUSY_FACTOR, until
 
 SOON_S = 100.0
 
@@ -31,15 +32,21 @@ class Load:
         self, done: Callable[[], object], clients: int, timeout_s: float = SOON_S
     ) -> None:
         """Send requests until `done` returns true, then finish the open ones."""
+        async with self.running(clients):
+            await wait(done, timeout_s)
+
+    @asynccontextmanager
+    async def running(self, clients: int) -> AsyncIterator[None]:
+        """Send requests meanwhile, then finish the open ones."""
         stop = asyncio.Event()
         client = openai.AsyncOpenAI(
-            base_url=self.url, api_key=self.key, max_retries=0, timeout=timeout_s
+            base_url=self.url, api_key=self.key, max_retries=0, timeout=BUSY_FACTOR * SOON_S
         )
         async with client, asyncio.TaskGroup() as group:
             for number in range(clients):
                 group.create_task(self._ask(client, number, stop))
             try:
-                await asyncio.to_thread(until, "what the load is for", done, timeout_s)
+                yield
             finally:
                 stop.set()
 
@@ -55,6 +62,13 @@ class Load:
             assert choices[-1].finish_reason == "length", "an answer was cut short"
             self.pieces.append(len(choices))
             turn += 1
+
+
+async def wait(done: Callable[[], object], timeout_s: float = SOON_S) -> None:
+    """Wait for `done` while the clients of this event loop send requests."""
+    await asyncio.to_thread(
+        until, f"{getattr(done, '__qualname__', done)} under load", done, timeout_s
+    )
 
 
 def flips(attempt: Attempt, new: Role) -> list[RoleChange]:

@@ -11,6 +11,7 @@ import pytest
 
 from hpc_dynamo.config import Config, Engine, Role, Topology
 from hpc_dynamo.errors import HpcDynamoError
+from hpc_dynamo.launch.exit_code import exit_code
 from hpc_dynamo.messages import BatchSummary, NodeRecord, Outcome, Progress
 from hpc_dynamo.run import Attempt, Run, Secrets, new_token, read_json, write_atomic, write_json
 from hpc_dynamo.topology import Plan, Shard, Worker
@@ -148,3 +149,10 @@ def test_records_with_unknown_fields_are_read(attempt: Attempt) -> None:
     """Unknown fields are no reason to lose a run."""
     attempt.outcome_file.write_bytes(msgspec.json.encode({"exit_code": 0, "news": 1}))
     assert attempt.outcome() == Outcome(exit_code=0)
+
+
+def test_job_reports_the_exit_code_of_its_outcome(attempt: Attempt) -> None:
+    """Without an outcome it reports that of srun."""
+    assert [exit_code(attempt, code) for code in (0, 137)] == [0, 137]
+    write_json(attempt.outcome_file, Outcome(exit_code=4))
+    assert exit_code(attempt, 137) == 4

@@ -64,7 +64,7 @@ def run(args: Namespace) -> int:
     try:
         report = _await_report(attempt, job)
     except KeyboardInterrupt:
-        job.stop()
+        job.cancel()
         raise
     OUT.print(report_view(report))
     if args.json:

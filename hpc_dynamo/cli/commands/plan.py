@@ -20,7 +20,7 @@ from hpc_dynamo.cli.task_config import resolve_batch, resolve_profile, resolve_s
 from hpc_dynamo.config import Config, Heterogeneous, Launcher, Role, Task, with_hardware
 from hpc_dynamo.engines import check as check_engines
 from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
-from hpc_dynamo.launch import partitions, sbatch_script, slurm
+from hpc_dynamo.launch import partitions, sbatch_script
 from hpc_dynamo.launch.layout_check import check_layout, fit_to_nodes, layout_warnings
 from hpc_dynamo.launch.partitions import PartitionNodes
 from hpc_dynamo.run import Run
@@ -144,12 +144,9 @@ def submitted_script(config: Config, layout: Plan) -> str:
         raise _several_jobs()
     run = Run(Path(config.runs_dir) / config.name)
     attempt = run.attempt(1) if config.overwrite else run.next_attempt()
-    mpi = slurm.agent_mpi(config.cluster)
     if len(layout.group_plans) > 1:
-        return sbatch_script.hetjob_script(attempt, config, layout, ENTRY, mpi)
-    return sbatch_script.submission_script(
-        attempt, with_hardware(config, layout.hardware), layout, mpi
-    )
+        return sbatch_script.hetjob_script(attempt, config, layout, ENTRY)
+    return sbatch_script.submission_script(attempt, with_hardware(config, layout.hardware), layout)
 
 
 def _own_script(args: Namespace, config: Config, layout: Plan) -> str:

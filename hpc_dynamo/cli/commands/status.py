@@ -29,7 +29,8 @@ def run(args: Namespace) -> int:
     attempt = serving_attempt(find_run(args))
     job = launch.find_job(attempt)
     state = job.state() if job else None
-    active = job and state and state[0] is not launch.JobState.ended and not attempt.outcome()
+    ended = launch.current_outcome(attempt, job)
+    active = job and state and state[0] is not launch.JobState.ended and not ended
     if active and (endpoint := attempt.endpoint()):
         OUT.print(instructions(attempt, endpoint), markup=False)
     if job and active and can_redraw(sys.stdout) and not args.once:

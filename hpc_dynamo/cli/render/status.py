@@ -38,7 +38,9 @@ def worker_table(status: Status) -> ResponsiveTable:
 
 def status(attempt: Attempt, job: tuple[JobState, str] | None) -> RenderableType:
     """Return the status of an attempt. Totals come before the tables, which may be long."""
-    current, outcome = attempt.status(), attempt.outcome()
+    # The outcome of a pending job is that of its execution before Slurm requeued it.
+    waits = job is not None and job[0] is JobState.pending
+    current, outcome = attempt.status(), None if waits else attempt.outcome()
     rows: list[RenderableType] = [_head(attempt, job, outcome), *_addresses(attempt, outcome)]
     if current:
         rows += [] if outcome else [_phase(current)]

@@ -28,14 +28,11 @@ class Heterogeneous(StrEnum):
 
 
 class BootstrapMethod(StrEnum):
-    """Mechanism by which agents learn each other's addresses.
+    """Mechanism by which agents learn each other's addresses."""
 
-    MPI is not the default. If an MPI rank crashes during its start, PMIx makes Slurm end the step
-    at once (Open MPI 4.1.4 under Slurm 22.05: 5 of 38 starts on a loaded machine).
-    """
-
+    auto = "auto"  # MPI on several nodes of a Slurm job, else TCP
     tcp = "tcp"
-    mpi = "mpi"
+    mpi = "mpi"  # as auto, and `doctor` reports a fault if MPI does not work
 
 
 @dataclass(frozen=True)
@@ -103,13 +100,15 @@ class Bootstrap:
     """Exchange of addresses at the start of a job."""
 
     method: BootstrapMethod = setting(
-        BootstrapMethod.tcp, "Exchange over TCP and the run folder, or in an MPI step."
+        BootstrapMethod.auto,
+        "Exchange in an MPI step, or over TCP and the run folder. auto: MPI on several nodes of a "
+        "Slurm job. TCP takes over if MPI is missing or fails.",
     )
     timeout_s: float = setting(
         120.0, "Maximum time until all agents have connected.", unit="s", gt=0
     )
     mpi_timeout_s: float = setting(
-        60.0, "Maximum time of the MPI step. After it, TCP is used.", unit="s", gt=0
+        20.0, "Maximum time of the MPI step. After it, TCP is used.", unit="s", gt=0
     )
 
 
@@ -135,12 +134,25 @@ class Cluster:
     )
     heartbeat_timeout_s: float = setting(
         30.0,
-        "The head or an agent that is silent for this time is lost.",
+        "A node that is silent for this time gets no requests until it is back.",
         unit="s",
         ge=HEARTBEAT_TIMEOUT_MIN_S,
         was="silence_s",
     )
+    reconnect_timeout_s: float = setting(
+        120.0,
+        "Time for which an agent keeps its engines without contact to the head. A node that is "
+        "silent for this time is lost.",
+        unit="s",
+        ge=HEARTBEAT_TIMEOUT_MIN_S,
+    )
     interface: str | None = setting(None, "Network interface of the job, such as ib0 or hsn0.")
+    tries: int = setting(
+        3,
+        "Number of jobs to try if some nodes fail at the start. The next job excludes them.",
+        unit="jobs",
+        ge=1,
+    )
     preflight: bool = setting(True, "Check each node before a model is loaded there.")
     hardware: dict[str, Hardware] = setting({}, "Kinds of nodes, by names of your choice.")
     slurm: Slurm = section(Slurm())

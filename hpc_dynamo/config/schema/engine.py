@@ -91,8 +91,24 @@ class Engine:
     stop_timeout_s: float = setting(
         20.0, "Time that a worker has to stop before it is killed.", unit="s", gt=0
     )
+    hang_timeout_s: float = setting(
+        20.0,
+        "A ready worker that makes no progress for this time hangs and is restarted. Longer if it "
+        "was that slow before, or while it computes.",
+        unit="s",
+        ge=1,
+    )
     max_restarts: int = setting(
-        2, "Number of times that a failed worker is restarted.", ge=0, was="restarts"
+        2,
+        "Number of times within `restart_window_min` that a failed worker is restarted.",
+        ge=0,
+        was="restarts",
+    )
+    restart_window_min: float = setting(
+        60.0,
+        "Failures of a worker that was ready since do not count after this time.",
+        unit="min",
+        gt=0,
     )
     sleep_mode: bool = setting(
         False,

@@ -75,7 +75,18 @@ class Serve:
         was="worker_requests",
     )
     request_timeout_s: float = setting(3600.0, "Maximum time of one request.", unit="s", gt=0)
+    migrations: int = setting(
+        3,
+        "Number of times that a stream continues on another worker after its worker failed. "
+        "0: the stream ends with an error.",
+        ge=0,
+    )
     max_body_mb: float = setting(32.0, "Maximum size of a request body.", unit="MB", gt=0)
+    max_items_per_request: int = setting(
+        10_000,
+        "Maximum number of objects and arrays in a request, such as messages, and of its prompts.",
+        ge=1,
+    )
     max_buffered_mb: float = setting(
         512.0,
         "Maximum size of all request bodies that one frontend process holds.",

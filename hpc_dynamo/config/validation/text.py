@@ -1,5 +1,6 @@
 """Checks of texts that become one line of a script, or a part of a path."""
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import fields
@@ -9,6 +10,9 @@ from hpc_dynamo.config.schema.config import Config
 from hpc_dynamo.errors import ConfigError, quoted_override
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\x85]")
+
+# A file system allows 255 bytes; `overwrite=true` appends .old-1 and Slurm's job name a prefix.
+MAX_NAME_BYTES = 200
 
 # submitit and Slurm replace these by numbers of the job in the paths of logs.
 REPLACED = re.compile(r"%\d*[A-Za-z%]")
@@ -38,8 +42,11 @@ def _texts(config: Config) -> Iterator[tuple[str, str]]:
 def check_folder(runs_dir: str, name: str) -> None:
     """Refuse a run name that is no plain folder name, and a run folder whose name Slurm would
     change in log paths."""
-    if "/" in name or name.startswith("."):
+    if "/" in name or name.startswith((".", "-")):
         raise ConfigError(f"name={name!r} must be a plain folder name", hint="name=my-run")
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        what = f"name={name!r} is too long: {len(os.fsencode(name))} bytes"
+        raise ConfigError(what, hint=f"name=NAME with at most {MAX_NAME_BYTES} bytes")
     for field, value, hint in (
         ("runs_dir", runs_dir, "runs_dir=DIR, a folder without percent signs in its path"),
         ("name", name, quoted_override("name", name.replace("%", "") or "my-run")),

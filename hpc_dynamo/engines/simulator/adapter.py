@@ -59,6 +59,7 @@ class SimulatorAdapter(EngineAdapter):
     """Adapter of the simulator. Its tokenizer is its own, so `tokenizes` is False."""
 
     metrics = VLLM_METRICS
+    own_tokenizer = True
     # PYTHONPATH makes the first visible to any interpreter, but not its dependencies.
     python_modules = ("hpc_dynamo", "msgspec")
     tuning_options = tuning_options(__file__)

@@ -73,6 +73,8 @@ def server_environment(engine: Engine, placement: Placement) -> dict[str, str]:
         **({"VLLM_SERVER_DEV_MODE": "1"} if engine.sleep_mode else {}),
         **({"VLLM_HOST_IP": placement.address} if placement.rendezvous else {}),
         **network_environment(placement),
+        # Sockets between the processes of a server.
+        **({"VLLM_RPC_BASE_PATH": placement.events_folder} if placement.events_folder else {}),
         "VLLM_NIXL_SIDE_CHANNEL_HOST": placement.address,
         "VLLM_NIXL_SIDE_CHANNEL_PORT": str(placement.ports[1]),
         **device_environment(engine, placement),

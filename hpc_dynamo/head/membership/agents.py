@@ -6,7 +6,6 @@ when every worker of a role is permanently lost. The job ends when all its model
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 
@@ -15,18 +14,20 @@ from msgspec.structs import replace
 from hpc_dynamo.agent import HEARTBEAT_S
 from hpc_dynamo.config import Role
 from hpc_dynamo.engines.adapter import roles_can_change
-from hpc_dynamo.errors import EngineError
+from hpc_dynamo.errors import EngineError, HpcDynamoError
+from hpc_dynamo.head.membership.links import HEARTBEAT, AgentLinks
 from hpc_dynamo.head.membership.shards import MultiNodeCoordinator
 from hpc_dynamo.messages import (
     AgentStopped,
     ControlMessage,
     Heartbeat,
     Hello,
+    HelloRequest,
     KvEvents,
     KvReplayRequest,
-    NodeRecord,
     Preempted,
     Roster,
+    SetAsleep,
     SetRole,
     ShardExited,
     StartShard,
@@ -68,12 +69,12 @@ class Membership:
         self._first_extra_node = plan.nodes
         self._nodes = {node.node: node for node in roster.nodes}
         self._expected = dict[int, tuple[Worker, ...]]()  # workers of extra jobs' nodes
-        self._timeout_s = config.cluster.heartbeat_timeout_s
         self._roles_can_change = roles_can_change(config)
         self._server, self._routers, self._fail_job = server, routers, fail_job
-        self._peers = dict[int, bytes]()  # ZMQ routing id, by node
-        self._last_heartbeat = {node.node: time.monotonic() for node in roster.nodes}
-        self._changed, self._shards = asyncio.Condition(), MultiNodeCoordinator(self._send)
+        self._links = AgentLinks(server, self._nodes, config.cluster)
+        self._stop_reason = ""  # given to all agents
+        self._changed = asyncio.Condition()
+        self._shards = MultiNodeCoordinator(self._links.send)
         self.workers: dict[int, WorkerReport] = {}  # last report, by rank
         self._subscribers = set[Reports]()
         self.preempted_nodes = asyncio.Queue[int]()  # nodes of extra jobs that Slurm ends soon
@@ -90,25 +91,34 @@ class Membership:
         """Handle the messages of agents until cancelled."""
         while True:
             peer, message = await self._server.receive()
-            match message:
-                case Hello(node=record):
-                    await self._admit_agent(peer, record)
-                case Heartbeat(node=node):
-                    await self._on_heartbeat(peer, node)
-                case WorkerReport(rank=rank) if rank in self._placed:
-                    await self._update_worker(message)
-                case StartShard(rank=rank) | ShardExited(rank=rank) if rank in self._placed:
-                    await self._shards.on_message(self._placed[rank], message)
-                case Preempted(node=node):
-                    self.preempted_nodes.put_nowait(node)
-                case AgentStopped(node=node) if node in self._nodes:
-                    await self._remove_agent(node, WorkerState.stopped, "its agent has exited")
-                case KvEvents():
-                    await self._receive_kv_events(message)
-                    await asyncio.sleep(0)  # many events must not delay other tasks
-                case _:
-                    name = type(message).__name__
-                    log.warning("ignored %s of an unknown worker, node or sender", name)
+            try:
+                await self._handle(peer, message)
+            except HpcDynamoError:
+                raise
+            # A defect in the handling of one message must not end the job.
+            except Exception:
+                log.exception("this is a defect of hpc-dynamo: %.1000r", message)
+
+    async def _handle(self, peer: bytes, message: ControlMessage) -> None:
+        match message:
+            case Hello():
+                await self._admit_agent(peer, message)
+            case Heartbeat(node=node):
+                await self._on_heartbeat(peer, node)
+            case WorkerReport(rank=rank) if rank in self._placed:
+                await self._update_worker(message)
+            case StartShard(rank=rank) | ShardExited(rank=rank) if rank in self._placed:
+                await self._shards.on_message(self._placed[rank], message)
+            case Preempted(node=node):
+                self.preempted_nodes.put_nowait(node)
+            case AgentStopped(node=node) if node in self._nodes:
+                await self._remove_agent(node, WorkerState.stopped, "its agent has exited")
+            case KvEvents():
+                await self._receive_kv_events(message)
+                await asyncio.sleep(0)  # many events must not delay other tasks
+            case _:
+                name = type(message).__name__
+                log.warning("ignored %s of an unknown worker, node or sender", name)
 
     def expect(self, plan: Plan) -> None:
         """Accept the agents of an extra job and their workers from now on."""
@@ -120,30 +130,32 @@ class Membership:
         for node in plan.used_nodes:
             self._expected.pop(node, None)
 
-    async def _admit_agent(self, peer: bytes, record: NodeRecord) -> None:
-        node = record.node
+    async def _admit_agent(self, peer: bytes, hello: Hello) -> None:
+        """Connect an agent. It may have run before, under an earlier head or cut off from this."""
+        record, node = hello.node, hello.node.node
         if node in self._expected:
             self._placed |= {worker.rank: worker for worker in self._expected.pop(node)}
             self._nodes[node] = record
-        elif node not in self._nodes:
+        elif node not in self._nodes or self._stop_reason:
             log.warning("agent %d on %s is not expected; stopping it", node, record.host)
             await self._server.send(peer, UNEXPECTED)
             return
-        self._peers[node] = peer
-        self._last_heartbeat[node] = time.monotonic()
-        log.info("agent %d on %s joined", node, record.host)
+        self._links.connect(node, peer)
+        log.info("agent %d on %s joined, %d workers", node, record.host, len(hello.workers))
+        for report in hello.workers:
+            if report.rank in self._placed and self.workers.get(report.rank) != report:
+                await self._update_worker(report)
+        for start in hello.shards:
+            if start.rank in self._placed:
+                await self._shards.on_message(self._placed[start.rank], start)
         await self._shards.node_joined(node)
 
     async def _on_heartbeat(self, peer: bytes, node: int) -> None:
-        if node in self._nodes:
-            self._last_heartbeat[node] = time.monotonic()
-            await self._server.send(peer, Heartbeat(node=0))
-        else:
+        if node not in self._nodes and node not in self._expected:
             await self._server.send(peer, UNEXPECTED)
-
-    async def _send(self, node: int, message: ControlMessage) -> None:
-        if node in self._peers:
-            await self._server.send(self._peers[node], message)
+        else:
+            known = self._links.heard(node, peer)
+            await self._server.send(peer, HEARTBEAT if known else HelloRequest())
 
     async def _receive_kv_events(self, events: KvEvents) -> None:
         rank = events.rank
@@ -156,23 +168,25 @@ class Membership:
 
     async def _request_replay(self, rank: int, start: int) -> None:
         if rank in self._placed:
-            await self._send(self._placed[rank].node, KvReplayRequest(rank=rank, start=start))
+            await self._links.send(self._placed[rank].node, KvReplayRequest(rank=rank, start=start))
 
     async def watch(self) -> None:
-        """Remove agents whose heartbeats stopped, with all their workers. Runs until cancelled."""
+        """Remove agents that died or fell silent, with their workers. Runs until cancelled."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
-            oldest = time.monotonic() - self._timeout_s
-            for node in [n for n, at in self._last_heartbeat.items() if at < oldest]:
-                reason = f"silent for {self._timeout_s:.0f} s"
-                await self._remove_agent(node, WorkerState.lost, reason)
+            for node, state, reason in await self._links.check():
+                await self._remove_agent(node, state, reason)
 
     async def set_role(self, rank: int, role: Role, *, restart: bool) -> None:
         """Send a worker its new role. With `restart` it has the role only once it reports it."""
         worker = self.workers[rank]
-        await self._send(worker.node, SetRole(rank=rank, role=role, restart=restart))
+        await self._links.send(worker.node, SetRole(rank=rank, role=role, restart=restart))
         if not restart and rank in self.workers:
             self.workers[rank] = replace(worker, role=role)
+
+    async def set_asleep(self, rank: int, asleep: bool) -> None:
+        """Inform a worker's agent, which expects no progress of a worker that sleeps."""
+        await self._links.send(self.workers[rank].node, SetAsleep(rank=rank, asleep=asleep))
 
     @contextmanager
     def subscribe(self) -> Iterator[Reports]:
@@ -186,17 +200,18 @@ class Membership:
 
     async def stop_all(self, reason: str, timeout_s: float) -> None:
         """Stop all agents and wait until they have exited; Slurm ends those that do not."""
+        self._stop_reason = reason
         await self.stop(frozenset(self._nodes), reason, timeout_s)
 
     async def stop(self, nodes: Set[int], reason: str, timeout_s: float) -> None:
         """Stop the agents of some nodes and wait until they have exited, `timeout_s` at most."""
-        for node in nodes & self._peers.keys():
-            await self._server.send(self._peers[node], StopAgent(reason=reason))
+        for node in nodes & self._links.connected:
+            await self._links.send(node, StopAgent(reason=reason))
         try:
             async with asyncio.timeout(timeout_s), self._changed:
-                await self._changed.wait_for(lambda: not nodes & self._peers.keys())
+                await self._changed.wait_for(lambda: not nodes & self._links.connected)
         except TimeoutError:
-            late = sorted(nodes & self._peers.keys())
+            late = sorted(nodes & self._links.connected)
             hosts = ", ".join(self._nodes[node].host for node in late)
             log.error("agents on %s did not confirm their shutdown within %.0f s", hosts, timeout_s)
 
@@ -217,9 +232,9 @@ class Membership:
 
     async def _remove_agent(self, node: int, state: WorkerState, reason: str) -> None:
         """Remove an agent that has exited or is silent; its workers get this state."""
-        self._last_heartbeat.pop(node, None)
+        if state is not WorkerState.failed:  # a silent agent may connect again
+            self._links.drop(node)
         async with self._changed:
-            self._peers.pop(node, None)
             self._changed.notify_all()
         host, agent_log = self._nodes[node].host, self._attempt.agent_log(node)
         log.info("node %d (%s) is gone: %s", node, host, reason)
@@ -233,14 +248,14 @@ class Membership:
                 node=node,
                 host=host,
                 state=state,
-                detail=lost if state is WorkerState.lost else "",
+                detail="" if state is WorkerState.stopped else lost,
                 log=str(self._attempt.worker_log(worker.rank)),
                 start_s=before.start_s if before else 0.0,
             )
             await self._update_worker(report)
         await self._shards.node_lost(node, lost)
-        if node >= self._first_extra_node:  # nodes of extra jobs do not come back
-            self._drop_node(node)
+        if node >= self._first_extra_node and state is not WorkerState.failed:
+            self._drop_node(node)  # nodes of extra jobs do not come back
 
     def _drop_node(self, node: int) -> None:
         del self._nodes[node]

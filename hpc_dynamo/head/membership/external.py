@@ -1,8 +1,8 @@
 """External workers: engines that hpc_dynamo did not start, for `hpc-dynamo route`.
 
 An engine is ready once it has generated a token, or listed its models if `model.name` is not
-set. It is checked every second. After two failures in a row it is removed, until it is ready
-again.
+set. Its /health is checked every second, and its progress as in agents if it publishes metrics.
+After two failures in a row, or a hang, it is removed until it is ready again.
 """
 
 import asyncio
@@ -22,8 +22,9 @@ from hpc_dynamo.agent.probe import (
     not_serving_reason,
     query_models,
 )
+from hpc_dynamo.agent.progress_watch import ProgressWatch, WatchedEngine
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.engines import EventEndpoints, pd_protocol_of, probe_fields
+from hpc_dynamo.engines import EventEndpoints, engine, pd_protocol_of, probe_fields
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import KvEvents, WorkerReport, WorkerState
 from hpc_dynamo.router import RequestRouter
@@ -54,6 +55,11 @@ class ExternalWorkers:
         self._events = dict(enumerate(EventEndpoints(*pair) for pair in pairs))
         if not config.router.kv_events:
             self._events.clear()
+        self._metrics, self._hang_timeout_s = (
+            engine(config.engine.name).metrics,
+            config.engine.hang_timeout_s,
+        )
+        self._watches = dict[int, ProgressWatch]()  # by rank
         self._router, self._http = router, http
         self._relay = KvEventRelay("", self._receive_kv_events, group)
         self.workers = {
@@ -71,6 +77,10 @@ class ExternalWorkers:
     def in_order(self) -> tuple[WorkerReport, ...]:
         return tuple(self.workers[rank] for rank in sorted(self.workers))
 
+    async def set_asleep(self, rank: int, asleep: bool) -> None:
+        if rank in self._watches:
+            self._watches[rank].asleep = asleep
+
     async def watch(self) -> None:
         """Check all engines until cancelled."""
         async with asyncio.TaskGroup() as group:
@@ -85,9 +95,9 @@ class ExternalWorkers:
                 self._update(rank, state, f"{url} {reason}")
                 await asyncio.sleep(CHECK_INTERVAL_S)
             async with self._routed(rank, role, url, time.monotonic() - began):
-                await self._wait_for_failure(url)
+                reason = await self._wait_for_failure(rank, role, url)
             state = WorkerState.failed
-            self._update(rank, state, f"{url} no longer answers")
+            self._update(rank, state, f"{url} {reason}")
 
     @asynccontextmanager
     async def _routed(self, rank: int, role: Role, url: str, start_s: float) -> AsyncIterator[None]:
@@ -140,11 +150,30 @@ class ExternalWorkers:
                 return await query_models(self._http, url)
         return NO_MODELS
 
-    async def _wait_for_failure(self, url: str) -> None:
+    async def _wait_for_failure(self, rank: int, role: Role, url: str) -> str:
+        """Return the reason, once an engine does not answer /health or hangs."""
+        model = self._model or next(iter(self.workers[rank].models), "")
+        fields = probe_fields(self._pd_protocol, role)
+        watched = WatchedEngine(url, model, fields, self._metrics)
+        watch = self._watches[rank] = ProgressWatch(self._http, watched, self._hang_timeout_s)
+        checks = [asyncio.create_task(self._wait_until_silent(url))]
+        try:
+            if model and await watch.has_counters():
+                checks.append(asyncio.create_task(watch.wait_for_hang()))
+            done, _ = await asyncio.wait(checks, return_when=asyncio.FIRST_COMPLETED)
+            return done.pop().result()
+        finally:
+            for check in checks:
+                check.cancel()
+            await asyncio.gather(*checks, return_exceptions=True)
+            del self._watches[rank]
+
+    async def _wait_until_silent(self, url: str) -> str:
         failures = 0
         while failures < MAX_FAILURES:
             await asyncio.sleep(CHECK_INTERVAL_S)
             failures = 0 if await self._is_alive(url) else failures + 1
+        return "no longer answers"
 
     async def _is_alive(self, url: str) -> bool:
         with suppress(TimeoutError):

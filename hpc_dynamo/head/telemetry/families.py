@@ -73,7 +73,15 @@ REQUESTS_REJECTED = _counter("requests_rejected", "Requests rejected because of 
 REQUESTS_CANCELLED = _counter("requests_cancelled", "Requests whose client disconnected.")
 REQUESTS_FORWARDED = _counter("requests_forwarded", "Requests forwarded to the next job.")
 REQUEST_RETRIES = _counter("request_retries", "Attempts to run a request on another worker.")
+STREAM_MIGRATIONS = _counter(
+    "stream_migrations", "Streams whose worker failed, by the outcome on another worker.", "outcome"
+)
 PROMPT_TOKENS = _counter("prompt_tokens", "Prompt tokens counted before routing.")
+HTTP_REJECTIONS = _counter(
+    "http_rejections",
+    "Requests rejected before they were read, by status; `connections`: closed at a limit.",
+    "reason",
+)
 OPEN_CONNECTIONS = _gauge("open_connections", "Open connections of clients.")
 TTFT = _histogram("time_to_first_token_seconds", "Time to the first bytes of an answer.")
 ITL = _histogram("inter_token_latency_seconds", "Time between two pieces of a streamed answer.")
@@ -81,6 +89,9 @@ E2E_LATENCY = _histogram("e2e_request_latency_seconds", "Time to the end of an a
 
 # Workers, reported by their engines and the router.
 WORKER_READY = _worker("ready", "1 if the worker receives requests, else 0.")
+WORKER_HANGS = _counter(
+    "worker_hangs", "Times that the worker was killed because it hung.", "rank", "role", "node"
+)
 WORKER_ACTIVE = _worker("requests_active", "Requests assigned by the router.")
 WORKER_RUNNING = _worker("requests_running", "Requests that the engine runs.")
 WORKER_WAITING = _worker("requests_waiting", "Requests queued in the engine.")

@@ -14,6 +14,9 @@ def request_metrics(stats: FrontendStats) -> Iterable[Metric]:
     answers = sorted(stats.responses.items())
     yield families.REQUESTS.values((key.split(" "), count) for key, count in answers)
     yield families.REQUEST_RETRIES.value(stats.retried)
+    yield families.STREAM_MIGRATIONS.values(
+        ((outcome,), count) for outcome, count in sorted(stats.migrations.items())
+    )
     yield families.PROMPT_TOKENS.value(stats.prompt_tokens)
     yield families.TTFT.histogram(stats.ttft)
     yield families.ITL.histogram(stats.itl)
@@ -31,4 +34,6 @@ def connection_metrics(stats: FrontendStats) -> Iterable[Metric]:
     """Yield what frontend processes count without a model."""
     yield families.REQUESTS_CANCELLED.value(stats.cancelled)
     yield families.REQUESTS_FORWARDED.value(stats.forwarded)
+    rejections = sorted(stats.rejections.items())
+    yield families.HTTP_REJECTIONS.values(((reason,), count) for reason, count in rejections)
     yield families.OPEN_CONNECTIONS.value(stats.connections)

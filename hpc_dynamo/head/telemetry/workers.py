@@ -12,9 +12,11 @@ def worker_metrics(
     loads: Iterable[WorkerLoad], workers: Iterable[WorkerReport]
 ) -> Iterable[Metric]:
     """Yield the state of all workers and the load of those that are ready."""
+    workers = list(workers)
     labels = {worker.rank: _labels(worker) for worker in workers}
     ready = {worker.rank: worker.state is WorkerState.ready for worker in workers}
     yield families.WORKER_READY.values((labels[rank], ready[rank]) for rank in labels)
+    yield families.WORKER_HANGS.values((_labels(worker), worker.hangs) for worker in workers)
     known = [(labels[load.rank], load) for load in loads if load.rank in labels]
     yield families.WORKER_ACTIVE.values((row, load.active) for row, load in known)
     yield families.WORKER_RUNNING.values((row, load.running) for row, load in known)

@@ -7,16 +7,18 @@ import msgspec
 
 from hpc_dynamo.batch import report
 from hpc_dynamo.batch.exit_status import exit_status
-from hpc_dynamo.batch.input_file import read_input
+from hpc_dynamo.batch.input_file import BatchInput, read_input
 from hpc_dynamo.batch.ledger import Ledger
 from hpc_dynamo.batch.runner import BatchRunner
 from hpc_dynamo.config import Config, Policy, Role
 from hpc_dynamo.dispatch import Dispatcher
 from hpc_dynamo.engines import engine, pd_protocol_of
+from hpc_dynamo.errors import InputError
 from hpc_dynamo.head.workloads import batch_prompts
 from hpc_dynamo.head.workloads.workload import HeadContext
 from hpc_dynamo.messages import Outcome, Progress, Status
 from hpc_dynamo.router import AdmissionLimits, StartShare
+from hpc_dynamo.run import Run
 
 
 def start_limits(config: Config, requests: int) -> AdmissionLimits:
@@ -29,6 +31,19 @@ def start_limits(config: Config, requests: int) -> AdmissionLimits:
     return AdmissionLimits(
         start_shares={role: StartShare(p.workers, -(-most // p.workers)) for role, p in pools}
     )
+
+
+def require_unchanged(requests: BatchInput, run: Run) -> None:
+    """Raise InputError if the input is not the one that the job was submitted with: a run never
+    contains results of two inputs."""
+    known = run.identity()
+    if known and known.fingerprint != requests.fingerprint:
+        what = (
+            f"{requests.file} was changed after the job was submitted: its SHA-256 is "
+            f"{requests.fingerprint[:16]}…, but {run.identity_file} has {known.fingerprint[:16]}…"
+        )
+        hint = "restore the file and run the same command again, or name=OTHER for the new input"
+        raise InputError(what, hint=hint)
 
 
 class BatchWorkload:
@@ -45,7 +60,10 @@ class BatchWorkload:
         """Run all requests without a result, then write output.jsonl and errors.jsonl."""
         config, names = self._config, engine(self._config.engine.name)
         requests = await asyncio.to_thread(read_input, Path(config.input))
+        require_unchanged(requests, self._attempt.run)
         ledger = Ledger(self._attempt.run, self._attempt.number)
+        # Earlier results may be gigabytes; a thread reads them, so that heartbeats continue.
+        remaining = await asyncio.to_thread(ledger.unfinished, requests)
         prompts = await batch_prompts.load_batch_tokenizer(config)
         await self._router.wait_for_roles(role for role, _ in config.topology.pools)
         before = await report.read_metrics(self._client, self._router.workers, names.metrics)
@@ -57,8 +75,9 @@ class BatchWorkload:
             prompts = await batch_prompts.verify_tokenizer(prompts, config, dispatcher)
             self._notices = batch_prompts.routing_notices(prompts, config)
             runner = self._runner = BatchRunner(
-                config, requests, ledger, dispatcher, self._alive, prompts, self._prefill_ready
-            )
+                config, requests, remaining, ledger, dispatcher, self._alive, prompts,
+                self._prefill_ready,
+            )  # fmt: skip
             self._router.set_limits(start_limits(config, runner.in_flight))
             if self.phase == "draining":
                 runner.stop()

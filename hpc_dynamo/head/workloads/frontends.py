@@ -1,11 +1,12 @@
 """Counts of a job's frontend processes, including those that have exited."""
 
 import asyncio
+import math
 from collections import Counter
 
 import msgspec
 
-from hpc_dynamo.frontend.stats import FrontendReport, FrontendStats
+from hpc_dynamo.frontend.stats import REPORT_INTERVAL_S, FrontendReport, FrontendStats
 
 
 class FrontendTotals:
@@ -14,13 +15,16 @@ class FrontendTotals:
     def __init__(self) -> None:
         self._reports = dict[int, FrontendReport]()  # last report of each running frontend
         self._report_counts = Counter[int]()
+        self._alive = set[int]()  # indexes of the processes with a report since the last look
         self._exited = FrontendReport()  # sum over frontends that have exited
         self._changed = asyncio.Event()
 
     def update(self, frontend: int, content: bytes) -> None:
         """Store a report: what a frontend has counted since its start, as MessagePack."""
-        self._reports[frontend] = msgspec.msgpack.decode(content, type=FrontendReport)
+        report = msgspec.msgpack.decode(content, type=FrontendReport)
+        self._reports[frontend] = report
         self._report_counts[frontend] += 1
+        self._alive.add(report.index)
         self._changed.set()
 
     def frontend_exited(self, frontend: int) -> None:
@@ -42,6 +46,18 @@ class FrontendTotals:
         while any(reports[n] < 2 or report.forwarding for n, report in self._reports.items()):
             self._changed.clear()
             await self._changed.wait()
+
+    async def wait_until_silent(self, index: int, timeout_s: float) -> None:
+        """Wait until a process has reported at least once, and then not for `timeout_s`.
+
+        Time that this process was stopped itself does not count.
+        """
+        self._alive.discard(index)
+        silent_s = -math.inf
+        while silent_s < timeout_s:
+            await asyncio.sleep(REPORT_INTERVAL_S)
+            silent_s = 0.0 if index in self._alive else silent_s + REPORT_INTERVAL_S
+            self._alive.discard(index)
 
     def by_model(self) -> dict[str, FrontendStats]:
         """Return the counts by model; the empty name has those without a model."""

@@ -8,10 +8,10 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from msgspec.structs import replace
 
+from hpc_dynamo.backoff import RestartLimit
 from hpc_dynamo.bootstrap.address import address_for_clients
 from hpc_dynamo.engines.http_paths import is_inference
 from hpc_dynamo.engines.root_cause import root_cause
@@ -35,12 +35,12 @@ from hpc_dynamo.messages import (
     WorkerState,
 )
 from hpc_dynamo.process.child import Child, clean_environment
+from hpc_dynamo.process.node_folder import private_node_folder
 from hpc_dynamo.router import ModelAvailability, RouterServer, RunView
 from hpc_dynamo.run import write_json
 
 STOP_TIMEOUT_S = 5.0  # for a frontend process to end its streams
-MAX_RESTARTS = 5  # restarts of one frontend process
-RESTART_DELAY_S = 1.0
+MAX_RESTARTS, RESTART_WINDOW_S = 5, 600.0  # limit for one frontend process
 CORES_PER_FRONTEND = 8
 MAX_DEFAULT_FRONTENDS = 4
 ANY_ADDRESS = ("0.0.0.0", "::")
@@ -64,7 +64,7 @@ class ServeWorkload:
         """Serve until drained. Raises EngineError if the port is in use or a frontend fails."""
         serve = self._config.serve
         host = serve.host or address_for_clients(self._context.members.address)
-        with TemporaryDirectory(prefix="hpc-dynamo-") as folder:
+        with private_node_folder() as folder:
             shared = self._count > 1 or self._config.planner.job_handover
             attempt = self._context.attempt
             with EndpointSocket(host, serve.port, shared=shared, attempt=attempt) as port:
@@ -109,20 +109,40 @@ class ServeWorkload:
         arguments = (str(self._context.attempt.path), str(index), str(router_socket))
         argv = (sys.executable, "-m", "hpc_dynamo.frontend", *arguments)
         log_file = self._context.attempt.frontend_log(index)
-        for left in reversed(range(MAX_RESTARTS + 1)):
+        limit, left = RestartLimit(MAX_RESTARTS, RESTART_WINDOW_S), 1
+        while left:
             with port.open() as listening:
                 handle = listening.fileno()
                 command, environment = (*argv, str(handle)), clean_environment({})
                 child = await Child.start(command, environment, log_file, STOP_TIMEOUT_S, (handle,))
             try:
-                code = await child.wait()
+                code = await self._wait_for_exit(index, child)
             finally:
                 await child.stop()
+            limit.succeeded()
+            left = limit.failed(time.monotonic())
             log.error("frontend %d ended with code %d; %d restarts left", index, code, left)
-            await asyncio.sleep(RESTART_DELAY_S)
+            if left:
+                await asyncio.sleep(limit.delay_s)
         cause = root_cause(log_file.read_text(errors="replace"))
-        what = f"frontend {index} ended {MAX_RESTARTS + 1} times: {cause}"
+        minutes = RESTART_WINDOW_S / 60
+        what = f"frontend {index} ended {MAX_RESTARTS + 1} times in {minutes:.0f} min: {cause}"
         raise EngineError(what, log=log_file)
+
+    async def _wait_for_exit(self, index: int, child: Child) -> int:
+        """Return the exit code of a frontend process; kill one that hangs."""
+        timeout_s = self._config.cluster.heartbeat_timeout_s
+        exited = asyncio.create_task(child.wait())
+        silent = asyncio.create_task(self._frontends.wait_until_silent(index, timeout_s))
+        try:
+            await asyncio.wait({exited, silent}, return_when=asyncio.FIRST_COMPLETED)
+            if not exited.done():
+                log.error("frontend %d hangs: silent for %.0f s; killing it", index, timeout_s)
+                await child.kill()
+            return await exited
+        finally:
+            exited.cancel()
+            silent.cancel()
 
     def _publish(self, host: str, port: int) -> None:
         """Write the endpoint's address to the run folder."""

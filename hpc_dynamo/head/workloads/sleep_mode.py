@@ -67,6 +67,7 @@ class SleepController:
         try:
             async with asyncio.timeout(route.config.planner.drain_timeout_s):
                 await route.router.drain(worker.rank)
+            await self._context.members.set_asleep(worker.rank, True)
             await self._post(worker, paths.sleep)
             self._asleep[worker.rank], done = worker.url, True
         except TimeoutError as e:
@@ -75,11 +76,13 @@ class SleepController:
             raise RequestFailed(what, status=409) from e
         finally:
             if not done:
+                await self._context.members.set_asleep(worker.rank, False)
                 route.router.set_role(worker.rank, worker.role)
 
     async def _wake(self, worker: WorkerReport, paths: SleepEndpoints) -> None:
         await self._post(worker, paths.wake)
         del self._asleep[worker.rank]
+        await self._context.members.set_asleep(worker.rank, False)
         self._context.routes[worker.model].router.set_role(worker.rank, worker.role)
 
     async def _post(self, worker: WorkerReport, path: str) -> None:

@@ -27,6 +27,9 @@ class WorkerDirectory(Protocol):
     def in_order(self) -> tuple[WorkerReport, ...]:
         """Return the reports by rank."""
 
+    async def set_asleep(self, rank: int, asleep: bool) -> None:
+        """Expect no progress of a worker while it sleeps."""
+
 
 @dataclass(frozen=True)
 class ModelRoute:

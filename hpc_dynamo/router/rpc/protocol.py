@@ -122,6 +122,7 @@ class FramedConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
+        """Handle the records of complete frames. Only a protocol error closes the connection."""
         self._in += data
         try:
             self._split_frames()
@@ -138,9 +139,18 @@ class FramedConnection(asyncio.Protocol):
             end = start + 4 + size
             if len(self._in) < end:
                 break
-            self.on_message(self._in[start + 4 : end])
+            self._handle(self._in[start + 4 : end])
             start = end
         del self._in[:start]
+
+    def _handle(self, content: bytes | bytearray) -> None:
+        """Handle one record. A defect in its handling must not affect other requests."""
+        try:
+            self.on_message(content)
+        except msgspec.DecodeError:
+            raise
+        except Exception:
+            log.exception("this is a defect of hpc-dynamo: a message of the router or a frontend")
 
     def _abort(self, what: str) -> None:
         """Close the connection after a protocol error."""

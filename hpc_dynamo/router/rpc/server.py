@@ -1,6 +1,7 @@
 """The router's end of the unix socket, with one client per frontend process."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from itertools import count
@@ -33,6 +34,8 @@ from hpc_dynamo.router.scheduling.peer_loads import encode_loads
 from hpc_dynamo.router.scheduling.queue import QueuedRequest
 
 VIEW_INTERVAL_S = 1.0
+
+log = logging.getLogger(__name__)
 
 
 class RouterServer:
@@ -142,7 +145,30 @@ class _Client(FramedConnection):
         self._server.on_disconnect(self._number)
 
     def on_message(self, content: bytes | bytearray) -> None:
-        match self.decoder.decode(content):
+        """Handle a record of the frontend. Raises msgspec.DecodeError."""
+        try:
+            message = self.decoder.decode(content)
+        except msgspec.ValidationError as e:
+            return self._reject(content, e)
+        try:
+            self._dispatch(message)
+        except msgspec.DecodeError:
+            raise
+        except Exception:
+            log.exception("this is a defect of hpc-dynamo: %.1000r", message)
+            if isinstance(message, RouteCall | ExplainCall | LoadsCall):
+                self.send(_internal_error(message.id))
+
+    def _reject(self, content: bytes | bytearray, error: msgspec.ValidationError) -> None:
+        """Answer a call with an invalid request. Raises `error` for any other record."""
+        match msgspec.msgpack.decode(content):
+            case [RouteCall.__struct_config__.tag | ExplainCall.__struct_config__.tag, int(id_), _]:
+                self.send(CallFailed(id_, "", f"invalid routing request: {error}", 400))
+            case _:
+                raise error
+
+    def _dispatch(self, message: ToServer) -> None:
+        match message:
             case RouteCall(id=id_) if id_ in self._leases or id_ in self._queued:
                 raise msgspec.ValidationError(f"number {id_} is in use")
             case RouteCall(id=id_, request=request):
@@ -186,6 +212,10 @@ class _Client(FramedConnection):
             result = await self._server.set_sleep(rank, asleep)
         except RequestFailed as e:
             self.send(_failure(id_, e))
+        # Any defect must affect only this call: an exception would end the server's tasks.
+        except Exception:
+            log.exception("this is a defect of hpc-dynamo: sleep mode of worker %d", rank)
+            self.send(_internal_error(id_))
         else:
             self.send(CallResult(id_, result))
 
@@ -196,6 +226,9 @@ class _Client(FramedConnection):
             self._grant(id_, granted.result())
         except RequestFailed as e:
             self.send(_failure(id_, e))
+        except Exception:
+            log.exception("this is a defect of hpc-dynamo: a queued request")
+            self.send(_internal_error(id_))
 
     def _grant(self, id_: int, lease: Lease) -> None:
         self._leases[id_] = lease
@@ -222,6 +255,10 @@ class _Client(FramedConnection):
             self._server.cancel(queued)
         else:
             self._update(id_, LeaseEvent.released, 0)
+
+
+def _internal_error(id_: int) -> CallFailed:
+    return CallFailed(id_, "", "internal error of the router; see the head's log", 500)
 
 
 def _failure(id_: int, error: RequestFailed) -> CallFailed:

@@ -11,19 +11,25 @@ from hpc_dynamo.errors import RequestFailed
 
 HASH_BYTES = 8
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
-NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
+# Infinity, NaN and numbers beyond 64 bits would fail in the router or on the way to it.
+MAX_PRIORITY, MAX_RANK, MAX_WEIGHT = 2**31 - 1, 2**31 - 1, 1e9
+MAX_RANKS, MAX_SESSION_CHARACTERS = 1024, 1024
+Weight = Annotated[float, msgspec.Meta(ge=0, le=MAX_WEIGHT)]
+Priority = Annotated[int, msgspec.Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
+Rank = Annotated[int, msgspec.Meta(ge=0, le=MAX_RANK)]
 
 
 class RoutingHints(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """Routing settings of one request, which override the configuration."""
 
     policy: Policy | None = None
-    overlap_weight: NonNegativeFloat | None = None
-    decode_weight: NonNegativeFloat | None = None
-    temperature: NonNegativeFloat | None = None
-    priority: int = 0  # higher priorities leave the queue first
-    session: str = ""
-    workers: tuple[int, ...] = ()  # ranks; other workers of their roles are not used
+    overlap_weight: Weight | None = None
+    decode_weight: Weight | None = None
+    temperature: Weight | None = None
+    priority: Priority = 0  # higher priorities leave the queue first
+    session: Annotated[str, msgspec.Meta(max_length=MAX_SESSION_CHARACTERS)] = ""
+    # Ranks; other workers of their roles are not used.
+    workers: Annotated[tuple[Rank, ...], msgspec.Meta(max_length=MAX_RANKS)] = ()
 
 
 class RoutingRequest(msgspec.Struct, frozen=True, array_like=True):

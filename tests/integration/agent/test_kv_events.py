@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -12,7 +11,7 @@ import msgspec
 import pytest
 
 from hpc_dynamo.agent import Agent
-from hpc_dynamo.agent.events import KvEventRelay, private_socket_dir
+from hpc_dynamo.agent.events import KvEventRelay
 from hpc_dynamo.config import Config, Device, Engine, Model, Pool, Role, Router, Topology
 from hpc_dynamo.engines import EventEndpoints
 from hpc_dynamo.errors import EngineError
@@ -29,6 +28,7 @@ from hpc_dynamo.messages import (
     WorkerReport,
     WorkerState,
 )
+from hpc_dynamo.process.node_folder import private_node_folder
 from hpc_dynamo.router import RequestRouter
 from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.tasks.node import CODEC
@@ -217,7 +217,7 @@ async def fill_socket(client: ControlClient[ControlMessage]) -> None:
 async def relay(send: Callable[[KvEvents], Awaitable[None]]) -> AsyncIterator[KvEventPublisher]:
     """Return a relay of this publisher, which has a subscriber already."""
     async with asyncio.TaskGroup() as group:
-        with private_socket_dir() as folder:
+        with private_node_folder() as folder:
             made = KvEventRelay(folder, send, group)
             at = EventEndpoints(f"ipc://{folder}/0", f"ipc://{folder}/0r")
             async with made.follow(0, at):
@@ -264,20 +264,6 @@ async def test_slow_head_has_one_pending_message_per_worker() -> None:
             await publisher.publish(b"x")
             await asyncio.sleep(0)
     assert len(got) == 1
-
-
-def test_socket_folder_is_private_short_and_removed_at_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for base in (tmp_path, tmp_path / ("long" * 30)):
-        base.mkdir(exist_ok=True)
-        monkeypatch.setattr("tempfile.tempdir", None)
-        monkeypatch.setenv("TMPDIR", str(base))
-        with private_socket_dir() as folder:
-            assert Path(folder).stat().st_mode & 0o777 == 0o700
-            assert len(folder) <= 107 - len("/1000r")
-            (Path(folder) / "0").touch()
-        assert not Path(folder).exists()
 
 
 async def test_head_indexes_events_and_requests_missing_ones(run: Run) -> None:

@@ -178,7 +178,7 @@ def _started(tmp_path: Path, *words: str) -> Attempt:
 def test_worker_restarts_after_a_shard_was_killed(
     tmp_path: Path, shard: int, words: tuple[str, ...]
 ) -> None:
-    ids = write_prompts(tmp_path / "prompts.jsonl", 60)
+    ids = write_prompts(tmp_path / "prompts.jsonl", 24)
     attempt = _started(tmp_path, *words)
     before = {p: _pids(attempt, p) for p in (0, 1)}
     assert [len(pids) for pids in before.values()] == [1, 1]

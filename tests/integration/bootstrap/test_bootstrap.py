@@ -20,31 +20,30 @@ from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import new_keys
 
-# An agent that prints its roster, or the error, as JSON. Under mpirun its node is its MPI rank.
+# An agent that prints its roster, or the error, as JSON. Its last argument is the command of a
+# launcher of MPI ranks, such as mpirun, for node 0.
 AGENT = """
 import asyncio, json, logging, os, sys
 from pathlib import Path
-from hpc_dynamo.bootstrap import exchange_addresses
-from hpc_dynamo.config import Bootstrap, BootstrapMethod
+from hpc_dynamo.bootstrap import MpiStep, exchange_addresses, rank_command
+from hpc_dynamo.config import Bootstrap
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.messages import NodeRecord
 from hpc_dynamo.run import Attempt
 
-path, node, count, method, timeout_s = sys.argv[1:]
-node = int(node if node != "rank" else os.environ["OMPI_COMM_WORLD_RANK"])
-attempt = Attempt(Path(path))
+path, node, count, timeout_s, *launcher = sys.argv[1:]
+node, attempt = int(node), Attempt(Path(path))
 me = NodeRecord(
     node=node, host=f"host-{node}", address="127.0.0.1", pid=os.getpid(),
     log=str(attempt.agent_log(node)),
     control_endpoint=f"tcp://127.0.0.1:{4000 + node}" if not node else "",
 )
-settings = Bootstrap(
-    method=BootstrapMethod(method), timeout_s=float(timeout_s), mpi_timeout_s=float(timeout_s)
-)
+settings = Bootstrap(timeout_s=float(timeout_s), mpi_timeout_s=float(timeout_s))
 hosts = [f"host-{n}" for n in range(int(count))]
 logging.basicConfig(level=logging.INFO)
+step = MpiStep((*launcher, *rank_command(attempt, hosts)), os.environ) if launcher else None
 try:
-    roster = asyncio.run(exchange_addresses(me, hosts, attempt, settings))
+    roster = asyncio.run(exchange_addresses(me, hosts, attempt, settings, step))
 except HpcDynamoError as e:
     print(json.dumps({"error": e.message, "hint": e.hint, "type": type(e).__name__}))
 else:
@@ -60,17 +59,15 @@ Result = dict[str, Any]
 
 def agent(
     attempt: Attempt,
-    node: int | str,
+    node: int,
     count: int,
-    method: str = "tcp",
     timeout_s: float = 10,
     env: Mapping[str, str] | None = None,
-    under: Sequence[str] = (),
-    also: Sequence[str] = (),
+    launcher: Sequence[str] = (),
 ) -> "subprocess.Popen[str]":
-    words = (str(attempt.path), str(node), str(count), method, str(timeout_s))
+    words = (str(attempt.path), str(node), str(count), str(timeout_s))
     return subprocess.Popen(
-        [*under, sys.executable, "-c", AGENT, *words, *also],
+        [sys.executable, "-c", AGENT, *words, *launcher],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -165,7 +162,7 @@ def test_error_distinguishes_agent_that_cannot_reach_head(attempt: Attempt) -> N
 def test_requeued_job_ignores_address_of_earlier_execution(attempt: Attempt) -> None:
     with socket.create_server((LOOPBACK, 0)) as dead:  # port of the earlier execution
         endpoint = f"tcp://{LOOPBACK}:{dead.getsockname()[1]}"
-        write_json(attempt.rendezvous_file, HeadAddress(endpoint=endpoint, restart_count="0"))
+        write_json(attempt.rendezvous_file, HeadAddress(endpoint=endpoint, restart_count=0))
         again = {"SLURM_RESTART_COUNT": "1"}
         early = agent(attempt, 1, 2, env=again)
         dead.settimeout(0.5)
@@ -188,66 +185,74 @@ def mpirun(count: int) -> list[str]:
     return ["mpirun", "-n", str(count), "--allow-run-as-root", "--oversubscribe"]
 
 
+def exchanged(agents: Sequence["subprocess.Popen[str]"]) -> tuple[list[Result], str]:
+    """Return what the agents printed, and the log of the first one."""
+    found = [results(process) for process in agents]
+    return [rosters[0] for rosters, _ in found], found[0][1]
+
+
 @needs_mpirun
 def test_mpi_exchange_gives_every_agent_the_roster(attempt: Attempt) -> None:
-    rosters, log = results(agent(attempt, "rank", 3, "mpi", 30, under=mpirun(3)))
-    assert len(rosters) == 3
+    head = agent(attempt, 0, 3, 30, launcher=mpirun(3))
+    rosters, log = exchanged([head, *(agent(attempt, n, 3, 30) for n in (1, 2))])
     assert {r["method"] for r in rosters} == {"mpi"}, log
     assert all(r["nodes"] == rosters[0]["nodes"] for r in rosters)
     assert [n[0] for n in rosters[0]["nodes"]] == [0, 1, 2]
     assert {n[2] for n in rosters[0]["nodes"]} == {r["pid"] for r in rosters}
     assert "bootstrap: 3 agents by mpi in " in log
-    assert not attempt.rendezvous_file.exists(), "MPI needs no file"
+    assert not attempt.rendezvous_file.exists(), "MPI needs no file of TCP"
 
 
-@needs_mpirun
-def test_tcp_exchange_works_under_mpirun(attempt: Attempt) -> None:
-    rosters, _ = results(agent(attempt, "rank", 2, "tcp", 30, under=mpirun(2)))
-    assert [r["method"] for r in rosters] == ["tcp", "tcp"]
-
-
-# Environments that make a real MPI fail, and its error.
-BROKEN = {
-    "library": (
-        {"OMPI_COMM_WORLD_RANK": "0", "MPI4PY_LIBMPI": "/no/such/libmpi.so"},
+# Launchers of ranks that fail, with a part of the reason in the log.
+FAILURES = {
+    "missing": (["/no/such/srun"], "No such file"),
+    "refused": (["sh", "-c", "echo no PMIx here; exit 1"], "no PMIx here"),
+    "crash after start": (["sh", "-c", "sleep 0.2; kill -SEGV $$"], "the ranks wrote no roster"),
+    "hang": (["sleep", "60"], "no allgather within 2 s"),
+    "one world per rank": (["env", "SLURMD_NODENAME=host-0"], "a world of 1 ranks where 2 were"),
+    "no library": (
+        ["env", "OMPI_COMM_WORLD_RANK=0", "MPI4PY_LIBMPI=/no/such/libmpi.so"],
         "cannot load MPI library",
     ),
     "init": (
-        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_MCA_pml": "no-such-component"},
-        "MPI: ",  # its output before it aborts varies
+        ["env", "OMPI_COMM_WORLD_RANK=0", "OMPI_MCA_pml=no-such-component"],
+        "TCP takes over",  # the output of MPI before it aborts varies
     ),
 }
 
 
 @needs_mpi4py
-@pytest.mark.parametrize("how", BROKEN)
-def test_mpi_failure_is_reported(attempt: Attempt, how: str) -> None:
-    env, mpi_error = BROKEN[how]
-    error = one(agent(attempt, 0, 2, "mpi", env=env))
-    assert error["type"] == "BootstrapError"
-    assert error["error"].startswith("MPI: ")
-    assert mpi_error in error["error"], "the output of MPI is missing"
-    assert "cluster.bootstrap.method=tcp" in error["hint"]
-    assert f"agent 1 on host-1 never started (log: {attempt.agent_log(1)})" in error["error"]
+@pytest.mark.parametrize("how", FAILURES)
+def test_tcp_takes_over_if_mpi_fails(attempt: Attempt, how: str) -> None:
+    launcher, reason = FAILURES[how]
+    if how == "hang":
+        launcher = ["sh", "-c", "exec sleep 60"]
+    head = agent(attempt, 0, 2, 2 if how == "hang" else 30, launcher=launcher)
+    rosters, log = exchanged([head, agent(attempt, 1, 2, 30)])
+    assert [r["method"] for r in rosters] == ["tcp", "tcp"], rosters
+    assert "the exchange of addresses by MPI failed, TCP takes over" in log
+    assert reason in log
 
 
 @needs_mpirun
-def test_error_names_rank_missing_in_mpi_exchange(attempt: Attempt) -> None:
-    """Two agents in a world of three."""
-    idle = [":", "-n", "1", sys.executable, "-c", "import time; time.sleep(30)"]
-    process = agent(attempt, "rank", 3, "mpi", 1.0, under=mpirun(2), also=idle)
-    errors, log = results(process)
-    missing = f"agent 2 on host-2 never started (log: {attempt.agent_log(2)})"
-    assert errors
-    assert all("MPI: no allgather within 1 s" in e["error"] for e in errors), log
-    assert all(missing in e["error"] for e in errors)
+def test_agents_agree_if_mpi_ends_too_late(attempt: Attempt) -> None:
+    """Rank 0 finds that node 0 has decided for TCP and writes no roster."""
+    late = ["sh", "-c", 'sleep 3; exec "$@"', "sh", *mpirun(2)]
+    head = agent(attempt, 0, 2, 1.0, launcher=late)
+    rosters, log = exchanged([head, agent(attempt, 1, 2, 1.0)])
+    assert [r["method"] for r in rosters] == ["tcp", "tcp"], log
 
 
-@needs_mpi4py
-def test_mpi_without_support_for_srun_is_reported(attempt: Attempt) -> None:
-    """With `srun --mpi=pmi2` and an MPI built without it every rank has a world of its own."""
-    agents = [agent(attempt, n, 2, "mpi", 5, env={"PMI_RANK": str(n)}) for n in range(2)]
-    assert all("a world of 1 ranks where 2 were" in one(a)["error"] for a in agents)
+@needs_mpirun
+def test_roster_of_earlier_execution_is_ignored(attempt: Attempt) -> None:
+    first = [agent(attempt, 0, 2, 30, launcher=mpirun(2)), agent(attempt, 1, 2, 30)]
+    before, _ = exchanged(first)
+    again = {"SLURM_RESTART_COUNT": "1"}
+    early = agent(attempt, 1, 2, 30, env=again)
+    head = agent(attempt, 0, 2, 30, env=again, launcher=mpirun(2))
+    rosters, log = exchanged([head, early])
+    assert rosters[0]["nodes"] == rosters[1]["nodes"] != before[0]["nodes"], log
+    assert {r["method"] for r in rosters} == {"mpi"}
 
 
 def test_job_of_one_node_uses_loopback() -> None:

@@ -95,7 +95,7 @@ def test_plan_dry_run_prints_the_submitted_script(call: Call, tmp_path: Path) ->
     folder = tmp_path / "runs/my run/attempts/1/submitit"
     assert "#SBATCH --signal=USR2@120\n" in script
     assert f"#SBATCH --output='{folder}/%j_0_log.out'\n" in script
-    assert f"-m submitit.core._submit '{folder}'\n" in script
+    assert f"-m hpc_dynamo.launch.submitit_task '{folder}'\n" in script
     assert list(tmp_path.iterdir()) == [], "a plan leaves nothing"
     refused(call("plan", "--dry-run", "engine=simulator"), "input is not set", "prompts.jsonl")
 

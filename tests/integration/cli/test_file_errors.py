@@ -151,12 +151,14 @@ def test_refused_write_does_not_mention_read_access(
     write_prompts(tmp_path / "p.jsonl", 3)
     (tmp_path / "theirs").mkdir()
     give_away(tmp_path / "theirs", 0o755)
-    one_line(as_stranger(*BATCH, "runs_dir=theirs"), "try: a folder that you may write to")
+    one_line(as_stranger(*BATCH, "runs_dir=theirs"), "try: runs_dir=FOLDER, a folder of your own")
 
 
 def test_long_names_and_missing_folders(tmp_path: Path) -> None:
     write_prompts(tmp_path / "p.jsonl", 3)
-    one_line(hpc_dynamo(*BATCH, f"name={'x' * 300}", cwd=tmp_path), "the name is too long")
+    done = hpc_dynamo(*BATCH, f"name={'x' * 300}", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "is too long: 300 bytes" in done.stderr
     (tmp_path / "file").touch()
     one_line(hpc_dynamo(*BATCH, "runs_dir=file", cwd=tmp_path), str(tmp_path / "file"))
 

@@ -174,7 +174,7 @@ def test_doctor_with_faults_exits_with_1(tmp_path: Path) -> None:
     assert f"{len(seen)} fault(s)" in shown
     seen = [each for each in seen if each[0] != "GPUs"]  # this machine may have some
     assert [check for check, _ in seen] == ["model", "MPI"] * 2 + ["MPI"]
-    assert "not started as an MPI rank" in seen[1][1]
+    assert "this process is in no Slurm job" in seen[1][1]
     assert "ranks of worker 0" in seen[-1][1]
 
 
@@ -299,7 +299,10 @@ async def test_delayed_pull_does_not_lower_measured_bandwidth() -> None:
 async def coordinated(
     attempt: Attempt, scripts: dict[tuple[int, int], list[LinkResult]]
 ) -> DoctorReport:
-    """Return the coordinator's report on three nodes with scripted link results."""
+    """Return the coordinator's report on three nodes with scripted link results.
+
+    The last result of a link is repeated.
+    """
     keys = attempt.run.secrets().keys
     server = ControlServer(HERE, keys, CODEC)
     write_json(rendezvous_file(attempt), DoctorRendezvous(endpoint=server.endpoint))
@@ -311,7 +314,8 @@ async def coordinated(
         await client.send(me)
         while not isinstance(message := await client.receive(60), DoctorDone):
             if isinstance(message, MeasureLink):
-                await client.send(scripts[number, message.peer].pop(0))
+                results = scripts[number, message.peer]
+                await client.send(results.pop(0) if len(results) > 1 else results[0])
             else:
                 await client.send(PeersConnected(node=number, ahead_s=0.0, unreachable={}))
         client.close()
@@ -334,7 +338,7 @@ async def test_doubtful_links_are_measured_again(attempt: Attempt) -> None:
         (0, 1): measured(0, 1, 0.01, 0.9),
         (0, 2): measured(0, 2, 0.0, 0.9),
         (1, 0): measured(1, 0, 0.2, 0.9),
-        (1, 2): measured(1, 2, 0.2, 0.0, 0.8),
+        (1, 2): measured(1, 2, 0.2, 0.3, 0.0, 0.8),  # the second is for comparison
         (2, 0): measured(2, 0, 0.0, 0.0),
         (2, 1): measured(2, 1, 0.05, 0.04, 0.06, 0.05, 0.04),
     }
@@ -343,10 +347,26 @@ async def test_doubtful_links_are_measured_again(attempt: Attempt) -> None:
         "the link from a is dead: no answer (measured 2 times)",
         "the link from b is slow: 0.060 GB/s, typical are 0.900 (measured 5 times)",
     ]
-    assert not any(scripts.values()), "a scripted result was not requested"
+    assert all(len(left) == 1 for left in scripts.values()), "a result was not requested"
     assert [
         (link.times, link.gb_s) for link in found.links if (link.node, link.peer) == (1, 2)
     ] == [(3, 0.8)]
+
+
+@pytest.mark.parametrize(
+    ("later", "share", "slow"), [(0.9, 0.022, True), (0.05, 0.4, False), (0.0, 0.0, True)]
+)
+async def test_doubtful_links_are_compared_with_a_typical_one(
+    attempt: Attempt, later: float, share: float, *, slow: bool
+) -> None:
+    """The rate `later` is that of all other links when the load of the nodes has grown."""
+    pairs = [(node, peer) for node in range(3) for peer in range(3) if node != peer]
+    scripts = {pair: measured(*pair, 0.9, later) for pair in pairs}
+    scripts[0, 1] = measured(0, 1, 0.01, 0.02)
+    found = await coordinated(attempt, scripts)
+    assert bool(found.findings) is slow, found.findings
+    (link,) = (each for each in found.links if (each.node, each.peer) == (0, 1))
+    assert (link.times, round(link.share, 3)) == (5 if slow else 2, share)
 
 
 async def test_nixl_with_invalid_transport_does_not_start(tmp_path: Path) -> None:

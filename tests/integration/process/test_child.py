@@ -106,6 +106,22 @@ async def within(seconds: float, child: Child, stop: bool) -> int:
         return await (child.stop() if stop else child.wait())
 
 
+async def test_kill_ends_a_deaf_family_at_once(log: Path, watch: Watch) -> None:
+    child = await start(family("deaf session"), log, grace_s=600)
+    members = watch.said()
+    async with asyncio.timeout(SOON_S):
+        assert await child.kill() == 128 + signal.SIGKILL
+    assert members.gone(SOON_S)
+
+
+async def test_stopped_command_gets_sigterm(log: Path, watch: Watch) -> None:
+    child = await start(family(""), log, grace_s=600)
+    members = watch.said()
+    os.kill(members.pids[0], signal.SIGSTOP)
+    assert await within(SOON_S, child, stop=True) == 128 + signal.SIGTERM
+    assert members.gone(SOON_S)
+
+
 @pytest.mark.parametrize(
     ("argv", "code"),
     [

@@ -8,6 +8,7 @@ import pytest
 from hpc_dynamo.batch.input_file import BatchInput, read_input
 from hpc_dynamo.cli.run_folder import batch_run
 from hpc_dynamo.config import Config
+from hpc_dynamo.errors import ConfigError
 from tests.integration.results.kept import InJob, attempt, bad, good, with_fields
 from tests.support.runs import results_on_disk, write_prompts
 
@@ -45,14 +46,31 @@ def test_overwrite_deletes_a_run_without_results(
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["r"]
 
 
-def test_overwrite_keeps_folder_that_is_not_a_run(
-    config: Config, requests: BatchInput, said: list[str], tmp_path: Path
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folder_that_is_not_a_run_is_refused(
+    config: Config, requests: BatchInput, said: list[str], tmp_path: Path, overwrite: bool
 ) -> None:
     """`runs_dir=.` contains a data folder with the name of the input."""
-    (tmp_path / "runs/r").mkdir(parents=True)
-    (tmp_path / "runs/r/data.csv").write_text("1,2\n")
-    batch_run(replace(config, overwrite=True), requests, said.append)
-    assert (tmp_path / "runs/r/data.csv").read_text() == "1,2\n"
+    data = tmp_path / "runs/r"
+    data.mkdir(parents=True, mode=0o755)
+    (data / "output.jsonl").write_text("mine\n")
+    before = data.stat().st_mode
+    with pytest.raises(ConfigError, match=r"not the folder of a run; it contains output\.jsonl"):
+        batch_run(replace(config, overwrite=overwrite), requests, said.append)
+    assert (data / "output.jsonl").read_text() == "mine\n"
+    assert data.stat().st_mode == before
+
+
+def test_overwrite_never_deletes_a_foreign_file(
+    config: Config, requests: BatchInput, said: list[str], tmp_path: Path
+) -> None:
+    run = batch_run(config, requests, said.append)
+    attempt(run, config)
+    (run.path / "thesis").mkdir()
+    (run.path / "thesis/thesis.tex").write_text("mine")
+    run = batch_run(replace(config, overwrite=True), requests, said.append)
+    assert (run.path / "thesis/thesis.tex").read_text() == "mine"
+    assert run.attempts() == []
 
 
 @pytest.mark.parametrize("record", [{"job": "77"}, {"job": "4242", "inside": "77"}], ids=str)

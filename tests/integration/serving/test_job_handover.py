@@ -19,7 +19,7 @@ from tests.support.runs import hpc_dynamo, until
 pytestmark = pytest.mark.slow
 
 WORDS = ("topology=aggregated", "planner.job_handover=true")
-LONG, SHORT = "cluster.slurm.signal_before_end_s=600", "cluster.slurm.signal_before_end_s=75"
+LONG, SHORT = "cluster.slurm.signal_before_end_s=600", "cluster.slurm.signal_before_end_s=54"
 ASK: dict[str, Any] = {"model": MODEL, "prompt": "hello", "extra_body": {"ignore_eos": True}}
 
 

@@ -70,7 +70,7 @@ CONFIG = Config(
     engine=Engine(name="simulator", device=Device.cpu, args={"timing": "instant"}),
     model=Model(name="m"),
     topology=Topology(aggregated=Pool(workers=2)),
-    cluster=Cluster(heartbeat_timeout_s=3.0),
+    cluster=Cluster(heartbeat_timeout_s=3.0, reconnect_timeout_s=3.0),
 )
 AGENT = "import sys; from hpc_dynamo.tasks.join import main; sys.exit(main(sys.argv[1]))"
 

@@ -176,6 +176,32 @@ def test_missing_input_file_is_rejected(file: Path) -> None:
         read_input(file.parent)
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lines(openai("a"), openai("b"))[5:],
+        lines(openai("a"), openai("x")),
+        lines(openai("b"), openai("a")),
+        lines(openai("a")) + "{" * 60,
+        lines(openai("a")),
+    ],
+    ids=["shorter", "other id", "swapped", "not JSON", "truncated"],
+)
+def test_line_changed_in_place_is_refused(file: Path, changed: str) -> None:
+    """An editor or a script writes to the file while the batch runs."""
+    file.write_text(lines(openai("a"), openai("b")))
+    requests = read_input(file)
+    with requests.open() as reader:
+        file.write_text(changed)
+        with pytest.raises(InputError) as refused:
+            reader.read(requests.entries[1])
+    line = f"{file}:2: this line was changed while the batch runs: "
+    if not changed.startswith("{"):
+        line = f"{file}:"  # lines have moved
+    assert refused.value.message.startswith(line)
+    assert "run the same command again" in refused.value.hint
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
     lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(), v, max_size=3),

@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpc_dynamo.batch.ledger import Ledger, failure_line, success_line
+from hpc_dynamo.batch.input_file import read_input
+from hpc_dynamo.batch.ledger import SEARCH_BYTES, Ledger, failure_line, success_line
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.run import Run
+from tests.support.runs import write_prompts
 
 
 @contextlib.asynccontextmanager
@@ -167,6 +169,57 @@ async def test_incomplete_line_of_other_attempt_is_kept(run: Run) -> None:
     assert states(run) == {"a": "good", "b": "good"}
 
 
+DAMAGE = {
+    "zeros": bytes(8) + b"\n",
+    "zeros before a line": bytes(8) + good("a"),
+    "half a line": good("a")[:40] + b"\n",
+    "invalid UTF-8": good("a").replace(b"custom_id", b"\xff\xfe"),
+    "another record": b'{"custom_id": "a"}\n',
+    "number": b"5\n",
+    "empty line": b"\n",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+async def test_damaged_line_is_skipped_with_a_warning(
+    run: Run, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """File systems leave zeros after a power failure. The request runs again."""
+    put(run, 1, good("x"), damage, good("y"), damage)
+    part = run.attempt_results(1)
+    ledger = Ledger(run, 2)
+    for _ in range(2):  # one warning only
+        assert sorted(ledger.results()) == ["x", "y"]
+    expected = f"{part}:2: a damaged line is skipped (and 1 more); its request runs again"
+    assert [record.getMessage() for record in caplog.records] == [expected]
+    async with writing(run, 1) as same_attempt:
+        await same_attempt.record(good("a"))
+    assert states(run) == dict.fromkeys("xya", "good")
+    assert ledger.merge(["a", "x", "y"]) == (3, 0)
+
+
+async def test_incomplete_line_is_found_in_a_large_part(run: Run) -> None:
+    torn = b"x" * (3 * SEARCH_BYTES)
+    put(run, 1, good("a"), torn)
+    async with writing(run, 1) as ledger:
+        await ledger.record(good("b"))
+    assert [row["custom_id"] for row in rows(run.attempt_results(1))] == ["a", "b"]
+
+
+async def test_event_loop_runs_while_results_are_read(run: Run, tmp_path: Path) -> None:
+    """Heartbeats continue. The head reads in a thread; the reader must not hold the interpreter."""
+    put(run, 1, *(good(str(i), "x" * 8000) for i in range(5000)))
+    write_prompts(tmp_path / "p.jsonl", 1)
+    requests = read_input(tmp_path / "p.jsonl")
+    reading = asyncio.create_task(asyncio.to_thread(Ledger(run, 2).unfinished, requests))
+    turns = 0
+    while not reading.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    assert len(reading.result()) == 1
+    assert turns > 3
+
+
 def test_merge_writes_input_order_and_separates_failures(run: Run) -> None:
     put(run, 1, good("d"), bad("b"), bad("a", 400))
     put(run, 2, good("c", "second"), good("b", "second"))
@@ -223,6 +276,7 @@ import asyncio, sys
 from pathlib import Path
 from hpc_dynamo.batch.ledger import Ledger, success_line
 from hpc_dynamo.run import Run
+from tests.support.runs import write_prompts
 
 async def one(ledger, worker):
     for i in range(10**9):
@@ -261,6 +315,7 @@ from pathlib import Path
 from hpc_dynamo.batch.ledger import Ledger, success_line
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.run import Run
+from tests.support.runs import write_prompts
 
 async def main():
     ledger = Ledger(Run(Path(sys.argv[1])), 1)

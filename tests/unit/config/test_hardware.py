@@ -180,7 +180,7 @@ def by_component(lines: Sequence[str]) -> list[dict[str, str]]:
             found.append({})
         elif line.startswith("#SBATCH --"):
             option, _, value = line.removeprefix("#SBATCH --").partition("=")
-            (found[-1][option],) = shlex.split(value)
+            found[-1][option] = "".join(shlex.split(value))
     return found
 
 
@@ -199,8 +199,8 @@ def test_one_heterogeneous_job_with_one_step(run: Run, slurm: Path) -> None:
     assert (fast["signal"], wide["signal"]) == ("USR2@90", "USR2@90")
     assert fast["output"] == f"{attempt.submitit}/%j.log"
     assert "output" not in wide
-    assert lines[-2] == "module load x"
-    srun, *words = shlex.split(lines[-1])
+    assert lines[-3] == "module load x"
+    srun, *words = shlex.split(lines[-2])
     at = words.index(":")
     assert srun == "srun"
     assert {"--het-group=0", "--nodes=1", "--mpi=none", "--no-kill"} <= set(words[:at])
@@ -261,7 +261,7 @@ def test_job_of_the_second_kind_counts_its_nodes_from_the_first_kinds(run: Run) 
     _, second = layout.group_plans
     attempt = run.new_attempt(config, layout)
     text = submission_script(
-        attempt.new_extra_job(second), with_hardware(config, second.hardware), second, "none"
+        attempt.new_extra_job(second), with_hardware(config, second.hardware), second
     )
     assert "#SBATCH --partition=east\n" in text
     assert "#SBATCH --nodes=1\n" in text

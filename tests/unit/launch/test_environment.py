@@ -115,8 +115,8 @@ def test_job_without_inherited_environment_does_not_import_from_folder(
     config = compose(["engine=simulator", f"cluster.slurm.extra.export={export}"])
     attempt, layout = run.new_attempt(config, plan(config)), plan(config)
     for text in (
-        sbatch_script.submission_script(attempt, config, layout, "none"),
-        sbatch_script.hetjob_script(attempt, config, layout, "hpc_dynamo.tasks.node", "none"),
+        sbatch_script.submission_script(attempt, config, layout),
+        sbatch_script.hetjob_script(attempt, config, layout, "hpc_dynamo.tasks.node"),
     ):
         lines = text.splitlines()
         (srun,) = (n for n, line in enumerate(lines) if line.startswith("srun "))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from hpc_dynamo.config import (
+    Batch,
     Cluster,
     Config,
     Device,
@@ -124,8 +125,20 @@ def test_default_configuration_gives_minimal_sbatch_options() -> None:
         "mem": "260GB",
         "time": 60,
         "gpus-per-node": "4",
+        "requeue": True,
     }
     assert options(BASE)["job-name"] == "hpc-dynamo"
+
+
+def test_slurm_restarts_only_jobs_that_can_resume() -> None:
+    def requeue(config: Config) -> set[str]:
+        return {"requeue", "no-requeue"} & options(config).keys()
+
+    assert requeue(replace(BASE, task=Task.serve)) == {"requeue"}
+    assert requeue(replace(BASE, task=Task.profile)) == {"no-requeue"}
+    assert requeue(replace(BASE, batch=Batch(requeue=False))) == {"no-requeue"}
+    assert requeue(with_slurm(extra={"no-requeue": ""})) == {"no-requeue"}
+    assert requeue(with_slurm(extra={"requeue": "false"})) == set()
 
 
 @pytest.mark.parametrize(
@@ -238,8 +251,8 @@ def test_layout_without_gpus_requests_none() -> None:
 
 def test_step_repeats_cpus_and_survives_lost_agent() -> None:
     config = with_slurm(srun_args=("--label", "--cpu-bind=none"))
-    assert srun_options(config, plan(config), "pmix") == [
-        "--mpi=pmix",
+    assert srun_options(config, plan(config)) == [
+        "--mpi=none",
         "--kill-on-bad-exit=0",
         "--no-kill",
         "--cpus-per-task=34",
@@ -250,4 +263,4 @@ def test_step_repeats_cpus_and_survives_lost_agent() -> None:
 
 def test_step_on_exclusive_nodes_has_no_cpu_option() -> None:
     config = with_slurm(exclusive=True)
-    assert not any("cpus" in word for word in srun_options(config, plan(config), "none"))
+    assert not any("cpus" in word for word in srun_options(config, plan(config)))

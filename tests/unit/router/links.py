@@ -18,6 +18,8 @@ from hpc_dynamo.router import (
 )
 from tests.unit.router.requests import DEADLINE_S, assert_rejected, routing_request, run_callbacks
 
+ZERO_DIVISION_RANK = 77  # sleep mode of this worker fails by a defect
+
 
 class Head:
     """The owner of the server: its view, and the reports that it receives."""
@@ -36,6 +38,8 @@ class Head:
         )  # fmt: skip
 
     async def put(self, rank: int, asleep: bool) -> bytes:
+        if rank == ZERO_DIVISION_RANK:
+            raise ZeroDivisionError
         raise RequestFailed(f"worker {rank} does not sleep here", status=409)
 
     async def frontend(self) -> RemoteRouter:

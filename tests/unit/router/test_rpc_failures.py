@@ -5,8 +5,10 @@ import asyncio
 import pytest
 
 from hpc_dynamo.config import Role
+from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import (
     NoWorker,
+    RoutingHints,
     RoutingRequest,
     RunView,
     Target,
@@ -19,7 +21,15 @@ from hpc_dynamo.router.rpc.protocol import (
     RouteCall,
 )
 from hpc_dynamo.router.scheduling.lease import LeaseEvent
-from tests.unit.router.links import Head, counts, cut, served, wait_for, wait_idle
+from tests.unit.router.links import (
+    ZERO_DIVISION_RANK,
+    Head,
+    counts,
+    cut,
+    served,
+    wait_for,
+    wait_idle,
+)
 from tests.unit.router.requests import (
     DEADLINE_S,
     ONE,
@@ -96,7 +106,6 @@ GARBAGE = {
     "for the other side": framed(ENCODER.encode([4, 1, None, [0, ""]])),
     "no such note": framed(ENCODER.encode([2, 1, 17, 0])),
     "negative": framed(ENCODER.encode(LeaseUpdate(1, LeaseEvent.progress, -5))),
-    "half a hash": framed(ENCODER.encode([0, 1, [5, b"1234567"]])),
     "twice": framed(ASKED, ASKED),
     "oversized": (MAX_FRAME_BYTES + 1).to_bytes(4, "little"),
     "after garbage": framed(b"\xff", ENCODER.encode(RouteCall(2, RoutingRequest()))),
@@ -115,6 +124,43 @@ async def test_invalid_frame_closes_only_its_connection(head: Head, garbage: byt
     other = await remote.route(RoutingRequest())
     for one in (lease, other):
         one.release()
+    await wait_idle(head.router)
+
+
+INF = float("inf")
+INVALID_HINTS = {
+    "infinite": RoutingHints(temperature=0.5, overlap_weight=INF),
+    "not a number": RoutingHints(decode_weight=float("nan")),
+    "negative": RoutingHints(temperature=-1.0),
+    "large priority": RoutingHints(priority=2**40),
+    "large rank": RoutingHints(workers=(2**40,)),
+    "many ranks": RoutingHints(workers=tuple(range(5000))),
+}
+
+
+@pytest.mark.parametrize("hints", INVALID_HINTS.values(), ids=INVALID_HINTS.keys())
+async def test_invalid_hints_fail_only_their_request(head: Head, hints: RoutingHints) -> None:
+    """The link between frontend and head was lost, with all streams of the frontend."""
+    remote = await head.frontend()
+    lease = await remote.route(RoutingRequest())
+    for call in (remote.route, remote.explain):
+        with pytest.raises(RequestFailed, match="invalid routing request") as error:
+            await asyncio.wait_for(call(RoutingRequest(hints=hints)), DEADLINE_S)
+        assert error.value.status == 400
+    assert not remote.closed.done()
+    lease.release()
+    await wait_idle(head.router)
+
+
+async def test_defect_affects_only_its_message(head: Head) -> None:
+    remote = await head.frontend()
+    received, head.server.on_report = head.server.on_report, lambda *_: 1 / 0  # type: ignore[assignment]
+    remote.report_to_head(RunView())
+    with pytest.raises(RequestFailed, match="internal error") as error:
+        await remote.set_sleep(ZERO_DIVISION_RANK, asleep=True)
+    assert error.value.status == 500
+    head.server.on_report = received
+    (await remote.route(RoutingRequest())).release()
     await wait_idle(head.router)
 
 

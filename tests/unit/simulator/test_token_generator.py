@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from hpc_dynamo.errors import ConfigError, InputError
 from hpc_dynamo.simulator import tokenizer
+from hpc_dynamo.simulator.blocks import hash_blocks
 from hpc_dynamo.simulator.token_generator import WORDS, WordGenerator
 from hpc_dynamo.timing_model import PROFILES, TimingModel, load_timing
 
@@ -41,28 +42,56 @@ def test_continued_chat_keeps_its_tokens() -> None:
     assert tokenizer.render(more)[: len(begun)] == begun
 
 
+BLOCK = 16
+
+
+def generated(prompt: list[int], count: int, root: bytes = b"root") -> list[int]:
+    """Return the output of a prompt, with the hashes that the model adds for each full block."""
+    tokens = list(prompt)
+    hashes = hash_blocks(root, tokens, BLOCK)
+    generator = WordGenerator(tokens, hashes, root, block_size=BLOCK, mean_tokens=100)
+    for i in range(count):
+        tokens.append(generator.token(i))
+        hashes[:] = hash_blocks(root, tokens, BLOCK)
+    return tokens[len(prompt) :]
+
+
 def test_output_keeps_its_tokens_as_prompt() -> None:
     for last in (tokenizer.ROLE["assistant"], tokenizer.encode("x")[0]):
-        generator = WordGenerator(b"seed", last, 100)
-        tokens = [generator.token(i) for i in range(200)]
+        tokens = generated([last], 200)
         assert tokenizer.encode(tokenizer.decode(tokens)) == tokens
         assert set(tokenizer.decode(tokens).split()) <= set(WORDS)
 
 
-def test_output_depends_only_on_seed() -> None:
-    def output(seed: bytes) -> list[int]:
-        generator = WordGenerator(seed, 5, 100)
-        return [generator.token(i) for i in (70, 3, 0, 71)]
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 40])
+def test_prompt_that_ends_with_begun_output_continues_it(length: int) -> None:
+    prompt = tokenizer.encode("word " * 60)[:length]
+    output = generated(prompt, 50)
+    for cut in (1, 15, 16, 17, 31, 49):
+        assert generated(prompt + output[:cut], 50 - cut) == output[cut:]
 
-    assert output(b"a") == output(b"a") != output(b"b")
+
+def test_output_depends_on_all_tokens_and_on_model() -> None:
+    prompt = tokenizer.encode("one two three four five six seven eight nine ten " * 3)
+    output = generated(prompt, 20)
+    assert output == generated(prompt, 20) != generated(prompt, 20, b"other")
+    for at in (0, len(prompt) // 2, -1):
+        changed = [*prompt]
+        changed[at] += 1
+        assert generated(changed, 20) != output
 
 
 def test_outputs_have_mean_length() -> None:
-    def length(seed: int) -> int:
-        generator = WordGenerator(seed.to_bytes(4, "big"), 5, 50)
-        return next(i + 1 for i in range(10_000) if generator.ends(i))
+    def length(number: int) -> int:
+        tokens, root = [number], b"root"
+        generator = WordGenerator(tokens, (), root, block_size=10_001, mean_tokens=50)
+        for i in range(10_000):
+            tokens.append(generator.token(i))
+            if generator.ends(i):
+                return i + 1
+        return 10_000
 
-    lengths = [length(seed) for seed in range(400)]
+    lengths = [length(number) for number in range(400)]
     assert 40 < sum(lengths) / len(lengths) < 60
 
 

@@ -202,3 +202,23 @@ async def test_servers_use_different_ports(closing: ExitStack) -> None:
 
 def test_new_keys_differ_each_time() -> None:
     assert len({key for _ in range(5) for key in new_keys()}) == 10
+
+
+async def test_invalid_message_is_ignored_by_both_ends(
+    server: ControlServer[Ping | Pong], connect: Connect
+) -> None:
+    client, raw = connect(), zmq.asyncio.Context.instance().socket(zmq.DEALER)
+    raw.curve_publickey, raw.curve_secretkey = (key.encode() for key in KEYS)
+    raw.curve_serverkey = KEYS[0].encode()
+    raw.connect(server.endpoint)
+    with raw:
+        for frames in ([b""], [b"\xff\xff"], [b"a", b"b", b"c"], [msgspec.msgpack.encode(1)]):
+            await raw.send_multipart(frames)
+        await raw.send(CODEC.encode(Ping("after")))
+        peer, message = await received(server, SOON_S)
+    assert message == Ping("after")
+    await client.send(Ping("hello"))
+    peer, _ = await received(server, SOON_S)
+    await server._socket.send_multipart([peer, b"\xff"])
+    await server.send(peer, Pong(7))
+    assert await client.receive(SOON_S) == Pong(7)

@@ -1,0 +1,83 @@
+"""Waits until an engine process of this node exits or hangs."""
+
+import asyncio
+
+from hpc_dynamo.agent.engine_process import EngineProcess
+from hpc_dynamo.agent.hang_detector import HangDetector
+from hpc_dynamo.agent.progress_watch import ProgressWatch, WatchedEngine
+from hpc_dynamo.config import Config, Role
+from hpc_dynamo.engines import engine, pd_protocol_of, probe_fields
+from hpc_dynamo.errors import EngineError
+from hpc_dynamo.http import HttpClient
+from hpc_dynamo.process.child import Child
+from hpc_dynamo.topology import Worker
+
+
+async def wait_for_shard(process: EngineProcess, child: Child) -> EngineError:
+    """Return the error of a shard that has exited, or is stopped; then it is killed.
+
+    Another shard, the first one, serves requests and shows the progress of all.
+    """
+    exited = asyncio.create_task(child.wait())
+    stopped = asyncio.create_task(_wait_until_stopped(process, child))
+    try:
+        await asyncio.wait({exited, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if exited.done():
+            return process.exit_error(exited.result())
+        await child.kill()
+        return process.error(f"hangs: stopped by a signal for {process.hang_timeout_s:.0f} s")
+    finally:
+        exited.cancel()
+        stopped.cancel()
+
+
+async def _wait_until_stopped(process: EngineProcess, child: Child) -> None:
+    timeout_s = process.hang_timeout_s
+    detector = HangDetector(timeout_s)
+    stopped_s = 0.0
+    while stopped_s < timeout_s:
+        await asyncio.sleep(detector.interval_s)
+        usage = process.usage(child)
+        stopped_s = stopped_s + detector.interval_s if usage and usage.stopped else 0.0
+
+
+class HangWatches:
+    """Watches of the workers of an agent, by rank."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+        self._watches = dict[int, ProgressWatch]()
+
+    def set_asleep(self, rank: int, asleep: bool) -> None:
+        """Expect no progress of a worker while it sleeps."""
+        if rank in self._watches:
+            self._watches[rank].asleep = asleep
+
+    async def wait_for_hang(
+        self,
+        config: Config,
+        process: EngineProcess,
+        child: Child,
+        worker: Worker,
+        exited: asyncio.Task[EngineError],
+    ) -> str:
+        """Return what happened, once the engine hangs; empty once it has exited."""
+        async with HttpClient.bearer(self._token) as http:
+            watch = self._watches[worker.rank] = ProgressWatch(
+                http, _watched(config, process, child, worker.role), config.engine.hang_timeout_s
+            )
+            hang = asyncio.create_task(watch.wait_for_hang())
+            try:
+                await asyncio.wait({hang, exited}, return_when=asyncio.FIRST_COMPLETED)
+                return "" if exited.done() else hang.result()
+            finally:
+                hang.cancel()
+                await asyncio.gather(hang, return_exceptions=True)
+                del self._watches[worker.rank]
+
+
+def _watched(config: Config, process: EngineProcess, child: Child, role: Role) -> WatchedEngine:
+    fields = probe_fields(pd_protocol_of(config), role)
+    names = engine(config.engine.name).metrics
+    name = config.model.served_name
+    return WatchedEngine(process.url, name, fields, names, lambda: process.usage(child))

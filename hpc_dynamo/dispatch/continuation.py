@@ -1,0 +1,154 @@
+"""The request that continues a stream on another worker, and why some cannot be continued.
+
+The output so far becomes the end of the prompt, as token ids of /v1/completions. Engines know
+nothing of it. Only fields that mean the same there are accepted: an unknown field may depend on
+the output so far, as a grammar or a penalty does.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hpc_dynamo.dispatch.execution import LIMITS
+from hpc_dynamo.dispatch.partial_answer import PartialAnswer
+from hpc_dynamo.engines import CHAT, COMPLETIONS
+from hpc_dynamo.errors import RequestFailed
+
+Json = dict[str, Any]
+
+PATHS = frozenset({CHAT, COMPLETIONS})
+
+# Fields that are copied: they mean the same in both paths, and do not depend on earlier output.
+COPIED = frozenset(
+    {
+        "allowed_token_ids", "bad_words", "cache_salt", "ignore_eos", "include_stop_str_in_output",
+        "logit_bias", "min_p", "min_tokens", "model", "no_stop_trim", "priority",
+        "repetition_penalty", "return_token_ids", "return_tokens_as_token_ids", "seed",
+        "skip_special_tokens", "spaces_between_special_tokens", "stop", "stop_token_ids", "stream",
+        "stream_options", "temperature", "top_k", "top_p", "user",
+    }
+)  # fmt: skip
+
+# Fields whose effect is in the prompt's token ids, or that are converted.
+CONVERTED = frozenset(
+    {
+        "add_generation_prompt", "add_special_tokens", "chat_template_kwargs",
+        "continue_final_message", "documents", "logprobs", "max_completion_tokens", "max_tokens",
+        "messages", "prompt", "reasoning_effort", "tools", "top_logprobs",
+    }
+)  # fmt: skip
+
+IGNORED = frozenset({"metadata", "parallel_tool_calls", "service_tier", "store"})
+
+# Fields that are accepted with these values, which have no effect.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,), "echo": (False,), "frequency_penalty": (0,), "length_penalty": (1,), "n": (1,),
+    "presence_penalty": (0,), "response_format": ({"type": "text"},), "suffix": ("",),
+    "tool_choice": ("none", "auto"), "use_beam_search": (False,),
+}  # fmt: skip
+
+LAST_WORD = re.compile(r"\s*\S*\Z")
+MAX_REPEATED_CHARS = 64
+
+
+class NotContinuable(Exception):
+    """The stream cannot be continued; the message is the reason."""
+
+
+class ContinuationDiffers(RequestFailed):
+    """The continuation does not repeat the last word: other numerics led to another token."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the stream cannot be continued: {reason}", status=502)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Start of the continuation: after `kept`. It has to repeat `repeated` first.
+
+    Both together are the text that the client has.
+    """
+
+    kept: str
+    repeated: str = ""
+
+
+def check_continuable(body: Json) -> None:
+    """Raises NotContinuable for a body with a field that a continuation could not respect."""
+    for name, value in body.items():
+        if value is None or name in COPIED or name in CONVERTED or name in IGNORED:
+            continue
+        if value not in NEUTRAL.get(name, ()):
+            raise NotContinuable(f"the request sets {name}")
+    if body.get("seed") is not None and not is_greedy(body):
+        raise NotContinuable("the request sets seed, and a temperature other than 0")
+    if body.get("tools") and body.get("tool_choice") != "none":
+        raise NotContinuable("the request has tools")
+    if body.get("stop") and (body.get("return_token_ids") or _wants_logprobs(body)):
+        raise NotContinuable("the request has stop strings and wants tokens or log-probabilities")
+    for message in body.get("messages") or ():
+        content = message.get("content")
+        if isinstance(content, list) and any(part.get("type") != "text" for part in content):
+            raise NotContinuable("the messages are not only text")
+
+
+def cut_at(body: Json, answer: PartialAnswer, *, repeat: bool) -> Cut:
+    """Return where to continue. Raises NotContinuable.
+
+    A text that ends inside a word, or after a space, may have other token ids than the same text
+    with its continuation. Engines also hold back text that may become a stop string. Therefore a
+    greedy output repeats its last word, and enough text for a stop string that began before.
+    With `repeat` False, and if tokens were sent, nothing is repeated.
+    """
+    if answer.parsed:
+        raise NotContinuable(f"the engine has parsed its output ({answer.parsed})")
+    stop, text = body.get("stop") or [], answer.text
+    stops = [stop] if isinstance(stop, str) else stop
+    if repeat and is_greedy(body) and not (answer.logprobs or answer.token_ids):
+        kept = _without_last_word(text[: len(text) - max(map(len, stops), default=1) + 1])
+        return Cut(kept, text[len(kept) :])
+    if any(text.endswith(each[:size]) for each in stops for size in range(1, len(each))):
+        raise NotContinuable("the text ends with the beginning of a stop string")
+    return Cut(text)
+
+
+def _without_last_word(text: str) -> str:
+    """Return the text up to the space before its last word, or all of it if that is long."""
+    last = text[-MAX_REPEATED_CHARS:]
+    kept = LAST_WORD.sub("", last)
+    return text[: len(text) - len(last) + len(kept)] if kept or last == text else text
+
+
+def continuation_body(
+    path: str, body: Json, prompt: Sequence[int], output: Sequence[int], context_tokens: int
+) -> Json:
+    """Return the body for /v1/completions; its `max_tokens` may be 0 or less.
+
+    `output` are the token ids that the client has; `context_tokens` is the model's limit, or 0.
+    """
+    result = {name: value for name, value in body.items() if name in COPIED}
+    result["prompt"] = [*prompt, *output]
+    limit = next((body[name] for name in LIMITS if body.get(name) is not None), None)
+    if limit is not None:
+        result["max_tokens"] = int(limit) - len(output)
+    elif path == COMPLETIONS and "max_tokens" not in body and len(output) <= 16:
+        result["max_tokens"] = 16 - len(output)  # OpenAI's default
+    else:
+        rest = context_tokens - len(prompt) - len(output)
+        result["max_tokens"] = rest if context_tokens else None
+    if body.get("min_tokens"):
+        result["min_tokens"] = max(0, int(body["min_tokens"]) - len(output))
+    if path == COMPLETIONS and body.get("logprobs") is not None:
+        result["logprobs"] = body["logprobs"]
+    elif body.get("logprobs"):
+        result["logprobs"] = body.get("top_logprobs") or 0
+    return result
+
+
+def is_greedy(body: Json) -> bool:
+    return body.get("temperature") == 0
+
+
+def _wants_logprobs(body: Json) -> bool:
+    return body.get("logprobs") not in (None, False)

@@ -1,0 +1,77 @@
+"""Checks that a response with status 200 is an answer, and a complete one.
+
+A broken engine, or a proxy before it, may answer 200 with anything. What is found before the first
+byte of a stream is retried on another worker. A stream that ends early fails like one whose worker
+dies.
+"""
+
+import msgspec
+
+from hpc_dynamo.engines import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from hpc_dynamo.http import ByteSink, HttpResponse
+
+JSON_PATHS = (CHAT, COMPLETIONS, MESSAGES, RESPONSES)  # responses are JSON objects, or streams
+# Ends of a complete stream. /v1/responses ends with an event of any length.
+STREAM_ENDS = {CHAT: b"[DONE]", COMPLETIONS: b"[DONE]", MESSAGES: b"message_stop"}
+STREAM = "text/event-stream"
+EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
+
+_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ANY = msgspec.json.Decoder(msgspec.Raw)
+
+
+class BadResponse(ValueError):
+    """The response is no answer. The message continues "worker 3 answered 200 …"."""
+
+
+class CheckedResponse:
+    """A worker's response, checked as it is read. See worker_client.IncomingResponse.
+
+    With `stream` the response must be one. Raises BadResponse.
+    """
+
+    def __init__(self, response: HttpResponse, path: str, *, stream: bool) -> None:
+        self._response, self._path = response, path
+        self.headers = response.headers
+        self._type = response.headers.get("content-type", "application/json")
+        if self._type.startswith("text/html"):
+            raise BadResponse("with HTML")
+        if stream and path in JSON_PATHS and not self._type.startswith(STREAM):
+            raise BadResponse(f"with {self._type} instead of a stream")
+
+    async def read(self) -> bytes:
+        """Return the whole body."""
+        content = await self._response.read()
+        if not self._type.startswith(STREAM):
+            self._check_content(content)
+        return content
+
+    async def relay(self, sink: ByteSink) -> None:
+        """Write the body to `sink` as it arrives."""
+        start = await self._response.first_piece()
+        if not start:
+            raise BadResponse("with an empty stream")
+        if self._type.startswith(STREAM) and not _starts_event(start.lstrip()):
+            raise BadResponse("with a stream that has no events")
+        await self._response.relay(sink)
+        if STREAM_ENDS.get(self._path, b"") not in self._response.tail:
+            raise BadResponse("with a stream that ended early")
+
+    def _check_content(self, content: bytes) -> None:
+        object_expected = self._path in JSON_PATHS
+        if not (object_expected or self._type.startswith("application/json")):
+            return
+        try:
+            if not content.isascii():
+                content.decode()
+            (_OBJECT if object_expected else _ANY).decode(content)
+        except UnicodeDecodeError as e:
+            raise BadResponse("with text that is not UTF-8") from e
+        except (msgspec.DecodeError, RecursionError) as e:
+            what = "a JSON object" if object_expected else "JSON"
+            raise BadResponse(f"without {what}: {e}") from e
+
+
+def _starts_event(start: bytes) -> bool:
+    """Return True if a stream of events may start with these bytes, which may be only one."""
+    return start.startswith(EVENT_STARTS) or any(mark.startswith(start) for mark in EVENT_STARTS)

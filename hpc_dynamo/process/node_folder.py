@@ -1,0 +1,66 @@
+"""Private folder of a process on this node: sockets and temporary files of it and its engines.
+
+The process holds a lock on the folder (flock), which the kernel releases however the process ends.
+So a folder without a lock is a leftover, and the next process of the same user removes it. Folders
+of other users, links and files are not touched.
+"""
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PREFIX = "hpc-dynamo-node-"
+# The path of a unix socket has at most 107 bytes, and vLLM names its sockets by 36 letters.
+MAX_BASE_BYTES = 45
+SHORT_BASE = "/tmp"
+
+
+@contextmanager
+def private_node_folder() -> Iterator[str]:
+    """Create a folder that only this user can enter; it is removed at the end.
+
+    It is in TMPDIR, or in /tmp if that path is too long for sockets.
+    """
+    base = tempfile.gettempdir()
+    if len(os.fsencode(base)) > MAX_BASE_BYTES:
+        base = SHORT_BASE
+    remove_leftover_folders(Path(base))
+    path, lock = _locked_folder(base)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked_folder(base: str) -> tuple[str, int]:
+    """Return a new folder and the descriptor that locks it. Another process may take a folder for a
+    leftover before it is locked; then another one is made."""
+    while True:
+        path = tempfile.mkdtemp(prefix=PREFIX, dir=base)
+        with suppress(FileNotFoundError):
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.path.exists(path):
+                return path, handle
+            os.close(handle)
+
+
+def remove_leftover_folders(base: Path) -> None:
+    """Remove this user's node folders in `base` whose processes have ended, also by kill -9."""
+    for path in base.glob(f"{PREFIX}*"):
+        with suppress(OSError):  # in use, of another user, a link, or removed meanwhile
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                found = os.fstat(handle)
+                if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == 0o700:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path)
+            finally:
+                os.close(handle)

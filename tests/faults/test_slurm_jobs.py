@@ -1,0 +1,142 @@
+"""Faults of Slurm itself: lost nodes, requeued jobs, and what dependent jobs see of the end."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.slurm import ClusterError, SlurmCluster
+from tests.support.runs import each_once, hpc_dynamo, latest, results_on_disk, until, write_prompts
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+
+BATCH = (
+    *("batch", "engine=simulator", "cluster.launcher=slurm", "--detach", "input=prompts.jsonl"),
+    *("topology=aggregated", "topology.nodes=2", "topology.aggregated.workers=2"),
+)
+SLOW = ("engine.args.time-scale=30", "batch.concurrency=4")
+
+
+def command(cluster: SlurmCluster, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return hpc_dynamo(*words, cwd=folder, env=cluster.env, timeout_s=100)
+
+
+def job_id(folder: Path) -> str:
+    record = latest(folder / "runs/prompts").job()
+    assert record is not None
+    return record.job_id
+
+
+def field(cluster: SlurmCluster, job: str, name: str) -> str:
+    """Return a field of a job, as scontrol shows it."""
+    shown = cluster.slurm("scontrol", "show", "job", job).split()
+    return next(word.partition("=")[2] for word in shown if word.startswith(f"{name}="))
+
+
+@pytest.fixture
+def lost_node(cluster: SlurmCluster) -> Iterator[str]:
+    """Return the name of a node that a test may set down; it is resumed at the end."""
+    node = cluster.nodes[1]
+    yield node
+    resume(cluster, node)
+    until("all nodes idle", lambda: cluster.states() == {"idle"}, 60)
+
+
+def resume(cluster: SlurmCluster, node: str) -> None:
+    """Resume a node, unless it has already returned to service."""
+    with suppress(ClusterError):
+        cluster.slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+
+def test_only_one_job_works_on_a_run_after_a_node_is_set_down(
+    cluster: SlurmCluster, shared_dir: Path, lost_node: str
+) -> None:
+    ids = write_prompts(shared_dir / "prompts.jsonl", 60, max_tokens=16)
+    run = shared_dir / "runs/prompts"
+    assert command(cluster, shared_dir, *BATCH, *SLOW).returncode == 0
+    until("some results", lambda: results_on_disk(run) >= 5, 120)
+    job = job_id(shared_dir)
+    down = ("scontrol", "update", f"NodeName={lost_node}", "State=DOWN", "Reason=test")
+    cluster.slurm(*down)
+    until("the requeue", lambda: field(cluster, job, "JobState") == "PENDING", 60)
+    until("an outcome of the first execution", latest(run).outcome, 60)
+
+    status = command(cluster, shared_dir, "status", "prompts", "--once")
+    assert "attempt 1: pending" in status.stdout
+    again = command(cluster, shared_dir, *BATCH)
+    assert again.returncode != 0
+    assert "is in use: attempt 1 is pending" in again.stderr
+
+    resume(cluster, lost_node)
+    until("the output", (run / "output.jsonl").exists, 200)
+    each_once(run, ids)
+    until("the end", lambda: field(cluster, job, "JobState") == "COMPLETED", 60)
+    assert field(cluster, job, "Restarts") == "1"
+
+
+def test_stop_cancels_a_job_that_slurm_has_requeued(
+    cluster: SlurmCluster, shared_dir: Path, lost_node: str
+) -> None:
+    write_prompts(shared_dir / "prompts.jsonl", 60, max_tokens=16)
+    assert command(cluster, shared_dir, *BATCH, *SLOW).returncode == 0
+    run = shared_dir / "runs/prompts"
+    until("some results", lambda: results_on_disk(run) >= 2, 120)
+    job = job_id(shared_dir)
+    cluster.slurm("scontrol", "requeue", job)
+    until("the requeue", lambda: field(cluster, job, "JobState") == "PENDING", 60)
+    stopped = command(cluster, shared_dir, "stop", "prompts")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "is not running" not in stopped.stdout
+    assert field(cluster, job, "JobState") == "CANCELLED"
+
+
+def test_exit_codes_reach_dependent_jobs(cluster: SlurmCluster, shared_dir: Path) -> None:
+    """A failed batch does not start a job that waits for its success; a stopped endpoint does."""
+    write_prompts(shared_dir / "prompts.jsonl", 3, max_tokens=2)
+    failing = command(cluster, shared_dir, *BATCH, "engine.args.fail-start=true")
+    assert failing.returncode == 0, failing.stderr
+    job = job_id(shared_dir)
+    until("the failure", lambda: field(cluster, job, "JobState") == "FAILED", 100)
+    assert field(cluster, job, "ExitCode") != "0:0"
+
+    words = (
+        "engine=simulator",
+        "cluster.launcher=slurm",
+        "--detach",
+        "topology=aggregated",
+        "topology.nodes=1",
+        "name=served",
+    )
+    served = command(cluster, shared_dir, "serve", *words)
+    assert served.returncode == 0, served.stderr
+    attempt = latest(shared_dir / "runs/served")
+    record = attempt.job()
+    assert record is not None
+    after = ("sbatch", "--parsable", f"--dependency=afterok:{record.job_id}", "--wrap=true")
+    follower = cluster.slurm(*after, "--output=/dev/null").strip()
+    until("an endpoint", lambda: attempt.endpoint() or attempt.outcome(), 100)
+    assert attempt.endpoint() is not None
+    assert command(cluster, shared_dir, "stop", "served").returncode == 0
+    until("the end", lambda: field(cluster, record.job_id, "JobState") == "COMPLETED", 60)
+    until("the follower", lambda: field(cluster, follower, "JobState") == "COMPLETED", 60)
+
+
+def test_bad_node_does_not_cost_the_run(cluster: SlurmCluster, shared_dir: Path) -> None:
+    """The next job excludes the node that failed the checks before the start."""
+    ids = write_prompts(shared_dir / "prompts.jsonl", 10, max_tokens=2)
+    bad, resize = cluster.nodes[1], ("mount", "-o", "remount,size=1m", "/dev/shm")
+    subprocess.run(cluster.on(bad, *resize), check=True)
+    try:
+        words = [word for word in BATCH if word != "--detach"]
+        done = command(cluster, shared_dir, *words)
+    finally:
+        subprocess.run(cluster.on(bad, *resize[:2], "remount,size=50%", "/dev/shm"), check=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = shared_dir / "runs/prompts"
+    each_once(run, ids)
+    roster = latest(run).roster()
+    assert roster is not None
+    assert [node.host for node in roster.nodes] == [cluster.nodes[0], cluster.nodes[2]]
+    assert f"attempt 2 starts without {bad}" in done.stdout

@@ -1,0 +1,26 @@
+"""CPU time and state of the processes of a session."""
+
+import os
+import signal
+import subprocess
+import sys
+
+from hpc_dynamo.process.session import SessionUsage, session_usage
+
+BUSY = "import os\nwhile os.times().user < 0.3: pass\nprint(flush=True)\ninput()"
+
+
+def test_usage_of_a_session() -> None:
+    pipe = subprocess.PIPE
+    argv = [sys.executable, "-c", BUSY]
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, start_new_session=True) as child:
+        assert child.stdout
+        child.stdout.readline()
+        usage = session_usage(child.pid)
+        assert 0.3 <= usage.cpu_s < 30
+        assert not usage.stopped
+        os.kill(child.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, child.pid, os.WSTOPPED)
+        assert session_usage(child.pid).stopped
+        child.kill()
+    assert session_usage(child.pid) == SessionUsage(0.0, stopped=False)
