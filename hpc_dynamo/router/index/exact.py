@@ -101,11 +101,9 @@ class PrefixIndex:
             self.unfit += len(short_keys)
             return
         table = worker.table(medium)
-        end = (
-            ChainEnd(parent_hash=root)
-            if parent is None
-            else worker.chain_end(to_short_key(parent), table)
-        )
+        end: ChainEnd | None = ChainEnd(parent_hash=root)
+        if parent is not None:
+            end = worker.chain_end(to_short_key(parent), table)
         if end is None:
             self.orphans += len(short_keys)
             return
@@ -116,13 +114,8 @@ class PrefixIndex:
             self.full += len(short_keys)
             return
         self._forget(worker, table, known)
-        self._add_pages(
-            worker,
-            table,
-            end,
-            short_keys,
-            chained_hashes(tokens, self._block_tokens, end.parent_hash),
-        )
+        hashes = chained_hashes(tokens, self._block_tokens, end.parent_hash)
+        self._add_pages(worker, table, end, short_keys, hashes)
 
     def _append_response_block(
         self,

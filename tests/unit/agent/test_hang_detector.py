@@ -8,6 +8,7 @@ from hpc_dynamo.engines import ENGINES, engine
 from hpc_dynamo.process.session import SessionUsage
 
 TIMEOUT_S = 20.0
+STARVED = SessionUsage(5.0, stopped=False, runnable=True)
 IDLE, STOPPED = SessionUsage(5.0, stopped=False), SessionUsage(9.0, stopped=True)
 
 
@@ -52,9 +53,9 @@ def test_idle_time_does_not_raise_the_limit() -> None:
     assert detector.limit_s == TIMEOUT_S
 
 
-def test_computing_engine_gets_five_times_as_long() -> None:
+def test_computing_engine_gets_ten_times_as_long() -> None:
     detector = HangDetector(TIMEOUT_S)
-    wait(detector, 97.5, computing=True)
+    wait(detector, 197.5, computing=True)
     assert not detector.hung
     wait(detector, 2.5, computing=True)
     assert detector.hung
@@ -73,6 +74,8 @@ def test_pause_of_the_agent_itself_does_not_count() -> None:
         (IDLE, SessionUsage(5.1, stopped=False), False),
         (IDLE, SessionUsage(6.0, stopped=False), True),
         (IDLE, STOPPED, False),
+        (STARVED, STARVED, True),
+        (IDLE, STARVED, False),
         (None, IDLE, True),
         (IDLE, None, True),
     ],
