@@ -91,7 +91,7 @@ def _name(pid: int) -> str:
             return f"frontend {index}"
         case [_, "-m", "hpc_dynamo.simulator", *rest]:
             return rest[rest.index("--role") + 1]
-        case [_, "-u", "-m", "submitit.core._submit", *_]:
+        case [_, "-u", "-m", "hpc_dynamo.launch.submitit_task", *_]:
             return "head"
     return ""
 

@@ -68,7 +68,7 @@ def answering(head: Served, count: int) -> Iterator[None]:
     with ExitStack() as stack:
         for _ in range(count):
             create = head.client.completions.create
-            stream = create(model=MODEL, prompt="Hi", max_tokens=1000, stream=True)
+            stream = create(model=MODEL, prompt="Hi", max_tokens=8000, stream=True)
             assert next(iter(stack.enter_context(stream)))
         yield
 
