@@ -12,7 +12,7 @@ from typing import Protocol
 from hpc_dynamo.descriptors import connection_budget
 
 # Age at which a connection without a key may be closed: until then its request may be unread.
-# Where the server is full, a younger one is closed too: a flood must not keep all others out.
+# If the server is full, a younger one is closed too: a flood must not keep all others out.
 GRACE_S = 0.25
 SERVER_SHARE = 0.5  # share of a process's connections; the rest go to engines
 ANONYMOUS_SHARE = 0.25  # share of the server's connections
