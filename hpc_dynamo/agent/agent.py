@@ -20,7 +20,7 @@ from hpc_dynamo.agent.shard_followers import ShardFollowers
 from hpc_dynamo.agent.shard_leader import ShardLeader, wait_for_exit
 from hpc_dynamo.backoff import RestartLimit
 from hpc_dynamo.config import Config, Role, with_worker_options
-from hpc_dynamo.engines import Placement, ShardRendezvous, engine, is_mpi_step
+from hpc_dynamo.engines import Placement, engine, is_mpi_step
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import (
     AgentStopped,
@@ -30,6 +30,7 @@ from hpc_dynamo.messages import (
     HelloRequest,
     KvReplayRequest,
     NodeRecord,
+    NodesReplaced,
     SetAsleep,
     SetRole,
     ShardExited,
@@ -43,7 +44,7 @@ from hpc_dynamo.process.child import Child
 from hpc_dynamo.process.node_folder import private_node_folder
 from hpc_dynamo.process.shared_memory import remove_unused_segments
 from hpc_dynamo.run import Attempt
-from hpc_dynamo.topology import Plan, Worker
+from hpc_dynamo.topology import Plan, Worker, with_replacements
 from hpc_dynamo.wire import ControlClient
 
 HEARTBEAT_S = 1.0
@@ -59,14 +60,19 @@ class Agent:
     """Runs the workers of one node until the head stops it or falls silent."""
 
     def __init__(
-        self, attempt: Attempt, me: NodeRecord, client: ControlClient[ControlMessage], token: str
+        self,
+        attempt: Attempt,
+        me: NodeRecord,
+        client: ControlClient[ControlMessage],
+        token: str,
+        layout: Plan | None = None,  # not the plan if nodes failed at the start
     ) -> None:
         self._attempt, self._me, self._client, self._token = attempt, me, client, token
         self._config: Config = attempt.config()
-        self._plan: Plan = attempt.plan()
+        self._layout = layout or attempt.plan()
         self._stopped = asyncio.Event()
         self._contact = HeadContact(self._config.cluster, attempt)
-        self._workers = {w.rank: w for w in self._plan.on_node(me.node)}  # in their present roles
+        self._workers = {w.rank: w for w in self._layout.on_node(me.node)}  # in their present roles
         self._ready_role = dict[int, Role]()  # last role in which a worker was ready
         self._was_ready = set[int]()  # since its last start
         self._worker_tasks = dict[int, asyncio.Task[None]]()
@@ -81,28 +87,22 @@ class Agent:
     async def run(self) -> None:
         """Run the node's workers. Returns once every engine process has exited."""
         await self._say_hello()
-        await self._remove_unused_segments()
+        await asyncio.to_thread(remove_unused_segments)
         with private_node_folder() as folder:
             await self._run(folder)
-        await self._remove_unused_segments()
+        await asyncio.to_thread(remove_unused_segments)
         with suppress(TimeoutError):  # the head may be dead
             async with asyncio.timeout(LAST_MESSAGE_S):
                 await self._client.send(AgentStopped(node=self._me.node))
 
-    async def _remove_unused_segments(self) -> None:
-        if names := await asyncio.to_thread(remove_unused_segments):
-            log.info(
-                "removed %d unused segments of shared memory: %s", len(names), ", ".join(names)
-            )
-
     async def _run(self, folder: str) -> None:
         me, logs = self._me, str(self._attempt.logs)
-        self._placer = NodePlacer(self._config, me.address, self._token, folder, logs)
+        place = self._placer = NodePlacer(self._config, me.address, self._token, folder, logs)
         async with asyncio.TaskGroup() as group:
             self._relay, self._group = KvEventRelay(folder, self._client.send, group), group
-            self._shard_followers = ShardFollowers(
-                me.node, self._plan.workers, self._follower_process, self._client.send, group
-            )
+            make, send = lambda *shard: self._process(place.follower(*shard)), self._client.send
+            workers = self._layout.workers
+            self._shard_followers = ShardFollowers(me.node, workers, make, send, group)
             for rank in self._workers:
                 self._start_worker(rank)
             heartbeat = group.create_task(self._send_heartbeats(), name="heartbeat")
@@ -154,6 +154,8 @@ class Agent:
                 self._shard_leader.shard_exited(message)
             case SetAsleep(rank=rank, asleep=asleep):
                 self._watches.set_asleep(rank, asleep)
+            case NodesReplaced(replacements=replacements):
+                self._use_layout(with_replacements(self._attempt.plan(), replacements))
             case SetRole(rank=rank) if rank in self._workers:
                 self._set_role(message)
 
@@ -165,6 +167,17 @@ class Agent:
             self._start_worker(rank, self._worker_tasks[rank])
         else:
             self._ready_role[rank] = role
+
+    def _use_layout(self, layout: Plan) -> None:
+        """Start the workers that have moved to this node, and stop those that have left it."""
+        before, here = self._workers, {w.rank: w for w in layout.on_node(self._me.node)}
+        self._workers = {r: replace(w, role=before.get(r, w).role) for r, w in here.items()}
+        for rank in before.keys() - here.keys():
+            self._reports.pop(rank, None)
+            self._worker_tasks[rank].cancel()
+        for rank in sorted(here.keys() - before.keys()):
+            self._start_worker(rank, self._worker_tasks.get(rank))
+        self._shard_followers.place(layout.workers)
 
     def _start_worker(self, rank: int, previous: "asyncio.Task[None] | None" = None) -> None:
         if previous:
@@ -255,11 +268,6 @@ class Agent:
     def _process(self, placement: Placement) -> EngineProcess:
         config = self._config_of(placement.worker)
         return EngineProcess(self._attempt, config, placement, self._me.host)
-
-    def _follower_process(
-        self, worker: Worker, index: int, rendezvous: ShardRendezvous
-    ) -> EngineProcess:
-        return self._process(self._placer.follower(worker, index, rendezvous))
 
     async def _report(
         self,

@@ -22,7 +22,7 @@ from hpc_dynamo.bootstrap import MpiStep, exchange_addresses, rank_command
 from hpc_dynamo.bootstrap.address import address_for_extra_jobs, job_address
 from hpc_dynamo.config import Task
 from hpc_dynamo.descriptors import raise_descriptor_limit
-from hpc_dynamo.doctor.preflight import preflight, raise_for_faults
+from hpc_dynamo.doctor.preflight import preflight
 from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error, file_error_in
 from hpc_dynamo.head import Head, Standalone
 from hpc_dynamo.launch import bootstrap_step, detached_submit, retry
@@ -32,6 +32,7 @@ from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome
 from hpc_dynamo.run import Attempt, Run, write_json
 from hpc_dynamo.run.logs import RateLimit
 from hpc_dynamo.run.privacy import PRIVATE_UMASK, require_private_folder
+from hpc_dynamo.tasks.start_layout import start_layout
 from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec
 
 CODEC: MessageCodec[ControlMessage] = MessageCodec(ControlMessage)  # type: ignore[arg-type]  # a union is no type[T]
@@ -151,13 +152,12 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
     try:
         settings = config.cluster.bootstrap
         step = await asyncio.to_thread(_bootstrap_step, attempt, hosts) if server else None
-        roster = await exchange_addresses(me, hosts, attempt, settings, step)
-        if config.cluster.preflight:
-            job = attempt.job()
-            raise_for_faults(roster, job.submitted_at if job else 0.0, time.time())
+        spare_nodes = attempt.plan().spare_nodes
+        roster = await exchange_addresses(me, hosts, attempt, settings, step, spare_nodes)
+        roster, layout = start_layout(attempt, roster, hosts, is_head=index == 0)
         client = ControlClient(roster.control_endpoint, secrets.keys, CODEC)
         try:
-            agent = Agent(attempt, me, client, secrets.token)
+            agent = Agent(attempt, me, client, secrets.token, layout)
             if server:
                 return await _run_head(Head(attempt, roster, server), agent, preempted.is_set())
             return await _run_agent(agent)
