@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import replace
 
@@ -71,11 +71,12 @@ class Agent:
         self._config: Config = attempt.config()
         self._layout = layout or attempt.plan()
         self._stopped = asyncio.Event()
-        self._contact = HeadContact(self._config.cluster, attempt)
+        self.contact = HeadContact(self._config.cluster, attempt)
         self._workers = {w.rank: w for w in self._layout.on_node(me.node)}  # in their present roles
         self._ready_role = dict[int, Role]()  # last role in which a worker was ready
         self._was_ready = set[int]()  # since its last start
         self._worker_tasks = dict[int, asyncio.Task[None]]()
+        self._locks = defaultdict[int, asyncio.Lock](asyncio.Lock)
         self._reports = dict[int, WorkerReport]()  # last one by rank
         self._shard_leader = ShardLeader(client.send)
         self._watches, self._hangs = HangWatches(token), Counter[int]()  # by rank
@@ -107,7 +108,7 @@ class Agent:
                 self._start_worker(rank)
             heartbeat = group.create_task(self._send_heartbeats(), name="heartbeat")
             listener = group.create_task(self._listen(), name="listen")
-            watch = group.create_task(self._contact.watch(self.stop), name="head-contact")
+            watch = group.create_task(self.contact.watch(self.stop), name="head-contact")
             await self._stopped.wait()
             watch.cancel()
             listener.cancel()
@@ -130,7 +131,7 @@ class Agent:
         """Handle messages of the head until it stops the agent."""
         while True:
             message = await self._client.receive()
-            self._contact.heard()
+            self.contact.heard()
             try:
                 await self._handle(message)
             # A defect in the handling of one message must not end the node's workers.
@@ -164,37 +165,39 @@ class Agent:
         rank, role = message.rank, message.role
         self._workers[rank] = replace(self._workers[rank], role=role)
         if message.restart:
-            self._start_worker(rank, self._worker_tasks[rank])
+            self._start_worker(rank)
         else:
             self._ready_role[rank] = role
 
     def _use_layout(self, layout: Plan) -> None:
-        """Start the workers that have moved to this node, and stop those that have left it."""
+        """Start the workers that have moved to this node or have shards on other nodes now, and
+        stop those that have left this node."""
         before, here = self._workers, {w.rank: w for w in layout.on_node(self._me.node)}
         self._workers = {r: replace(w, role=before.get(r, w).role) for r, w in here.items()}
+        self._shard_followers.place(layout.workers)
         for rank in before.keys() - here.keys():
             self._reports.pop(rank, None)
             self._worker_tasks[rank].cancel()
-        for rank in sorted(here.keys() - before.keys()):
-            self._start_worker(rank, self._worker_tasks.get(rank))
-        self._shard_followers.place(layout.workers)
+        for rank, worker in here.items():
+            if rank not in before or before[rank].shards != worker.shards:
+                self._start_worker(rank)
 
-    def _start_worker(self, rank: int, previous: "asyncio.Task[None] | None" = None) -> None:
-        if previous:
-            previous.cancel()
-        task = self._group.create_task(self._keep_running(rank, previous), name=f"worker-{rank}")
+    def _start_worker(self, rank: int) -> None:
+        """Start a worker, again if it runs already."""
+        if rank in self._worker_tasks:
+            self._worker_tasks[rank].cancel()
+        task = self._group.create_task(self._keep_running(rank), name=f"worker-{rank}")
         self._worker_tasks[rank] = task
 
-    async def _keep_running(self, rank: int, previous: "asyncio.Task[None] | None") -> None:
-        """Run a worker after `previous` has ended; restart it until `engine.max_restarts`."""
-        if previous:
-            await asyncio.wait([previous])
+    async def _keep_running(self, rank: int) -> None:
+        """Run a worker; restart it until `engine.max_restarts`."""
         settings = self._config_of(self._workers[rank]).engine
         limit = RestartLimit(settings.max_restarts, 60.0 * settings.restart_window_min)
         restarts_left = 1
         while restarts_left:
             try:
-                await self._run_worker(rank)
+                async with self._locks[rank]:  # until its earlier process has ended
+                    await self._run_worker(rank)
             except EngineError as e:
                 worker = self._workers[rank]
                 if self._ready_role.get(rank, worker.role) is not worker.role:

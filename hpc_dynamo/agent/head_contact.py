@@ -15,14 +15,17 @@ log = logging.getLogger(__name__)
 
 
 class HeadContact:
-    """Decides when an agent without a head stops its engines."""
+    """Decides when an agent without a head stops its engines.
+
+    `lost` is set if the head fell silent before the run had an outcome.
+    """
 
     def __init__(self, cluster: Cluster, attempt: Attempt) -> None:
         self._silence = SilenceWatch[str]()
         self._silent_after_s = cluster.heartbeat_timeout_s
         self._lost_after_s = max(cluster.reconnect_timeout_s, cluster.heartbeat_timeout_s)
         self._attempt = attempt.attempt if isinstance(attempt, ExtraJobFolder) else attempt
-        self._reported = False
+        self._reported = self.lost = False
         self.heard()
 
     def heard(self) -> None:
@@ -42,6 +45,7 @@ class HeadContact:
 
     def _is_lost(self, silent_s: float) -> bool:
         if silent_s > self._lost_after_s:
+            self.lost = self._attempt.outcome() is None
             log.error("head lost, stopping this node's workers: no message for %.0f s", silent_s)
             return True
         if self._attempt.outcome() is not None:

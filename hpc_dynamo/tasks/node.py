@@ -26,6 +26,7 @@ from hpc_dynamo.doctor.preflight import preflight
 from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error, file_error_in
 from hpc_dynamo.head import Head, Standalone
 from hpc_dynamo.launch import bootstrap_step, detached_submit, retry
+from hpc_dynamo.launch.headless_job import restart_headless_job
 from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_count
 from hpc_dynamo.launch.sole_use import wait_for_earlier_jobs
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome
@@ -160,7 +161,7 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
             agent = Agent(attempt, me, client, secrets.token, layout)
             if server:
                 return await _run_head(Head(attempt, roster, server), agent, preempted.is_set())
-            return await _run_agent(agent)
+            return await _run_agent(attempt, agent)
         finally:
             client.close()
     finally:
@@ -208,10 +209,13 @@ async def _run_head(head: Head, agent: Agent, preempted: bool) -> Outcome:
     return await head.run(agent)
 
 
-async def _run_agent(agent: Agent) -> Outcome:
+async def _run_agent(attempt: Attempt, agent: Agent) -> Outcome:
     """Run the agent. A stop signal ends this node only; the head watches the walltime."""
     on_stop_signal(agent.stop)
     await agent.run()
+    if agent.contact.lost:
+        on_stop_signal(asyncio.current_task().cancel)  # type: ignore[union-attr]  # runs in a task
+        await restart_headless_job(attempt)
     return Outcome(exit_code=0)
 
 

@@ -258,9 +258,10 @@ class Membership:
             log_file, before = self._attempt.worker_log(rank), self.workers.get(rank)
             report = lost_report(before, worker, role, host, state, lost, log_file)
             await self._update_worker(report)
-        await self._shards.node_lost(node, lost)
         if moved:
             await self._move_workers()
+        else:
+            await self._shards.node_lost(node, lost, for_good=state is not WorkerState.failed)
         if node >= self._first_extra_node and state is not WorkerState.failed:
             self._drop_node(node)  # nodes of extra jobs do not come back
 

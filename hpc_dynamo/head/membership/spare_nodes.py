@@ -29,7 +29,7 @@ class SpareNodes:
         if found is None or found.restart_count != self._restarts:
             found = NodesReplaced(restart_count=self._restarts)
         self.message = found
-        self._failed |= found.replacements.keys()  # until they join again
+        self._failed |= found.replacements.keys()  # they may join again
         self._update()
 
     @property
