@@ -64,7 +64,7 @@ class EngineProcess:
         for name, text in command.files.items():
             write_atomic(self._attempt.logs / name, text.encode(), mode=0o600)
         env, grace_s = (
-            clean_environment(ENVIRONMENT | command.env),
+            clean_environment(ENVIRONMENT | dict(command.env)),
             self._config.engine.stop_timeout_s,
         )
         child = await Child.start(command.argv, env, self._log, grace_s)
