@@ -72,6 +72,7 @@ def _bounds(found: SoakResults) -> Iterator[tuple[str, str, bool]]:
     yield f"peak of memory at most {MORE_MIB:.0f} MiB above the start", seen, bounded
     both = found.start.keys() & found.end.keys()
     threads = {name: found.end[name].threads - found.start[name].threads for name in sorted(both)}
+    bounded = all(more <= MORE_THREADS for more in threads.values())
     seen = ", ".join(f"{name} {more:+d}" for name, more in threads.items())
     yield (
         f"at most {MORE_THREADS} more threads",
