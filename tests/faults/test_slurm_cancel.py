@@ -1,4 +1,4 @@
-"""Signals and cancellations of a batch by Slurm, at a random moment. Nothing is lost or repeated."""
+"""A batch is cancelled, requeued or signalled by Slurm at a random moment."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def test_cancelled_batch_is_completed(
 
 REQUEUES = {
     "`scontrol requeue` of a batch (Slurm)": ("scontrol", "requeue", "JOB"),
-    "SIGUSR2 to a batch's step, as near the walltime (Slurm)": (
+    "SIGUSR2 to a batch's step (Slurm)": (
         "scancel",
         "--signal=USR2",
         "JOB.0",
