@@ -84,7 +84,7 @@ async def run(
         found.rate_hz = args.share * found.capacity_hz
         show.text(f"capacity {found.capacity_hz:.0f}/s; waiting until all is idle")
         await asyncio.sleep(SETTLE_S if found.minutes >= SETTLED_MIN else 0)
-        _, found.start = await job.wait_until_idle({})
+        found.start_gauges, found.start = await job.wait_until_idle({})
         async with HttpClient.bearer(job.key) as http, _faults(args, job, found):
             await _load(job, LoadClients(http, job.url, make, args.leave), found, show)
         show.text("waiting until all is given back")

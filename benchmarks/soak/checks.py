@@ -9,12 +9,13 @@ LONG_MIN, GROWTH = 10.0, 20.0  # minimum duration for the growth check; MiB per 
 MORE_MIB, MORE_THREADS = 100.0, 8  # limits for a process, compared with the start
 FOLDER_GROWTH = 100.0  # MiB per hour
 LOST = 0.005  # share of the requests with faults
+MORE_TASKS = 20  # asyncio's, when the job is idle again
 KEPT_CONNECTIONS = 4  # that a process opens to engines at its own time and keeps
 
 
 def nonzero_gauges(gauges: dict[str, float]) -> dict[str, float]:
-    """Return the gauges that are not zero; all should be when the job is idle."""
-    return {name: value for name, value in gauges.items() if value and "_total" not in name}
+    """Return the gauges that are not zero; all but tasks should be when the job is idle."""
+    return {n: v for n, v in gauges.items() if v and "_total" not in n and "tasks" not in n}
 
 
 def memory_growth(samples: Sequence[SoakSample], name: str) -> float:
@@ -50,6 +51,10 @@ def checks(found: SoakResults) -> Iterator[tuple[str, str, bool]]:
     fds = {n: p.fds - found.start[n].fds for n, p in found.end.items() if n in found.start}
     more = {name: count for name, count in fds.items() if count > KEPT_CONNECTIONS}
     yield "no more file descriptors", str(more or 0), not more
+    before, after = found.start_gauges, found.gauges
+    tasks = {n: int(v - before.get(n, v)) for n, v in after.items() if "tasks" in n}
+    seen = ", ".join(f"{name} {more:+d}" for name, more in tasks.items())
+    yield f"at most {MORE_TASKS} more tasks", seen, all(n <= MORE_TASKS for n in tasks.values())
     yield from _bounds(found)
 
 

@@ -25,10 +25,10 @@ WORDS = (
     f"model.name={MODEL}",
     "router.index_capacity_blocks=20000",  # full before growth is measured
 )
-NUMBER = re.compile(r'^hpc_dynamo_(\w+?)(?:\{.*role="(\w+)".*\})? ([\d.e+-]+)$', re.M)
+NUMBER = re.compile(r'^hpc_dynamo_(\w+?)(?:\{.*(?:role|process)="(\w+)".*\})? ([\d.e+-]+)$', re.M)
 TRAFFIC = (
     "requests_running", "requests_waiting", "open_connections", "requests_cancelled_total",
-    "request_retries_total", "requests_rejected_total",
+    "request_retries_total", "requests_rejected_total", "asyncio_tasks",
 )  # fmt: skip
 WORKER = tuple(
     f"worker_{name}"

@@ -54,4 +54,5 @@ class SoakResults(msgspec.Struct):
     start: dict[str, ProcessUsage] = msgspec.field(default_factory=dict)
     samples: list[SoakSample] = msgspec.field(default_factory=list)
     end: dict[str, ProcessUsage] = msgspec.field(default_factory=dict)
+    start_gauges: dict[str, float] = msgspec.field(default_factory=dict)
     gauges: dict[str, float] = msgspec.field(default_factory=dict)  # at the end

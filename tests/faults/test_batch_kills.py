@@ -25,7 +25,7 @@ from tests.support.runs import (
     write_prompts,
 )
 
-SLOW = pytest.mark.slow_fault
+pytestmark = pytest.mark.slow_fault  # CI runs tests/integration/batch/test_batch.py
 REQUESTS = 120
 BATCH = ("batch", *SIMULATOR, "input=p.jsonl", "topology.decode.workers=2")
 PACE = ("engine.args.time-scale=5", "batch.concurrency=8")
@@ -103,10 +103,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, id=name.replace(" ", "_"), marks=[SLOW] if n else [])
-        for n, name in enumerate(FAULTS)
-    ],
+    [pytest.param(name, id=name.replace(" ", "_")) for name in FAULTS],
 )
 def test_killed_batch_is_completed(
     tmp_path: Path, undisturbed: dict[str, str], name: str, fault: FaultRecorder

@@ -74,6 +74,7 @@ def has_results(run: Path, count: int) -> bool:
     return run.exists() and results_on_disk(run) >= count
 
 
+@pytest.mark.slow_fault  # CI runs tests/integration/cli/test_file_errors.py
 def test_batch_on_full_disk_is_completed_later(tmp_path: Path, fault: FaultRecorder) -> None:
     ids, run = write_prompts(tmp_path / "p.jsonl", 80), tmp_path / "runs/p"
     with file_system(tmp_path) as runs:

@@ -21,6 +21,7 @@ SUSPENDED_S = 5.0  # longer than the timeout
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("head"), *TWO_NODES, *SHORT) as served:
+        until("both workers", lambda: len(ready(served)) == 2)
         yield served
 
 

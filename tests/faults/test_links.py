@@ -141,7 +141,13 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize(
+    "lie",
+    [
+        pytest.param(lie, id=lie.replace(" ", "_"), marks=[SLOW] if n >= 5 else [])
+        for n, lie in enumerate(LIES)
+    ],
+)
 def test_engine_that_lies(routed: Routed, lie: str, fault: FaultRecorder) -> None:
     until("both", routed.ready)
     proxy = fault.chance.choice(routed.proxies)
