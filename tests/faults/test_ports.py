@@ -16,8 +16,8 @@ def test_port_in_use_is_rejected(tmp_path: Path, fault: FaultRecorder) -> None:
         endpoint = served.attempt.endpoint()
         assert endpoint
         port = f"serve.port={endpoint.port}"
-        second = ("serve", *SIMULATOR, "topology=aggregated", "model.name=other", "name=two", port)
-        second += ("serve.frontend_processes=2",)
+        two = ("model.name=other", "name=two", "serve.frontend_processes=2", port)
+        second = ("serve", *SIMULATOR, "topology=aggregated", *two)
         route = ("route", "--workers", "http://127.0.0.1:9", "engine=simulator", "name=r", port)
         row = fault("second endpoint on a port in use", "refused; the first continues")
         for words in (second, route):
