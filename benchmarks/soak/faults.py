@@ -35,7 +35,7 @@ class FaultLoop:
         """Inject faults until cancelled, also in the middle of a SIGSTOP, which is undone."""
         began = due = time.monotonic()
         while True:
-            due += self._interval_s * self._chance.uniform(0.8, 1.2)
+            due = max(due, time.monotonic()) + self._interval_s * self._chance.uniform(0.8, 1.2)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             faults = self._draw()
             error = await self._inject(faults[0]) if faults else "no such process is ready"
