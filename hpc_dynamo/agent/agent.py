@@ -197,7 +197,7 @@ class Agent:
         restarts_left = 1
         while restarts_left:
             try:
-                async with self._locks[rank]:  # until its earlier process has ended
+                async with self._locks[rank]:  # held by its earlier process
                     await self._run_worker(rank)
             except EngineError as e:
                 worker = self._workers[rank]

@@ -1,7 +1,7 @@
 """End of a job that has lost the node of its head.
 
-With --no-kill, which spare nodes need, Slurm takes a failed node out of the job and lets the job
-continue, even without its batch script and its head. So the agents restart the job.
+Spare nodes need --no-kill. Slurm then takes a failed node out of the job and lets the job continue,
+even without its batch script and its head. So the agents restart the job.
 """
 
 import asyncio

@@ -86,7 +86,7 @@ def begin(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[list[str], 
 
 
 @pytest.mark.parametrize("how", cases([*FAILURES]))
-def test_batch_with_a_spare_node_goes_on_as_one_job(
+def test_batch_with_a_spare_node_ends_as_one_job(
     healthy: SlurmCluster, shared_dir: Path, how: str, fault: FaultRecorder
 ) -> None:
     ids, run = begin(healthy, shared_dir, *SPARE)
