@@ -25,7 +25,6 @@ from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import (
     AgentStopped,
     ControlMessage,
-    Heartbeat,
     Hello,
     HelloRequest,
     KvReplayRequest,
@@ -48,7 +47,6 @@ from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan, Worker, with_replacements
 from hpc_dynamo.wire import ControlClient
 
-HEARTBEAT_S = 1.0
 # Between the report of a hang and the end of the engine. A request that loses its connection first
 # may not be sent to the worker again, since it may be the cause.
 MOVE_REQUESTS_S = 1.0
@@ -107,7 +105,8 @@ class Agent:
             self._shard_followers = ShardFollowers(me.node, workers, make, send, group)
             for rank in self._workers:
                 self._start_worker(rank)
-            heartbeat = group.create_task(self._send_heartbeats(), name="heartbeat")
+            heartbeats = self.contact.send_heartbeats(self._client, me.node)
+            heartbeat = group.create_task(heartbeats, name="heartbeat")
             listener = group.create_task(self._listen(), name="listen")
             watch = group.create_task(self.contact.watch(self.stop), name="head-contact")
             await self._stopped.wait()
@@ -122,11 +121,6 @@ class Agent:
     async def _say_hello(self) -> None:
         reports, shards = tuple(self._reports.values()), self._shard_leader.started
         await self._client.send(Hello(node=self._me, workers=reports, shards=shards))
-
-    async def _send_heartbeats(self) -> None:
-        while True:
-            await self._client.send(Heartbeat(node=self._me.node))
-            await asyncio.sleep(HEARTBEAT_S)
 
     async def _listen(self) -> None:
         """Handle messages of the head until it stops the agent."""
@@ -239,9 +233,8 @@ class Agent:
         began, worker = time.monotonic(), placement.worker
         config, process = self._config_of(worker), self._process(placement)
         async with process.running() as child:
-            exited = asyncio.create_task(
-                wait_for_exit(process, child, follower_exit, has_followers)
-            )
+            waiting = wait_for_exit(process, child, follower_exit, has_followers)
+            exited = asyncio.create_task(waiting)
             try:
                 models = await wait_until_ready(config, process, worker.role, self._token, exited)
                 start_s = time.monotonic() - began

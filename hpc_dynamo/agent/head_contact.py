@@ -5,10 +5,12 @@ import logging
 from collections.abc import Callable
 
 from hpc_dynamo.config import Cluster
+from hpc_dynamo.messages import ControlMessage, Heartbeat
 from hpc_dynamo.run import Attempt, ExtraJobFolder
+from hpc_dynamo.wire import ControlClient
 from hpc_dynamo.wire.silence import SilenceWatch
 
-CHECK_INTERVAL_S = 1.0
+HEARTBEAT_S = CHECK_INTERVAL_S = 1.0
 HEAD = "head"
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,12 @@ class HeadContact:
         """Note a message of the head."""
         self._silence.heard(HEAD)
         self._reported = False
+
+    async def send_heartbeats(self, client: ControlClient[ControlMessage], node: int) -> None:
+        """Send the heartbeats of this node until cancelled."""
+        while True:
+            await client.send(Heartbeat(node=node))
+            await asyncio.sleep(HEARTBEAT_S)
 
     async def watch(self, stop: Callable[[], object]) -> None:
         """Call `stop` once the head is lost: silent for `cluster.reconnect_timeout_s`, or silent
