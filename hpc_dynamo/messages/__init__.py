@@ -37,6 +37,7 @@ from hpc_dynamo.messages.control import (
     StopShard,
     WorkerReport,
     WorkerState,
+    max_context_tokens,
 )
 from hpc_dynamo.messages.run_folder import (
     BatchSummary,
@@ -92,4 +93,5 @@ __all__ = [
     "WorkerLoad",
     "WorkerReport",
     "WorkerState",
+    "max_context_tokens",
 ]
