@@ -48,6 +48,7 @@ class ConnectionTable:
         self._anonymous = dict[Closable, None]()
         self._idle = dict[Closable, None]()
         self._busy = dict[Closable, None]()
+        self.awaited = False  # a new connection waits for the end of another one
         self.rejections = Counter[str]()
 
     def __len__(self) -> int:
@@ -56,23 +57,25 @@ class ConnectionTable:
     def all(self) -> list[Closable]:
         return [*self._anonymous, *self._idle, *self._busy]
 
-    def add(self, connection: Closable) -> bool:
-        """Add a new connection, in place of another one at a limit.
-
-        Return False if no other one can be closed; the caller then closes the new one.
-        """
+    def make_room(self) -> bool:
+        """Return True if a connection may be added. At a limit, another one is closed for it."""
         crowded = len(self._anonymous) >= self.anonymous_limit
         if crowded:
             self._close(self._oldest_anonymous())
         if len(self) >= self.limit:
             idle = None if crowded else next(iter(self._idle), None)
-            victim = idle or self._oldest_anonymous()
-            if not victim:
-                self.rejections["connections"] += 1
-                return False
-            self._close(victim)
+            self._close(idle or self._oldest_anonymous())
+        self.awaited = len(self) >= self.limit
+        return not self.awaited
+
+    def add(self, connection: Closable) -> None:
+        """Add a new connection, after `make_room`."""
         self._anonymous[connection] = None
-        return True
+
+    def replace(self, connection: Closable, by: Closable) -> None:
+        """Add a connection in the place of another one."""
+        self.discard(connection)
+        self.add(by)
 
     def set_busy(self, connection: Closable) -> None:
         """Note that a connection has sent a request with a key."""
