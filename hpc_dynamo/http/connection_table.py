@@ -12,6 +12,7 @@ from typing import Protocol
 from hpc_dynamo.descriptors import connection_budget
 
 # Age at which a connection without a key may be closed: until then its request may be unread.
+# A new one waits for this time if the server is full of younger ones.
 GRACE_S = 0.25
 SERVER_SHARE = 0.5  # share of a process's connections; the rest go to engines
 ANONYMOUS_SHARE = 0.25  # share of the server's connections

@@ -9,6 +9,7 @@ import pytest
 
 from tests.faults.test_hangs import ask
 from tests.integration.serving.served import Served, serving
+from tests.support.fault_rows import FaultRecorder
 from tests.support.faults import engines
 from tests.support.runs import until
 
@@ -20,6 +21,7 @@ SUSPENDED_S = 5.0  # longer than the timeout
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("head"), *TWO_NODES, *SHORT) as served:
+        until("both workers", lambda: len(ready(served)) == 2)
         yield served
 
 
@@ -41,29 +43,41 @@ def suspend(*pids: int) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-def test_suspended_head_and_job_keep_all_workers(served: Served) -> None:
+def test_suspended_head_and_job_keep_all_workers(served: Served, fault: FaultRecorder) -> None:
     """As by `scontrol suspend`, first of node 0, then of all nodes."""
     before, urls = engines(served.attempt.path), ready(served)
     assert len(urls) == 2
+    row = fault("SIGSTOP of the head for longer than its timeout", "nothing is lost")
     suspend(agents(served)[0])
-    assert ask(served)
+    row.injected()
+    row.requests(len(ask(served)))
+    row.recovered()
+    row = fault("SIGSTOP of head and agents for longer than their timeout", "nothing is lost")
     suspend(*agents(served).values())
-    assert ask(served)
+    row.injected()
+    row.requests(len(ask(served)))
+    row.recovered()
     assert served.attempt.outcome() is None
     assert ready(served) == urls
     assert engines(served.attempt.path) == before
     assert "is gone" not in served.attempt.agent_log(0).read_text()
 
 
-def test_silent_node_gets_no_requests_and_rejoins_with_its_engines(served: Served) -> None:
+def test_silent_node_gets_no_requests_and_rejoins_with_its_engines(
+    served: Served, fault: FaultRecorder
+) -> None:
     before, urls = engines(served.attempt.path), ready(served)
     agent = agents(served)[1]
+    promise = "no requests meanwhile; it rejoins with its engines"
+    row = fault("SIGSTOP of the agent of one node for longer than its timeout", promise)
     os.kill(agent, signal.SIGSTOP)
     try:
         until("it is noticed", lambda: len(ready(served)) == 1)
-        assert ask(served)
+        row.requests(len(ask(served)))
     finally:
         os.kill(agent, signal.SIGCONT)
+        row.injected()
     until("it is back", lambda: ready(served) == urls)
-    assert ask(served)
+    row.recovered()
+    row.requests(len(ask(served)))
     assert engines(served.attempt.path) == before, "an engine was restarted"
