@@ -92,9 +92,9 @@ def test_fields_that_run_code_are_refused(served: Served, name: str) -> None:
         reply = served.post(path, body)
         assert reply.status == 400
         assert name in reply.json["error"]["message"]
-    form = {"file": ("a.wav", b""), "model": MODEL, "extra_body": {name: "x"}}
+    sound, extra = ("a.wav", b""), {name: "x"}
     with pytest.raises(openai.BadRequestError, match=name):
-        served.client.audio.transcriptions.create(**form)
+        served.client.audio.transcriptions.create(model=MODEL, file=sound, extra_body=extra)
 
 
 @pytest.mark.parametrize(

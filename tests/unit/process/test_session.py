@@ -10,6 +10,20 @@ from hpc_dynamo.process.session import NO_PROCESSES, SessionMonitor, session_usa
 
 BUSY = "import os\nwhile os.times().user < 0.3: pass\nprint(flush=True)\ninput()"
 
+# hashlib releases the lock of the interpreter.
+TWO_THREADS = """
+import hashlib, os, sys, threading
+os.sched_setaffinity(0, {int(sys.argv[1])})
+def work():
+    while os.times().user < 0.4:
+        hashlib.sha256(bytes(10**6))
+other = threading.Thread(target=work)
+other.start()
+work()
+print(flush=True)
+input()
+"""
+
 
 def test_usage_of_a_session() -> None:
     pipe = subprocess.PIPE
@@ -17,14 +31,14 @@ def test_usage_of_a_session() -> None:
     with subprocess.Popen(argv, stdin=pipe, stdout=pipe, start_new_session=True) as child:
         assert child.stdout
         child.stdout.readline()
-        usage = session_usages()[child.pid]
+        usage = session_usages([child.pid])[child.pid]
         assert 0.3 <= usage.cpu_s < 30
         assert not usage.stopped
         os.kill(child.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, child.pid, os.WSTOPPED)
-        assert session_usages()[child.pid].stopped
+        assert session_usages([child.pid])[child.pid].stopped
         child.kill()
-    assert child.pid not in session_usages()
+    assert child.pid not in session_usages([child.pid])
 
 
 async def test_callers_share_a_scan_until_it_is_old() -> None:
@@ -44,3 +58,15 @@ async def test_a_cancelled_caller_leaves_the_scan_to_others() -> None:
     await asyncio.sleep(0)
     first.cancel()
     assert await second != NO_PROCESSES
+
+
+def test_threads_that_wait_for_a_cpu() -> None:
+    """Two threads on one CPU: each waits while the other one computes."""
+    (cpu, *_) = os.sched_getaffinity(0)
+    pipe = subprocess.PIPE
+    argv = [sys.executable, "-c", TWO_THREADS, str(cpu)]
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, start_new_session=True) as child:
+        assert child.stdout
+        child.stdout.readline()
+        assert session_usages([child.pid])[child.pid].waited_s > 0.05
+        child.kill()
