@@ -90,13 +90,13 @@ def test_planted_run_folder_is_refused(scratch: Path) -> None:
     plant(run / "attempts/1")
     # `stop` would cancel the jobs that the attacker names; `chat` would send the key of a file that
     # the attacker names to a URL of the attacker.
-    for words in (
+    for command in (
         ("stop", "planted/run"),
         ("endpoint", "planted/run"),
         ("chat", "planted/run", "x"),
     ):
-        done = as_user(VICTIM, *program(*words), cwd=scratch)
-        assert done.returncode == 3, words
+        done = as_user(VICTIM, *program(*command), cwd=scratch)
+        assert done.returncode == 3, command
         assert f"{run.parent}: it belongs to another user" in done.stderr
 
 
