@@ -29,10 +29,10 @@ class _Rejection:
 
 
 class HttpConnection(asyncio.Protocol):
-    """Connection of one client. Reads ahead while a request is served, to detect a disconnect."""
+    """Connection of one client, `opening` in the table until it is made. Reads ahead while a request
+    is served, to detect a disconnect."""
 
     def __init__(self, context: ServerContext, opening: Closable) -> None:
-        """`opening` is this connection in the table until it is made."""
         self._context, self._limits, self._opening = context, context.limits, opening
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport
@@ -128,7 +128,9 @@ class HttpConnection(asyncio.Protocol):
         length = self._headers.get("content-length", "0")
         if self._context.has_key and not self._context.has_key(self._headers):
             if length != "0" or "transfer-encoding" in self._headers:
-                self._queue_without_body()
+                # The handler answers a client without a key; nothing more is read from it.
+                self._ignoring_input = True
+                self._queue_request(keep_alive=False)
             return
         self._context.connections.set_busy(self)
         if length.isdecimal():
@@ -161,11 +163,6 @@ class HttpConnection(asyncio.Protocol):
         if len(self._pending) > self._limits.pipelined:
             self._transport.pause_reading()
         self._next()
-
-    def _queue_without_body(self) -> None:
-        """Let the handler answer a client without a key; nothing more is read from it."""
-        self._ignoring_input = True
-        self._queue_request(keep_alive=False)
 
     # Limits.
 
@@ -230,8 +227,8 @@ class HttpConnection(asyncio.Protocol):
                 self._send_rejection(item)
             else:
                 # A client that waits for a connection gets the place of this one.
-                keep_alive = keep_alive and not (self._closing or self._context.connections.awaited)
-                run = self._serve(item, keep_alive, http10)
+                closing = self._closing or self._context.connections.awaited
+                run = self._serve(item, keep_alive and not closing, http10)
                 self._task = self._context.tasks.create_task(run)
 
     async def _serve(self, request: HttpRequest, keep_alive: bool, http10: bool) -> None:
