@@ -29,8 +29,10 @@ class _Rejection:
 
 
 class HttpConnection(asyncio.Protocol):
-    """Connection of one client, `opening` in the table until it is made. Reads ahead while a request
-    is served, to detect a disconnect."""
+    """Connection of one client, `opening` in the table until it is made.
+
+    Reads ahead while a request is served, to detect a disconnect.
+    """
 
     def __init__(self, context: ServerContext, opening: Closable) -> None:
         self._context, self._limits, self._opening = context, context.limits, opening
