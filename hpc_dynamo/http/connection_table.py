@@ -15,7 +15,8 @@ from hpc_dynamo.descriptors import connection_budget
 # its client busy. Each one that is closed halves the age, so that a flood delays others less. Each
 # client that sends a key increases it again.
 MAX_GRACE_S, MIN_GRACE_S, GRACE_STEP_S = 2.0, 0.1, 0.01
-GRACE_TRIES = 5  # a slow event loop has read a connection after as many tries of a new one
+# A slow event loop has read from a connection after this number of tries to add another one.
+GRACE_TRIES = 5
 SERVER_SHARE = 0.5  # share of a process's connections; the rest go to engines
 ANONYMOUS_SHARE = 0.25  # share of the server's connections
 MAX_ANONYMOUS = 1024
@@ -49,7 +50,7 @@ class ConnectionTable:
         share = max(1, min(MAX_ANONYMOUS, int(self.limit * ANONYMOUS_SHARE)))
         self.anonymous_limit = share if keys else self.limit
         self._anonymous = dict[Closable, int]()  # value of `_tries` when it was added
-        self._tries = 0  # of new connections for which there was no room
+        self._tries = 0  # times that there was no room for a new connection
         self._idle = dict[Closable, None]()
         self._busy = dict[Closable, None]()
         self._grace_s = MAX_GRACE_S
