@@ -12,6 +12,7 @@ from msgspec.structs import asdict
 from hpc_dynamo.agent.engine_process import EngineProcess
 from hpc_dynamo.agent.engine_start import wait_until_ready
 from hpc_dynamo.agent.events import KvEventRelay
+from hpc_dynamo.agent.hang_detector import check_interval_s
 from hpc_dynamo.agent.hang_watches import HangWatches
 from hpc_dynamo.agent.head_contact import HeadContact
 from hpc_dynamo.agent.placement import NodePlacer
@@ -20,6 +21,7 @@ from hpc_dynamo.agent.shard_followers import ShardFollowers
 from hpc_dynamo.agent.shard_leader import ShardLeader, wait_for_exit
 from hpc_dynamo.backoff import RestartLimit
 from hpc_dynamo.config import Config, Role, with_worker_options
+from hpc_dynamo.defects import contain_defects
 from hpc_dynamo.engines import Placement, engine, is_mpi_step
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import (
@@ -41,6 +43,7 @@ from hpc_dynamo.messages import (
 )
 from hpc_dynamo.process.child import Child
 from hpc_dynamo.process.node_folder import private_node_folder
+from hpc_dynamo.process.session import SessionMonitor
 from hpc_dynamo.process.shared_memory import remove_unused_segments
 from hpc_dynamo.process.stack_traces import abort_session
 from hpc_dynamo.run import Attempt
@@ -79,6 +82,8 @@ class Agent:
         self._reports = dict[int, WorkerReport]()  # last one by rank
         self._shard_leader = ShardLeader(client.send)
         self._watches, self._hangs = HangWatches(token), Counter[int]()  # by rank
+        interval_s = check_interval_s(self._config.engine.hang_timeout_s)
+        self._sessions = SessionMonitor(interval_s / 4)
 
     def stop(self) -> None:
         """Stop this node's workers and end `run`. Other nodes continue."""
@@ -127,11 +132,8 @@ class Agent:
         while True:
             message = await self._client.receive()
             self.contact.heard()
-            try:
+            with contain_defects(log, message):
                 await self._handle(message)
-            # A defect in the handling of one message must not end the node's workers.
-            except Exception:
-                log.exception("this is a defect of hpc-dynamo: %.1000r", message)
 
     async def _handle(self, message: ControlMessage) -> None:
         match message:
@@ -268,7 +270,7 @@ class Agent:
 
     def _process(self, placement: Placement) -> EngineProcess:
         config = self._config_of(placement.worker)
-        return EngineProcess(self._attempt, config, placement, self._me.host)
+        return EngineProcess(self._attempt, config, placement, self._me.host, self._sessions)
 
     async def _report(
         self,

@@ -39,6 +39,7 @@ from hpc_dynamo.messages.control import (
     StopShard,
     WorkerReport,
     WorkerState,
+    max_context_tokens,
 )
 from hpc_dynamo.messages.run_folder import (
     BatchSummary,
@@ -95,4 +96,5 @@ __all__ = [
     "WorkerLoad",
     "WorkerReport",
     "WorkerState",
+    "max_context_tokens",
 ]

@@ -4,6 +4,7 @@ Fields that end in `_at` are seconds since the epoch, those in `_s` durations in
 is the rank of a worker, `node` the index of a node in the plan.
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
@@ -78,6 +79,12 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     def title(self) -> str:
         """Role for display, with the model in a job of several models."""
         return f"{self.model} {self.role}".lstrip()
+
+
+def max_context_tokens(workers: Iterable[WorkerReport]) -> int:
+    """Return the longest sequence that any ready worker accepts; 0 if unknown."""
+    contexts = [w.context_tokens for w in workers if w.state is WorkerState.ready]
+    return max(contexts, default=0) if all(contexts) else 0
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):

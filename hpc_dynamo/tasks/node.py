@@ -31,7 +31,7 @@ from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_co
 from hpc_dynamo.launch.sole_use import wait_for_earlier_jobs
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome
 from hpc_dynamo.run import Attempt, Run, write_json
-from hpc_dynamo.run.logs import RateLimit
+from hpc_dynamo.run.logs import BoundedFileHandler, RateLimit
 from hpc_dynamo.run.privacy import PRIVATE_UMASK, require_private_folder
 from hpc_dynamo.tasks.start_layout import start_layout
 from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec
@@ -233,7 +233,7 @@ def on_preemption_signal(action: Callable[[], object]) -> None:
 def log_to_file(file: Path) -> None:
     """Log to a file, and warnings also to Slurm's output."""
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    to_file, to_slurm = logging.FileHandler(file), logging.StreamHandler()
+    to_file, to_slurm = BoundedFileHandler(file), logging.StreamHandler()
     to_slurm.setLevel(logging.WARNING)
     root = logging.getLogger()
     root.setLevel(logging.INFO)

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from hpc_dynamo.agent import HEARTBEAT_S
 from hpc_dynamo.config import Role
+from hpc_dynamo.defects import contain_defects
 from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.head.membership.links import HEARTBEAT, AgentLinks
 from hpc_dynamo.head.membership.losses import ModelFailure, lost_report
@@ -91,13 +92,8 @@ class Membership:
         """Handle the messages of agents until cancelled."""
         while True:
             peer, message = await self._server.receive()
-            try:
+            with contain_defects(log, message, passed=HpcDynamoError):
                 await self._handle(peer, message)
-            except HpcDynamoError:
-                raise
-            # A defect in the handling of one message must not end the job.
-            except Exception:
-                log.exception("this is a defect of hpc-dynamo: %.1000r", message)
 
     async def _handle(self, peer: bytes, message: ControlMessage) -> None:
         match message:
