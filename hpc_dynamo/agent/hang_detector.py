@@ -66,11 +66,11 @@ class HangDetector:
         self._quiet_s = 0.0
 
 
-def is_computing(before: SessionUsage | None, now: SessionUsage | None, elapsed_s: float) -> bool:
+def is_computing(before: SessionUsage | None, now: SessionUsage | None) -> bool:
     """Return True if the processes of an engine have computed, or are unknown.
 
     One that is stopped blocks the others, even if they use CPU while they wait for it.
     """
     if before is None or now is None:
         return True
-    return not now.stopped and wanted_cpus(before, now, elapsed_s) >= COMPUTING_CPUS
+    return not now.stopped and wanted_cpus(before, now) >= COMPUTING_CPUS
