@@ -17,6 +17,7 @@ from hpc_dynamo.engines import field_value
 from hpc_dynamo.errors import RequestFailed
 
 MAX_SAMPLES = 128  # OpenAI's limit for `n`
+MAX_COPIED_BYTES = 16 << 20  # of the bodies for all samples of a request
 
 Run = Callable[[EngineRequest, ResponseSink], Coroutine[Any, Any, None]]
 
@@ -28,6 +29,10 @@ async def fan_out(run: Run, request: EngineRequest, sink: ResponseSink) -> None:
     """
     if request.samples > MAX_SAMPLES:
         what = f"n={request.samples}: at most {MAX_SAMPLES} samples per request"
+        raise RequestFailed(f"{what} when prefill and decode are disaggregated", status=400)
+    if request.samples * len(request.content) > MAX_COPIED_BYTES:
+        size = f"{request.samples} samples of a request with {len(request.content):,} bytes"
+        what = f"{size}: at most {MAX_COPIED_BYTES >> 20} MiB together"
         raise RequestFailed(f"{what} when prefill and decode are disaggregated", status=400)
     singles = [request_for_sample(request, sample) for sample in range(request.samples)]
     if not is_off(request.body, "stream"):

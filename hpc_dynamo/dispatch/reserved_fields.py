@@ -6,7 +6,7 @@ SGLang 0.5.23. All other fields go to the engine unchanged. `cache_salt`, `extra
 affect only the request of their client, and the engine bounds or disables them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -70,12 +70,13 @@ def check_fields(path: str, body: Body) -> None:
         _check_nested(name, body.get(name))
 
 
-def check_form(fields: Mapping[str, str]) -> None:
+def check_form(fields: Iterable[tuple[str, str]]) -> None:
     """Raise RequestFailed for a field of a multipart form that is refused."""
-    for name in fields.keys() & REFUSED_FIELDS:
-        raise refusal(f"{name} is not accepted: {REFUSED_FIELDS[name]}", name)
-    if VLLM_XARGS in fields:
-        _check_nested(VLLM_XARGS, msgspec.Raw(fields[VLLM_XARGS].encode()))
+    for name, value in fields:
+        if name in REFUSED_FIELDS:
+            raise refusal(f"{name} is not accepted: {REFUSED_FIELDS[name]}", name)
+        if name == VLLM_XARGS:
+            _check_nested(name, msgspec.Raw(value.encode()))
 
 
 def _check_nested(name: str, value: Any) -> None:

@@ -184,8 +184,9 @@ class App:
         """Return the model that a request is for, and the request to its engine."""
         request, view = exchange.request, self._router.view
         if request.path not in GENERATION_PATHS and is_multipart(request):
-            model = self._models.for_name(form_fields(request.body).get("model"), view)
-            return model, model.translator.multipart_request(request, exchange.request_id)
+            fields = form_fields(request)
+            model = self._models.for_name(dict(fields).get("model"), view)
+            return model, model.translator.multipart_request(request, fields, exchange.request_id)
         body = read_body(request.body, self._max_items)
         model = self._models.for_body(body, view)
         translated = await model.translator.engine_request(request, body, exchange.request_id, view)

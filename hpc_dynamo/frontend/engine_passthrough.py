@@ -7,6 +7,7 @@ state in one worker's memory (`GET /v1/responses/{id}`) or are equal on all work
 
 import logging
 from collections.abc import Iterable
+from urllib.parse import quote
 
 from hpc_dynamo.config import Role
 from hpc_dynamo.engines.http_paths import VERSION, is_inference, path_parameters
@@ -18,6 +19,7 @@ from hpc_dynamo.router import RunView
 
 RESPONSES = "/v1/responses"
 MAX_OWNERS = 10_000  # ids whose worker is remembered
+MAX_ID_CHARACTERS = 256
 
 # Used for engines that publish no /openapi.json (vLLM: --disable-fastapi-docs).
 DEFAULT_OPERATIONS = (
@@ -94,8 +96,8 @@ class EnginePassthrough:
 
     async def response_owner(self, response_id: str, view: RunView) -> int | None:
         """Return the rank that keeps a response of /v1/responses; None if it is not found."""
+        path = f"{RESPONSES}/{quote(response_id[:MAX_ID_CHARACTERS], safe='', errors='replace')}"
         for worker in self._candidates(view, response_id):
-            path = f"{RESPONSES}/{response_id}"
             try:
                 async with self._client.send("GET", worker.url, path) as answer:
                     await answer.read()

@@ -16,7 +16,7 @@ from hpc_dynamo.dispatch import (
 )
 from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, adapter_fields
 from hpc_dynamo.frontend.errors import ApiError
-from hpc_dynamo.frontend.multipart import form_fields
+from hpc_dynamo.frontend.multipart import Fields
 from hpc_dynamo.frontend.request_size import check_items, check_texts
 from hpc_dynamo.frontend.routing_hints import HINTS_FIELD, parse_routing_hints
 from hpc_dynamo.frontend.stats import FrontendStats
@@ -72,10 +72,11 @@ class RequestTranslator:
         context = self._context(request, body, view)
         return await self.builder.routing_request(path, request.body, body, context)
 
-    def multipart_request(self, request: HttpRequest, request_id: str) -> EngineRequest:
+    def multipart_request(
+        self, request: HttpRequest, fields: Fields, request_id: str
+    ) -> EngineRequest:
         """Return the request for a form, forwarded unchanged. Raises ApiError."""
-        fields = form_fields(request.body)
-        if forbidden := sorted(fields.keys() & ENDPOINT_FIELDS):
+        if forbidden := sorted({name for name, _ in fields} & ENDPOINT_FIELDS):
             raise ApiError(400, f"the form has fields that only the endpoint may set: {forbidden}")
         check_form(fields)
         hints = parse_routing_hints(request.headers, {})

@@ -5,6 +5,7 @@ reached or closes the connection early. There are no timeouts here: callers limi
 """
 
 import asyncio
+import re
 import ssl
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Sequence
@@ -17,6 +18,8 @@ from hpc_dynamo.http.connector import Connector, ServerAddress, server_address
 from hpc_dynamo.http.exchange import Header
 
 LAST_PIECES = 16
+_METHOD = re.compile(r"[A-Z]+")
+_TARGET = re.compile(r"/[!-~]*")
 
 
 class ByteSink(Protocol):
@@ -138,6 +141,8 @@ class HttpResponse(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
+        if self._complete:  # an answer to no request: the next request must not get it
+            return self._transport.abort()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as e:
@@ -152,6 +157,10 @@ class HttpResponse(asyncio.Protocol):
             self._complete = True
         self._error = self._error or ConnectionResetError("the server closed the connection")
         self._wake()
+
+    def on_message_begin(self) -> None:
+        if self._complete:  # the parser raises it in data_received
+            raise ConnectionError("a second answer to one request")
 
     def on_status(self, reason: bytes) -> None:
         self.status = self._parser.get_status_code()
@@ -235,8 +244,10 @@ class HttpClient:
         """Send one request to `url` + `path`; yield when the head of its response has arrived.
 
         Leaving the block early closes the connection, so that an engine stops generating.
-        Raises OSError.
+        Raises OSError, and ValueError for text that would be read as more than one request.
         """
+        if not (_METHOD.fullmatch(method) and _TARGET.fullmatch(path)):
+            raise ValueError(f"not an HTTP request: {method!r} {path[:200]!r}")
         address = server_address(url)
         own = _lines(headers)
         content_type = b"" if b"content-type:" in own else self._content_type
@@ -290,4 +301,8 @@ class HttpClient:
 
 
 def _lines(headers: Sequence[Header]) -> bytes:
-    return b"".join(b"%b: %b\r\n" % header for header in headers)
+    """Return header lines. Raises ValueError for a line break in a header."""
+    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+    if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
+        raise ValueError("a header has a line break")
+    return lines

@@ -135,6 +135,8 @@ class HttpConnection(asyncio.Protocol):
                 self._queue_request(keep_alive=False)
             return
         self._context.connections.set_busy(self)
+        if not self._target.isascii():
+            self._reject(400, "the path has characters other than ASCII; escape them")
         if length.isdecimal():
             self._check_body(int(length))
         if self._headers.get("expect", "").lower() == "100-continue" and self._idle:
@@ -199,7 +201,7 @@ class HttpConnection(asyncio.Protocol):
         anonymous_s = math.inf if self._context.connections.has_key(self) else limits.anonymous_s
         receive_s = min(limits.receive_s, anonymous_s)
         if self._task:
-            if not self._writable.is_set() and age > limits.stalled_s:
+            if not self._writable.is_set() and age > min(limits.stalled_s, anonymous_s):
                 log.info("%s does not read its response; the connection is closed", self._peer)
                 self.abort()
         elif self._ignoring_input:
@@ -209,7 +211,11 @@ class HttpConnection(asyncio.Protocol):
             if age > receive_s:
                 self._reject(408, f"no complete request within {receive_s:.0f} s")
         elif age > min(limits.idle_s, anonymous_s):
-            self._transport.close()
+            # A close waits until the client has read everything.
+            if self._transport.get_write_buffer_size():
+                self.abort()
+            else:
+                self._transport.close()
 
     # Requests, one after the other.
 
@@ -246,6 +252,8 @@ class HttpConnection(asyncio.Protocol):
             message = "internal error; see the server's log"
             response.send(500, *self._context.format_error(500, message, request.headers))
         self._buffer(-len(request.body))
+        # No further response is made for a client that does not read.
+        await self.wait_writable()
         self._task, self._state_since = None, time.monotonic()
         if not response.ended:
             self.abort()

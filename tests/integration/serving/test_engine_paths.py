@@ -152,6 +152,15 @@ def test_audio_form_is_forwarded(served: Served) -> None:
         served.client.audio.transcriptions.create(model=MODEL, file=sound, extra_body=extra)
 
 
+def test_id_of_a_response_cannot_hold_a_request(served: Served) -> None:
+    """Such an id reached the engine as a request of its own, with the engine's key."""
+    name = "x HTTP/1.1\r\nhost: a\r\n\r\nPOST /reset_prefix_cache HTTP/1.1\r\nx: y"
+    asked: Any = {"model": MODEL, "input": "x", "previous_response_id": name}
+    for _ in range(4):
+        assert served.post("/v1/responses", asked).status == 404
+        assert served.ask("GET", "/version").json["version"].startswith("of ")
+
+
 @pytest.mark.parametrize(
     "kind", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x"]
 )

@@ -266,11 +266,16 @@ async def test_unmergeable_response_is_502(rooms: House, body: Body) -> None:
     assert failed.value.status == 502
 
 
-async def test_too_many_samples_are_rejected() -> None:
+@pytest.mark.parametrize(
+    ("samples", "size", "message"),
+    [(129, 0, "n=129: at most 128"), (128, 140_000, "at most 16 MiB together")],
+)
+async def test_too_many_samples_are_rejected(samples: int, size: int, message: str) -> None:
     async def nobody(work: EngineRequest, taker: object) -> None:
         raise AssertionError("sent")
 
-    work = EngineRequest("/v1/completions", b"", {"n": 129}, RoutingRequest(), (), 129)
-    with pytest.raises(RequestFailed, match="n=129: at most 128") as failed:
+    content, body = b"x" * size, {"n": samples}
+    work = EngineRequest("/v1/completions", content, body, RoutingRequest(), (), samples)
+    with pytest.raises(RequestFailed, match=message) as failed:
         await fan_out(nobody, work, Client())
     assert failed.value.status == 400

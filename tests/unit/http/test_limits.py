@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -180,3 +181,34 @@ async def test_server_without_keys_limits_connections_only_together() -> None:
             await crowd.enter(8)
             assert await answered(port) in (200, 503)
             assert server.connections <= 8
+
+
+@pytest.mark.parametrize("key", [b"", KEY])
+async def test_client_that_does_not_read_gets_few_responses(key: bytes) -> None:
+    """1.5 MB of requests, of which no response was read, took 1.85 GB."""
+    made = 0
+
+    async def large(request: HttpRequest, response: ResponseWriter) -> None:
+        nonlocal made
+        made += 1
+        response.send(200, b"x" * 100_000, [])
+
+    limits = HttpLimits(anonymous_s=1.0, stalled_s=1.0)
+    async with (
+        asyncio.timeout(SOON_S),
+        HttpServer(large, limits=limits, has_key=has_key) as server,
+    ):
+        port = await server.listen(HOST, 0)
+        with socket.create_connection((HOST, port)) as client:
+            client.setblocking(False)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await asyncio.get_running_loop().sock_sendall(client, (HEAD + key + b"\r\n") * 500)
+            while server.connections or not made:  # noqa: ASYNC110  # the client sees no event
+                await asyncio.sleep(0.01)
+        assert made < 200
+
+
+async def test_path_with_other_characters_is_rejected() -> None:
+    async with serving() as (_, port):
+        asked = b"GET /\xe4 HTTP/1.1\r\nHost: h\r\n" + KEY + b"\r\n"
+        assert (await raw(port, asked)).startswith(b"HTTP/1.1 400 ")

@@ -1,0 +1,64 @@
+"""HTTP client: text of users cannot become a request, and answers belong to their request."""
+
+import asyncio
+
+import pytest
+
+from hpc_dynamo.http import HttpClient
+
+ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "name", "value"),
+    [
+        ("GET", "/v1/x HTTP/1.1\r\nhost: a\r\n\r\nPOST /sleep HTTP/1.1\r\nx: y", b"a", b"b"),
+        ("GET", "/v1/x y", b"a", b"b"),
+        ("GET", "/v1/\x00", b"a", b"b"),
+        ("GET", "/v1/\u0123", b"a", b"b"),
+        ("GET", "", b"a", b"b"),
+        ("GET /sleep HTTP/1.1\r\n", "/", b"a", b"b"),
+        ("GET", "/", b"a", b"b\r\nc: d"),
+        ("GET", "/", b"a", b"b\nc: d"),
+        ("GET", "/", b"a\r\nb", b"b"),
+    ],
+)
+async def test_text_with_line_breaks_is_refused(
+    method: str, path: str, name: bytes, value: bytes
+) -> None:
+    async with HttpClient() as client:
+        with pytest.raises(ValueError, match=r"not an HTTP request|line break"):
+            async with client.send(method, "http://127.0.0.1:1", path, headers=[(name, value)]):
+                raise AssertionError("it was sent")
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_answer_to_no_request_is_never_read(*, together: bool) -> None:
+    """A server sends two answers to the first request of each connection."""
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(ANSWER + b"1" + (ANSWER + b"2" if together else b""))
+        if not together:
+            await writer.drain()
+            await late.wait()
+            writer.write(ANSWER + b"2")
+        await reader.read()  # until the client closes
+        writer.close()
+        closed.set()
+
+    late, closed = asyncio.Event(), asyncio.Event()
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with asyncio.timeout(30), server, HttpClient() as client:
+        for _ in range(2):
+            async with client.send("GET", url, "/") as answer:
+                assert await answer.read() == b"1"
+            late.set()
+            await closed.wait()
+            closed.clear()
+            late.clear()
+    assert connections == 2
