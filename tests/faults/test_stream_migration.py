@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from http.client import HTTPConnection
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -26,7 +28,7 @@ SLOW = (
     *("engine.args.mean-output-tokens=100000", "engine.max_restarts=20"),
 )
 HANG = ("engine.hang_timeout_s=4", "engine.stop_timeout_s=60", "router=round_robin")
-PROMPT, LIMIT = "Tell me about foxes.", 60
+PROMPT, LIMIT = "Tell me about foxes.", 30
 TALK = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": LIMIT}
 BODIES: dict[str, dict[str, Any]] = {
     CHAT: TALK,
@@ -62,9 +64,18 @@ class OpenStream:
     def __exit__(self, *error: object) -> None:
         self._connection.close()
 
+    def pause(self) -> float:
+        """Read the rest; return the longest time between two lines in seconds."""
+        lines, times = [self._begun], [time.monotonic()]
+        for line in self._response:
+            lines.append(line)
+            times.append(time.monotonic())
+        self._content = b"".join(lines)
+        return max(later - earlier for earlier, later in pairwise(times))
+
     def check(self, whole: Json) -> None:
-        """Read the rest; assert that the stream is one unbroken answer."""
-        content = self._begun + self._response.read()
+        """Assert that the stream is one unbroken answer."""
+        content = self._content
         if self.path in FORM:
             assert_unbroken_events(self.path, content, whole)
             return
@@ -105,8 +116,9 @@ def test_streams_survive(
         (engine,) = engines(pair.attempt.path, port_of(url))
         row = fault(f"{number.name} of a worker with open streams", "they continue, same text")
         os.kill(engine, number)
+        with ThreadPoolExecutor(len(streams)) as pool:
+            row.recovery_s = max(pool.map(OpenStream.pause, streams))
+        row.requests(len(streams))
         for each in streams:
             each.check(whole[each.path])
-        row.recovered()
-        row.requests(len(streams))
     assert pair.metrics_now()[MOVED] > moved
