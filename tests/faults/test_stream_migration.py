@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from http.client import HTTPConnection
 from itertools import pairwise
 from typing import Any
@@ -107,17 +108,17 @@ def test_streams_survive(
     """Each worker has a stream of each format."""
     until("both workers", lambda: len(pair.workers().get("aggregated", [])) == 2, 60)
     moved = pair.metrics_now().get(MOVED, 0)
-    with ExitStack() as stack:
-        streams = list[OpenStream]()
-        for path in [path for path in BODIES for _ in range(2)]:
-            streams.append(OpenStream(pair, path, fault.chance.randrange(10, 15)))
-            stack.enter_context(streams[-1])
+    paths = [path for path in BODIES for _ in range(2)]
+    lines = [fault.chance.randrange(10, 20) for _ in paths]
+    with ExitStack() as stack, ThreadPoolExecutor(len(paths)) as pool:
+        streams = list(pool.map(partial(OpenStream, pair), paths, lines))
+        for each in streams:
+            stack.enter_context(each)
         url = fault.chance.choice(pair.workers()["aggregated"])["url"]
         (engine,) = engines(pair.attempt.path, port_of(url))
         row = fault(f"{number.name} of a worker with open streams", "they continue, same text")
         os.kill(engine, number)
-        with ThreadPoolExecutor(len(streams)) as pool:
-            row.recovery_s = max(pool.map(OpenStream.pause, streams))
+        row.recovery_s = max(pool.map(OpenStream.pause, streams))
         row.requests(len(streams))
         for each in streams:
             each.check(whole[each.path])
