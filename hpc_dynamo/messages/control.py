@@ -121,6 +121,17 @@ class StopAgent(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     reason: str
 
 
+class NodesReplaced(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Sent by the head to all agents: spare nodes run the workers of failed nodes.
+
+    Also written to the run folder, for a head that is restarted. Each message replaces the one
+    before.
+    """
+
+    replacements: dict[int, int] = {}  # node of the plan -> node that runs its workers
+    restart_count: int = 0  # as in the records of nodes
+
+
 class AgentStopped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Last message of an agent to the head: all its engines have exited."""
 
@@ -208,6 +219,7 @@ ControlMessage = (
     | KvReplayRequest
     | SetRole
     | SetAsleep
+    | NodesReplaced
     | StopAgent
     | Preempted
     | AgentStopped
