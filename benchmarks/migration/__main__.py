@@ -65,7 +65,8 @@ def _target(
 
 
 def table(kind: BackendKind, found: Rounds) -> Table:
-    """Return medians and ranges. The last row is the median of the ratios of each round."""
+    """Return medians and ranges. The last rows are those of the ratios of each round, and the
+    ratios of the sums of all rounds."""
     result = Table("serve.migrations", "streams/s", "CPU s per 1,000 streams", "errors")
     result.title = f"Streams, {KINDS[kind]}"
     for limit in LIMITS:
@@ -75,7 +76,16 @@ def table(kind: BackendKind, found: Rounds) -> Table:
     without, with_record = (found[limit] for limit in LIMITS)
     rates = _ratio(_rates(without), _rates(with_record))
     result.add_row("ratio", rates, _ratio(_costs(without), _costs(with_record)), "")
+    totals = [_total(found[limit]) for limit in reversed(LIMITS)]
+    result.add_row("ratio of sums", *(f"{a / b:.3f}" for a, b in zip(*totals, strict=True)), "")
     return result
+
+
+def _total(rows: Sequence[Measurement]) -> tuple[float, float]:
+    """Return streams per second, and CPU seconds per stream."""
+    streams = sum(row.requests for row in rows)
+    seconds = sum(row.seconds for row in rows)
+    return streams / seconds, sum(row.cost.frontend_s for row in rows) / streams
 
 
 def _rates(rows: Sequence[Measurement]) -> list[float]:
@@ -100,7 +110,7 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=int, default=4, help="duration of each load")
-    parser.add_argument("--streams", type=int, default=32, help="concurrent streams")
+    parser.add_argument("--streams", type=int, default=128, help="concurrent streams")
     parser.add_argument("--answer", type=int, default=200, help="tokens of each stream")
     parser.add_argument("--model", type=Path, help="folder with tokenizer.json; default: SmolLM2")
     args = parser.parse_args()

@@ -78,7 +78,7 @@ class ProgressWatch:
             if self.asleep:
                 self._detector.reset()
             else:
-                computing = is_computing(before, usage, elapsed_s)
+                computing = is_computing(before, usage)
                 self._detector.on_tick(elapsed_s, computing=computing)
 
     async def _read(self) -> None:

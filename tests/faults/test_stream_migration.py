@@ -3,10 +3,13 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from http.client import HTTPConnection
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -26,7 +29,7 @@ SLOW = (
     *("engine.args.mean-output-tokens=100000", "engine.max_restarts=20"),
 )
 HANG = ("engine.hang_timeout_s=4", "engine.stop_timeout_s=60", "router=round_robin")
-PROMPT, LIMIT = "Tell me about foxes.", 60
+PROMPT, LIMIT = "Tell me about foxes.", 30
 TALK = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": LIMIT}
 BODIES: dict[str, dict[str, Any]] = {
     CHAT: TALK,
@@ -62,9 +65,18 @@ class OpenStream:
     def __exit__(self, *error: object) -> None:
         self._connection.close()
 
+    def pause(self) -> float:
+        """Read the rest; return the longest time between two lines in seconds."""
+        lines, times = [self._begun], [time.monotonic()]
+        for line in self._response:
+            lines.append(line)
+            times.append(time.monotonic())
+        self._content = b"".join(lines)
+        return max(later - earlier for earlier, later in pairwise(times))
+
     def check(self, whole: Json) -> None:
-        """Read the rest; assert that the stream is one unbroken answer."""
-        content = self._begun + self._response.read()
+        """Assert that the stream is one unbroken answer."""
+        content = self._content
         if self.path in FORM:
             assert_unbroken_events(self.path, content, whole)
             return
@@ -96,17 +108,18 @@ def test_streams_survive(
     """Each worker has a stream of each format."""
     until("both workers", lambda: len(pair.workers().get("aggregated", [])) == 2, 60)
     moved = pair.metrics_now().get(MOVED, 0)
-    with ExitStack() as stack:
-        streams = list[OpenStream]()
-        for path in [path for path in BODIES for _ in range(2)]:
-            streams.append(OpenStream(pair, path, fault.chance.randrange(10, 15)))
-            stack.enter_context(streams[-1])
+    paths = [path for path in BODIES for _ in range(2)]
+    lines = [fault.chance.randrange(10, 20) for _ in paths]
+    with ExitStack() as stack, ThreadPoolExecutor(len(paths)) as pool:
+        streams = list(pool.map(partial(OpenStream, pair), paths, lines))
+        for each in streams:
+            stack.enter_context(each)
         url = fault.chance.choice(pair.workers()["aggregated"])["url"]
         (engine,) = engines(pair.attempt.path, port_of(url))
         row = fault(f"{number.name} of a worker with open streams", "they continue, same text")
         os.kill(engine, number)
+        row.recovery_s = max(pool.map(OpenStream.pause, streams))
+        row.requests(len(streams))
         for each in streams:
             each.check(whole[each.path])
-        row.recovered()
-        row.requests(len(streams))
     assert pair.metrics_now()[MOVED] > moved

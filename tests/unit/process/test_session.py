@@ -14,12 +14,11 @@ BUSY = "import os\nwhile os.times().user < 0.3: pass\nprint(flush=True)\ninput()
 TWO_THREADS = """
 import hashlib, os, sys, threading
 os.sched_setaffinity(0, {int(sys.argv[1])})
-def work():
-    while os.times().user < 0.4:
+def work(until_s):
+    while os.times().user < until_s:
         hashlib.sha256(bytes(10**6))
-other = threading.Thread(target=work)
-other.start()
-work()
+threading.Thread(target=work, args=(60,), daemon=True).start()
+work(0.4)
 print(flush=True)
 input()
 """
@@ -68,5 +67,7 @@ def test_threads_that_wait_for_a_cpu() -> None:
     with subprocess.Popen(argv, stdin=pipe, stdout=pipe, start_new_session=True) as child:
         assert child.stdout
         child.stdout.readline()
-        assert session_usages([child.pid])[child.pid].waited_s > 0.05
+        times = session_usages([child.pid])[child.pid].threads.values()
+        assert sum(each.waited_s for each in times) > 0.05
+        assert all(each.ran_s > 0 for each in times)
         child.kill()
