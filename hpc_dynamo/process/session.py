@@ -4,6 +4,7 @@ Source: proc(5), file stat; file schedstat of Linux (Documentation/scheduler/sch
 """
 
 import asyncio
+import logging
 import os
 import time
 from collections import defaultdict
@@ -17,6 +18,9 @@ STOPPED = "T"  # by SIGSTOP, SIGTSTP or a similar signal
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 OWN_TIMES, TIMES_OF_CHILDREN = slice(11, 13), slice(13, 15)  # fields, from the state on
 NS_PER_S = 1e9
+RETRY_S = 1.0
+
+log = logging.getLogger(__name__)
 
 
 class ThreadTimes(NamedTuple):
@@ -64,7 +68,13 @@ class SessionMonitor:
 
 
 async def _scan(leaders: frozenset[int]) -> dict[int, SessionUsage]:
-    return await asyncio.to_thread(session_usages, leaders)
+    """Scan again after a lack of descriptors or memory: it must not end the agent."""
+    while True:
+        try:
+            return await asyncio.to_thread(session_usages, leaders)
+        except OSError as e:
+            log.warning("/proc cannot be read: %s", e.strerror)
+            await asyncio.sleep(RETRY_S)
 
 
 def session_usages(leaders: Collection[int]) -> dict[int, SessionUsage]:

@@ -20,6 +20,10 @@ T = TypeVar("T")
 
 ZAP_DOMAIN = "hpc_dynamo"  # rfc.zeromq.org/spec/27
 LINGER_MS = 1000  # time to deliver the last messages when a socket is closed
+# A peer without the key is not asked for it before its first frame is complete. So both are limits
+# for anybody on the network: the size of a frame, and the time until a peer has shown its key.
+MAX_MESSAGE_BYTES = 8 << 20
+HANDSHAKE_MS = 5000
 
 log = logging.getLogger(__name__)
 
@@ -141,5 +145,6 @@ class ControlClient(Generic[T]):
 
 def _socket(context: zmq.asyncio.Context, kind: int, keys: tuple[str, str]) -> zmq.asyncio.Socket:
     socket = context.socket(kind)
+    socket.maxmsgsize, socket.handshake_ivl = MAX_MESSAGE_BYTES, HANDSHAKE_MS
     socket.curve_publickey, socket.curve_secretkey = (k.encode() for k in keys)
     return socket

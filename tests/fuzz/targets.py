@@ -17,6 +17,7 @@ from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.frontend.multipart import form_fields
 from hpc_dynamo.frontend.request_translator import read_body
 from hpc_dynamo.frontend.routing_hints import parse_routing_hints
+from hpc_dynamo.http import HttpRequest
 from hpc_dynamo.http.sse import EventParser
 from hpc_dynamo.json_reader import JsonError, read_value
 from hpc_dynamo.kv.events import BlockRemoved, BlockStored, KvEventBatch, decode_events
@@ -107,6 +108,12 @@ def _events(data: bytes) -> None:
         list(parser.feed(data[at : at + 7]))
 
 
+def _form(data: bytes) -> None:
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    with suppress(ApiError):
+        form_fields(HttpRequest("POST", "/", "", headers, data, ""))
+
+
 LINE = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": CHAT}
 LINES = b"".join(json.dumps(LINE | {"custom_id": str(i)}).encode() + b"\n" for i in range(3))
 ROUTE = RouteCall(7, RoutingRequest(5, b"12345678", hints=RoutingHints(priority=1, workers=(1,))))
@@ -119,7 +126,7 @@ TARGETS = {
     "frontend": Target(conversations(), open=live_frontend),
     "json": Target([*JSONS, DEEP], _json),
     "request body": Target([*JSONS, DEEP], _body),
-    "form": Target([FORM], form_fields),
+    "form": Target([FORM], _form),
     "engine error": Target(
         [*JSONS, b'{"error": {"message": "no", "code": 4}}'], parse_engine_error
     ),

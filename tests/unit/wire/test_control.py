@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import msgspec
 import pytest
@@ -222,3 +222,23 @@ async def test_invalid_message_is_ignored_by_both_ends(
     await server._socket.send_multipart([peer, b"\xff"])
     await server.send(peer, Pong(7))
     assert await client.receive(SOON_S) == Pong(7)
+
+
+async def test_large_frame_of_a_stranger_closes_its_connection(
+    server: ControlServer[Ping | Pong], connect: Connect
+) -> None:
+    """One frame in place of the handshake filled the memory of the head."""
+    host, _, port = server.endpoint.removeprefix("tcp://").partition(":")
+    async with asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
+        command = b"\x06" + (1 << 30).to_bytes(8, "big")
+        writer.write(greeting)
+        await reader.readexactly(64)
+        writer.write(command)
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+        client = connect()
+        await client.send(Ping("still there"))
+        assert (await server.receive())[1] == Ping("still there")
