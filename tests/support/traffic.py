@@ -90,7 +90,7 @@ class Traffic:
         began = time.monotonic()
         try:
             error = self._send(path, body)
-        except (OSError, http.client.HTTPException) as e:
+        except (OSError, http.client.HTTPException, ValueError) as e:
             error = type(e).__name__
         self.results.append(Answered(began, time.monotonic(), error))
 
