@@ -103,10 +103,15 @@ class EngineProcess:
 
     def _temporary(self) -> dict[str, str]:
         """Return TMPDIR, so that sockets and files of a dead engine are removed with the node's
-        folder. The other nodes of an MPI step do not have it."""
-        folder = self._place.events_folder
-        in_use = folder.startswith(tempfile.gettempdir()) and not self._is_mpi_step
-        return {"TMPDIR": folder} if in_use else {}
+        folder. The other nodes of an MPI step do not have it.
+
+        Engines with one cache of compiled code lock it. They would seem to hang while they sleep
+        until another one has compiled, so each has its own.
+        """
+        folder, rank = self._place.events_folder, self._place.worker.rank
+        if not folder.startswith(tempfile.gettempdir()) or self._is_mpi_step:
+            return {}
+        return {"TMPDIR": folder, "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor-{rank}"}
 
     async def _end(self, child: Child, step: mpi_step.WorkerStep) -> None:
         """End a Slurm step. srun kills at SIGTERM, so Slurm signals the engine first.
