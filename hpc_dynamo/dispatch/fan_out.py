@@ -17,7 +17,7 @@ from hpc_dynamo.engines import field_value
 from hpc_dynamo.errors import RequestFailed
 
 MAX_SAMPLES = 128  # OpenAI's limit for `n`
-MAX_COPIED_BYTES = 16 << 20  # of the bodies for all samples of a request
+MAX_COPIED_BYTES = 16 << 20  # bodies for all samples of a request
 
 Run = Callable[[EngineRequest, ResponseSink], Coroutine[Any, Any, None]]
 

@@ -141,6 +141,7 @@ class HttpResponse(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
+        """Parse what the server sent."""
         if self._complete:  # an answer to no request: the next request must not get it
             return self._transport.abort()
         try:

@@ -252,7 +252,7 @@ class HttpConnection(asyncio.Protocol):
             message = "internal error; see the server's log"
             response.send(500, *self._context.format_error(500, message, request.headers))
         self._buffer(-len(request.body))
-        # No further response is made for a client that does not read.
+        # A client that does not read gets no more responses.
         await self.wait_writable()
         self._task, self._state_since = None, time.monotonic()
         if not response.ended:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 ZAP_DOMAIN = "hpc_dynamo"  # rfc.zeromq.org/spec/27
 LINGER_MS = 1000  # time to deliver the last messages when a socket is closed
 # A peer without the key is not asked for it before its first frame is complete. So both are limits
-# for anybody on the network: the size of a frame, and the time until a peer has shown its key.
+# for every peer: the size of a frame, and the time until a peer has shown its key.
 MAX_MESSAGE_BYTES = 8 << 20
 HANDSHAKE_MS = 5000
 

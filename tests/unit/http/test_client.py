@@ -46,7 +46,7 @@ async def test_answer_to_no_request_is_never_read(*, together: bool) -> None:
             await writer.drain()
             await late.wait()
             writer.write(ANSWER + b"2")
-        await reader.read()  # until the client closes
+        await reader.read()  # the client closes
         writer.close()
         closed.set()
 
