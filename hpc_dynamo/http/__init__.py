@@ -7,8 +7,9 @@ stream of tokens passes from socket to socket without waking a task.
 Protocol: RFC 9112. A connection serves one request at a time; pipelined requests wait.
 """
 
-from hpc_dynamo.http.client import ByteSink, HttpClient, HttpResponse
+from hpc_dynamo.http.client import HttpClient
 from hpc_dynamo.http.exchange import Header, HttpLimits, HttpRequest, ResponseWriter
+from hpc_dynamo.http.response import ByteSink, HttpResponse
 from hpc_dynamo.http.server import HttpServer
 from hpc_dynamo.http.server_context import Handler
 from hpc_dynamo.http.tls import pinned_tls_context

@@ -13,7 +13,7 @@ import httptools
 from hpc_dynamo.defects import contain_defects
 from hpc_dynamo.http.connection_table import Closable
 from hpc_dynamo.http.exchange import HttpRequest, ResponseWriter
-from hpc_dynamo.http.request_head import add_header, split_target
+from hpc_dynamo.http.request_head import add_header, head_without_upgrade, split_target
 from hpc_dynamo.http.server_context import ServerContext
 
 # Time for a rejected client to stop sending. Closing earlier could discard the response.
@@ -83,11 +83,9 @@ class HttpConnection(asyncio.Protocol):
         if self._parser.get_method() == b"CONNECT":
             self._reject(400, "this server is not a proxy")
             return
-        start = b"%b %b HTTP/1.1\r\n" % (self._parser.get_method(), self._target)
-        kept = [(k, v) for k, v in self._headers.items() if k not in ("upgrade", "connection")]
-        lines = b"".join(f"{k}: {v}\r\n".encode("latin-1") for k, v in kept)
+        head = head_without_upgrade(self._parser.get_method(), self._target, self._headers)
         self._parser = httptools.HttpRequestParser(self)
-        self.data_received(start + lines + b"\r\n" + rest)
+        self.data_received(head + rest)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Release the buffers and cancel the handler."""
@@ -215,10 +213,8 @@ class HttpConnection(asyncio.Protocol):
                 self._reject(408, f"no complete request within {receive_s:.0f} s")
         elif age > min(limits.idle_s, anonymous_s):
             # A close waits until the client has read everything.
-            if self._transport.get_write_buffer_size():
-                self.abort()
-            else:
-                self._transport.close()
+            unsent = self._transport.get_write_buffer_size()
+            self.abort() if unsent else self._transport.close()
 
     # Requests, one after the other.
 
@@ -249,8 +245,8 @@ class HttpConnection(asyncio.Protocol):
         with contain_defects(log, (request.method, request.path)):
             await self._context.handler(request, response)
         if not response.status:
-            message = "internal error; see the server's log"
-            response.send(500, *self._context.format_error(500, message, request.headers))
+            text = "internal error; see the server's log"
+            response.send(500, *self._context.format_error(500, text, request.headers))
         self._buffer(-len(request.body))
         # A client that does not read gets no more responses.
         await self.wait_writable()

@@ -24,6 +24,13 @@ def split_target(target: str) -> tuple[str, str]:
     return path, query
 
 
+def head_without_upgrade(method: bytes, target: bytes, headers: dict[str, str]) -> bytes:
+    """Return the head of a request without the offer of another protocol."""
+    kept = [(k, v) for k, v in headers.items() if k not in ("upgrade", "connection")]
+    lines = b"".join(f"{k}: {v}\r\n".encode("latin-1") for k, v in kept)
+    return b"%b %b HTTP/1.1\r\n%b\r\n" % (method, target, lines)
+
+
 def add_header(headers: dict[str, str], name: str, value: str) -> bool:
     """Add one header line to `headers`. Lines of the same name become one list (RFC 9110, 5.3).
 
