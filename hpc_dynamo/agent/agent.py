@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import replace
 
-from msgspec.structs import asdict
+from msgspec import structs
 
 from hpc_dynamo.agent.engine_process import EngineProcess
 from hpc_dynamo.agent.engine_start import wait_until_ready
@@ -79,11 +79,10 @@ class Agent:
         self._was_ready = set[int]()  # since its last start
         self._worker_tasks = dict[int, asyncio.Task[None]]()
         self._locks = defaultdict[int, asyncio.Lock](asyncio.Lock)
-        self._reports = dict[int, WorkerReport]()  # last one by rank
+        self._reports = dict[int, WorkerReport]()  # by rank, as the head knows them
         self._shard_leader = ShardLeader(client.send)
         self._watches, self._hangs = HangWatches(token), Counter[int]()  # by rank
-        interval_s = check_interval_s(self._config.engine.hang_timeout_s)
-        self._sessions = SessionMonitor(interval_s / 4)
+        self._sessions = SessionMonitor(check_interval_s(self._config.engine.hang_timeout_s) / 4)
 
     def stop(self) -> None:
         """Stop this node's workers and end `run`. Other nodes continue."""
@@ -106,8 +105,7 @@ class Agent:
         async with asyncio.TaskGroup() as group:
             self._relay, self._group = KvEventRelay(folder, self._client.send, group), group
             make, send = lambda *shard: self._process(place.follower(*shard)), self._client.send
-            workers = self._layout.workers
-            self._shard_followers = ShardFollowers(me.node, workers, make, send, group)
+            self._shard_followers = ShardFollowers(me.node, self._layout.workers, make, send, group)
             for rank in self._workers:
                 self._start_worker(rank)
             heartbeats = self.contact.send_heartbeats(self._client, me.node)
@@ -150,8 +148,9 @@ class Agent:
                 self._shard_followers.stop(rank)
             case ShardExited():
                 self._shard_leader.shard_exited(message)
-            case SetAsleep(rank=rank, asleep=asleep):
+            case SetAsleep(rank=rank, asleep=asleep) if rank in self._reports:
                 self._watches.set_asleep(rank, asleep)
+                self._reports[rank] = structs.replace(self._reports[rank], asleep=asleep)
             case NodesReplaced(replacements=replacements):
                 self._use_layout(with_replacements(self._attempt.plan(), replacements))
             case SetRole(rank=rank) if rank in self._workers:
@@ -165,6 +164,7 @@ class Agent:
             self._start_worker(rank)
         else:
             self._ready_role[rank] = role
+            self._reports[rank] = structs.replace(self._reports[rank], role=role)
 
     def _use_layout(self, layout: Plan) -> None:
         """Start the workers that have moved to this node or have shards on other nodes now, and
@@ -294,7 +294,7 @@ class Agent:
             detail=detail,
             start_s=start_s,
             hangs=self._hangs[worker.rank],
-            **asdict(models),
+            **structs.asdict(models),
         )
         self._reports[worker.rank] = report
         await self._client.send(report)

@@ -15,12 +15,13 @@ from tests.support.runs import until
 
 TWO_NODES = ("topology=aggregated", "topology.nodes=2", "topology.aggregated.workers=2")
 SHORT = ("cluster.heartbeat_timeout_s=3", "cluster.preflight=false")
+SLEEP = "engine.sleep_mode=true"
 SUSPENDED_S = 5.0  # longer than the timeout
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with serving(tmp_path_factory.mktemp("head"), *TWO_NODES, *SHORT) as served:
+    with serving(tmp_path_factory.mktemp("head"), *TWO_NODES, *SHORT, SLEEP) as served:
         until("both workers", lambda: len(ready(served)) == 2)
         yield served
 
@@ -81,3 +82,18 @@ def test_silent_node_gets_no_requests_and_rejoins_with_its_engines(
     row.recovered()
     row.requests(len(ask(served)))
     assert engines(served.attempt.path) == before, "an engine was restarted"
+
+
+def test_sleeping_worker_of_a_silent_node_is_asleep_when_it_rejoins(served: Served) -> None:
+    assert served.post("/v1/workers/1/sleep", {}).status == 200
+    agent = agents(served)[1]
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        until("it is noticed", lambda: len(ready(served)) == 1)
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    until("it is back", lambda: len(ready(served)) == 2)
+    rows = served.ask("GET", "/v1/workers").json["data"]
+    assert [row["rank"] for row in rows if row["asleep"]] == [1]
+    assert ask(served)
+    assert served.post("/v1/workers/1/wake", {}).status == 200
