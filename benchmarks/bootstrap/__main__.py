@@ -87,8 +87,12 @@ def run_node(folder: Path, starts: int) -> None:
         make_attempts(folder, 2 * starts, len(hosts))
     while not (folder / "ready").exists():
         time.sleep(0.1)
+    asyncio.run(exchange_all(folder, index, hosts))
+
+
+async def exchange_all(folder: Path, index: int, hosts: Sequence[str]) -> None:
     for number, attempt in enumerate(Run(folder / "run").attempts()):
-        asyncio.run(exchange(attempt, index, hosts, METHODS[number % 2]))
+        await exchange(attempt, index, hosts, METHODS[number % 2])
 
 
 def make_attempts(folder: Path, count: int, nodes: int) -> None:
