@@ -16,8 +16,7 @@ from hpc_dynamo.http.exchange import HttpRequest, ResponseWriter
 from hpc_dynamo.http.request_head import add_header, head_without_upgrade, split_target
 from hpc_dynamo.http.server_context import ServerContext
 
-# Time for a rejected client to stop sending. Closing earlier could discard the response.
-LINGER_S = 2.0
+LINGER_S = 2.0  # a rejected client stops sending; closing earlier could discard the response
 WRITE_BUFFER_BYTES = 1 << 18  # unsent bytes of a stream above which its writer waits
 
 log = logging.getLogger(__name__)
@@ -116,6 +115,8 @@ class HttpConnection(asyncio.Protocol):
     def on_url(self, part: bytes) -> None:
         self._target += part
         self._count_head(len(part))
+        if not part.isascii():
+            self._reject(400, "the path has characters other than ASCII; escape them")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         header = name.decode("latin-1").lower()
@@ -136,8 +137,6 @@ class HttpConnection(asyncio.Protocol):
                 self._queue_request(keep_alive=False)
             return
         self._context.connections.set_busy(self)
-        if not self._target.isascii():
-            self._reject(400, "the path has characters other than ASCII; escape them")
         if length.isdecimal():
             self._check_body(int(length))
         if self._headers.get("expect", "").lower() == "100-continue" and self._idle:
@@ -161,8 +160,8 @@ class HttpConnection(asyncio.Protocol):
     def _queue_request(self, *, keep_alive: bool) -> None:
         self._reading, self._state_since = False, time.monotonic()
         path, query = split_target(self._target.decode("latin-1"))
-        method, body = self._parser.get_method().decode("latin-1"), bytes(self._body)
-        request = HttpRequest(method, path, query, self._headers, body, self._peer)
+        method = self._parser.get_method().decode("latin-1")
+        request = HttpRequest(method, path, query, self._headers, bytes(self._body), self._peer)
         http10 = self._parser.get_http_version() != "1.1"
         self._pending.append((request, keep_alive, http10))
         if len(self._pending) > self._limits.pipelined:
@@ -212,8 +211,7 @@ class HttpConnection(asyncio.Protocol):
             if age > receive_s:
                 self._reject(408, f"no complete request within {receive_s:.0f} s")
         elif age > min(limits.idle_s, anonymous_s):
-            # A close waits until the client has read everything.
-            unsent = self._transport.get_write_buffer_size()
+            unsent = self._transport.get_write_buffer_size()  # for which `close` would wait
             self.abort() if unsent else self._transport.close()
 
     # Requests, one after the other.
@@ -248,8 +246,7 @@ class HttpConnection(asyncio.Protocol):
             text = "internal error; see the server's log"
             response.send(500, *self._context.format_error(500, text, request.headers))
         self._buffer(-len(request.body))
-        # A client that does not read gets no more responses.
-        await self.wait_writable()
+        await self.wait_writable()  # a client that does not read gets no more responses
         self._task, self._state_since = None, time.monotonic()
         if not response.ended:
             self.abort()
@@ -265,10 +262,9 @@ class HttpConnection(asyncio.Protocol):
             self._next()
 
     def _send_rejection(self, rejection: _Rejection) -> None:
-        kind = {"kind": rejection.status}
-        log.info("%s: %d %s", self._peer, rejection.status, rejection.message, extra=kind)
-        response = ResponseWriter(self, keep_alive=False, http10=False, head_only=False)
         status, message = rejection.status, rejection.message
+        log.info("%s: %d %s", self._peer, status, message, extra={"kind": status})
+        response = ResponseWriter(self, keep_alive=False, http10=False, head_only=False)
         body, headers = self._context.format_error(status, message, self._headers)
         retry = [(b"retry-after", b"1")] if status == 429 else []
         response.send(status, body, [*headers, *retry])
