@@ -14,8 +14,8 @@ NESTED_RESERVED_FIELDS = frozenset(
         "ec_transfer_params", "kv_transfer_params",
     }
 )  # fmt: skip
-# SGLang uses the ranks unchecked as an index, and two requests with one `rid` are one request.
-# vLLM names its request after the header X-Request-Id; its field would name several alike.
+# Ranks select a process of the engine, which the router does. An engine knows a request by its id,
+# which the frontend sets.
 RESERVED_FIELDS = NESTED_RESERVED_FIELDS | {
     "data_parallel_rank", "disagg_prefill_dp_rank", "request_id", "rid", "routed_dp_rank",
 }  # fmt: skip
