@@ -9,11 +9,13 @@ from rich.markup import escape
 
 from hpc_dynamo.cli.parser import parse
 from hpc_dynamo.cli.render.console import ERR, replace_unencodable
+from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.errors import ExitCode, HpcDynamoError, file_error_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
+    raise_descriptor_limit()
     replace_unencodable(sys.stdout, sys.stderr)
     try:
         args = parse(sys.argv[1:] if argv is None else argv)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from hpc_dynamo.descriptors import OUT_OF_DESCRIPTORS
 from hpc_dynamo.dispatch.execution import is_off
 from hpc_dynamo.dispatch.request_context import RequestContext
 from hpc_dynamo.dispatch.response_check import BadResponse, CheckedResponse
@@ -18,6 +19,7 @@ from hpc_dynamo.router import Lease, RoutingRequest, Target
 
 # Time for one worker to finish after the other worker or the client has ended.
 GRACE_S = 0.1
+NO_DESCRIPTOR = "no file descriptor is free (ulimit -n); `ulimit -Hn` is the most that you can set"
 NO_CONTEXT = RequestContext()
 OBJECT_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])  # values stay unparsed
 
@@ -127,6 +129,8 @@ async def _with_status_200(
                 raise _error(target, response.status, await response.read())
             yield response
     except OSError as e:
+        if e.errno in OUT_OF_DESCRIPTORS:
+            raise RequestFailed(f"{NO_DESCRIPTOR}: {e}", status=503) from e
         lease.report_connection_lost(target.rank)
         what = f"worker {target.rank} at {target.url}: {e or type(e).__name__}"
         reached = not isinstance(e, ConnectionRefusedError)

@@ -16,6 +16,7 @@ import msgspec
 
 from hpc_dynamo.bootstrap.address import job_address
 from hpc_dynamo.config import BootstrapMethod, Config
+from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.doctor import facts
 from hpc_dynamo.doctor.connectivity import clock_server, connect_to_peers
 from hpc_dynamo.doctor.coordinator import (
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 
 def main(path: str) -> int:
     """Run this node's part. Return 0 unless it failed; findings are no failure."""
+    raise_descriptor_limit()
     attempt = Attempt(Path(path))
     index, hosts = node_index_and_hosts(attempt.plan().nodes)
     logging.basicConfig(filename=attempt.agent_log(index), level=logging.INFO)

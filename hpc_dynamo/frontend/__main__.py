@@ -19,6 +19,7 @@ from pathlib import Path
 import uvloop
 
 from hpc_dynamo.config import Config, Serve
+from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.dispatch import Dispatcher, StreamMigrator
 from hpc_dynamo.engines import engine, pd_protocol_of
 from hpc_dynamo.frontend import errors
@@ -72,7 +73,7 @@ async def serve(attempt: Attempt, index: int, link: Path, listening: socket.sock
         app = App(config, auth, router, models, forwarder, passthrough, stats)
         format_error = partial(_format_error, Cors(config.serve.allowed_origins))
         async with HttpServer(
-            app, limits=_limits(config.serve), format_error=format_error
+            app, limits=_limits(config.serve), format_error=format_error, has_key=auth.has_key
         ) as server:
             port = await server.listen_on(listening, tls=_tls(config.serve))
             log.info("frontend %d (pid %d) listens on port %d", index, os.getpid(), port)
@@ -157,7 +158,7 @@ async def _report(
     """Report to the head, at once and then every second. The first report announces the process."""
     report.by_model = {"": stats} | {model.model: model.stats for model in models}
     while not router.closed.done():
-        stats.connections = server.connections
+        stats.connections, stats.rejections = server.connections, dict(server.rejections)
         for model in models:
             model.stats.retried = model.dispatcher.retries
             model.stats.migrations = dict(model.migrator.outcomes)
@@ -202,6 +203,7 @@ def _format_error(
 
 def main() -> int:
     """Run the process with the arguments of the command line."""
+    raise_descriptor_limit()
     path, index, link, fd = sys.argv[1:]
     handler = logging.StreamHandler()
     handler.addFilter(RequestIdFilter())

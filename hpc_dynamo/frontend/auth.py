@@ -21,6 +21,14 @@ class ApiKeyAuth:
     def __init__(self, key: str) -> None:
         self._key = key.encode()
 
+    def has_key(self, headers: dict[str, str]) -> bool:
+        """Return True if a request has the API key."""
+        try:
+            self.check(headers)
+        except ApiError:
+            return False
+        return True
+
     def check(self, headers: dict[str, str]) -> None:
         """Raises ApiError. Clients of /v1/messages send their key as x-api-key."""
         scheme, _, token = headers.get("authorization", "").partition(" ")

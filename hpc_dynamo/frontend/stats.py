@@ -25,6 +25,7 @@ class FrontendStats(msgspec.Struct, kw_only=True):
     """Counts since the start of the process. Histograms are in seconds."""
 
     responses: dict[str, int] = msgspec.field(default_factory=Counter)  # by "path status"
+    rejections: dict[str, int] = msgspec.field(default_factory=dict)  # see HttpServer.rejections
     active: int = 0  # requests in progress
     connections: int = 0  # open connections
     cancelled: int = 0  # requests whose client disconnected
@@ -39,10 +40,10 @@ class FrontendStats(msgspec.Struct, kw_only=True):
 
     def add(self, other: "FrontendStats") -> None:
         """Add the counts of another process."""
-        for key, count in other.responses.items():
-            self.responses[key] = self.responses.get(key, 0) + count
-        for key, count in other.migrations.items():
-            self.migrations[key] = self.migrations.get(key, 0) + count
+        for name in ("responses", "rejections", "migrations"):
+            own, added = getattr(self, name), getattr(other, name)
+            for key, count in added.items():
+                own[key] = own.get(key, 0) + count
         for name in COUNTERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.ttft += other.ttft

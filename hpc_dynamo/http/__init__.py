@@ -8,9 +8,9 @@ Protocol: RFC 9112. A connection serves one request at a time; pipelined request
 """
 
 from hpc_dynamo.http.client import ByteSink, HttpClient, HttpResponse
-from hpc_dynamo.http.connection import Handler
 from hpc_dynamo.http.exchange import Header, HttpLimits, HttpRequest, ResponseWriter
 from hpc_dynamo.http.server import HttpServer
+from hpc_dynamo.http.server_context import Handler
 from hpc_dynamo.http.tls import pinned_tls_context
 
 __all__ = [

@@ -9,33 +9,14 @@ import ssl
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import lru_cache
-from typing import NamedTuple, Protocol, Self, cast
-from urllib.parse import urlsplit
+from typing import Protocol, Self, cast
 
 import httptools
 
+from hpc_dynamo.http.connector import Connector, ServerAddress, server_address
 from hpc_dynamo.http.exchange import Header
 
 LAST_PIECES = 16
-
-
-class ServerAddress(NamedTuple):
-    """Server that a URL names."""
-
-    host: str
-    port: int
-    tls: bool
-    host_header: bytes
-
-
-@lru_cache(maxsize=4096)
-def server_address(url: str) -> ServerAddress:
-    """Return the server of a base URL. The path is ignored."""
-    parts = urlsplit(url)
-    tls = parts.scheme == "https"
-    port = parts.port or (443 if tls else 80)
-    return ServerAddress(parts.hostname or "", port, tls, parts.netloc.encode())
 
 
 class ByteSink(Protocol):
@@ -207,12 +188,14 @@ class HttpClient:
         headers: Sequence[Header] = (),
         tls: ssl.SSLContext | None = None,
         content_type: bytes = b"",
+        max_connections: int | None = None,
     ) -> None:
-        """`content_type` applies to requests that do not set one themselves."""
+        """`content_type` applies to requests that do not set one themselves. More requests than
+        `max_connections` (None: a share of RLIMIT_NOFILE) wait for a connection."""
         self._headers = _lines(headers)
         self._content_type = _lines([(b"content-type", content_type)] if content_type else ())
         self._idle = defaultdict[ServerAddress, list[HttpResponse]](list)
-        self._tls = tls
+        self._connector = Connector(tls, max_connections)
 
     @classmethod
     def bearer(cls, token: str) -> Self:
@@ -224,6 +207,9 @@ class HttpClient:
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         for responses in self._idle.values():
             for response in responses:
                 response.abort()
@@ -246,15 +232,16 @@ class HttpClient:
         )  # fmt: skip
         length = b"content-length: %d\r\n\r\n" % len(body)
         request = b"".join((head, self._headers, content_type, own, length, body))
-        response = await self._request(address, request)
-        try:
-            yield response
-        finally:
-            if response.reusable:
-                response.used = True
-                self._idle[address].append(response)
-            else:
-                response.abort()
+        async with self._connector.slots:
+            response = await self._request(address, request)
+            try:
+                yield response
+            finally:
+                if response.reusable:
+                    response.used = True
+                    self._idle[address].append(response)
+                else:
+                    response.abort()
 
     async def _request(self, address: ServerAddress, request: bytes) -> HttpResponse:
         """Send the request. The server may close a pooled connection at the same moment; then the
@@ -284,12 +271,9 @@ class HttpClient:
             response = idle.pop()
             if response.reusable:
                 return response
-        loop = asyncio.get_running_loop()
-        tls = (self._tls or ssl.create_default_context()) if address.tls else None
-        _, response = await loop.create_connection(
-            HttpResponse, address.host, address.port, ssl=tls
-        )
-        return response
+        if sum(map(len, self._idle.values())) >= self._connector.limit // 2:
+            self._close_idle()
+        return await self._connector.open(HttpResponse, address, self._close_idle)
 
 
 def _lines(headers: Sequence[Header]) -> bytes:

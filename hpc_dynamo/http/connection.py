@@ -2,38 +2,23 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import httptools
 
-from hpc_dynamo.http.exchange import Header, HttpLimits, HttpRequest, ResponseWriter
+from hpc_dynamo.http.exchange import HttpRequest, ResponseWriter
 from hpc_dynamo.http.request_head import add_header, split_target
+from hpc_dynamo.http.server_context import ServerContext
 
 # Time for a rejected client to stop sending. Closing earlier could discard the response.
 LINGER_S = 2.0
 WRITE_BUFFER_BYTES = 1 << 18  # unsent bytes of a stream above which its writer waits
 
-Handler = Callable[[HttpRequest, ResponseWriter], Awaitable[None]]
-ErrorFormatter = Callable[[int, str, Mapping[str, str]], tuple[bytes, list[Header]]]
-"""(status, message, headers of the request received so far) -> body and headers."""
-
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class ServerContext:
-    """State that all connections of a server share."""
-
-    handler: Handler
-    format_error: ErrorFormatter  # for malformed requests and failed handlers
-    limits: HttpLimits
-    tasks: asyncio.TaskGroup
-    connections: "set[HttpConnection]" = field(default_factory=set)
-    buffered_bytes: int = 0  # bodies that are being read or served
 
 
 @dataclass(frozen=True)
@@ -57,7 +42,8 @@ class HttpConnection(asyncio.Protocol):
         self._reading = False  # in the middle of a request
         self._closing = False  # closes once idle
         self._ignoring_input = False
-        self._state_since = time.monotonic()
+        self._unparsed_bytes = 0  # received since the last head, piece of a body, or request
+        self._state_since = self.opened_at = time.monotonic()
         self._writable = asyncio.Event()
         self._writable.set()
         self.closed = asyncio.get_running_loop().create_future()
@@ -65,18 +51,25 @@ class HttpConnection(asyncio.Protocol):
     # Called by the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Add the connection to those of the server, or close it at their limit."""
         # uvloop's transport is not a subclass of asyncio.Transport, but has its interface.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self._peer = str((transport.get_extra_info("peername") or ["?"])[0])
-        self._context.connections.add(self)
+        if not self._context.connections.add(self):
+            self._reject(503, "too many connections are open")
+            self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Parse what the client sent."""
         if self._ignoring_input:
             return
+        self._unparsed_bytes += len(data)
         try:
             self._parser.feed_data(data)
+            # The parser collects a header or a trailer silently until it is complete.
+            if self._unparsed_bytes > self._limits.header_bytes:
+                self._reject(431, f"the headers exceed {self._limits.header_bytes} bytes")
         except httptools.HttpParserUpgrade as e:
             self._decline_upgrade(data[e.args[0] :])
         except httptools.HttpParserError as e:
@@ -116,7 +109,7 @@ class HttpConnection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._target, self._headers, self._head_bytes = b"", dict[str, str](), 0
-        self._body, self._body_bytes = list[bytes](), 0
+        self._body = bytearray()
         self._reading, self._state_since = True, time.monotonic()
 
     def on_url(self, part: bytes) -> None:
@@ -130,7 +123,14 @@ class HttpConnection(asyncio.Protocol):
         self._count_head(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
-        length = self._headers.get("content-length", "")
+        """Check the key and the announced size before any of the body is read."""
+        self._unparsed_bytes = 0
+        length = self._headers.get("content-length", "0")
+        if self._context.has_key and not self._context.has_key(self._headers):
+            if length != "0" or "transfer-encoding" in self._headers:
+                self._queue_without_body()
+            return
+        self._context.connections.set_busy(self)
         if length.isdecimal():
             self._check_body(int(length))
         if self._headers.get("expect", "").lower() == "100-continue" and self._idle:
@@ -139,25 +139,33 @@ class HttpConnection(asyncio.Protocol):
     def on_body(self, part: bytes) -> None:
         if self._ignoring_input:
             return
-        self._body_bytes += len(part)
+        self._unparsed_bytes = 0
+        self._body += part
         self._buffer(len(part))
-        self._check_body(self._body_bytes)
-        self._body.append(part)
+        self._check_body(len(self._body))
 
     def on_message_complete(self) -> None:
         """Queue the request for the handler."""
         if self._ignoring_input or self._parser.should_upgrade():
             return
+        self._unparsed_bytes = 0
+        self._queue_request(keep_alive=self._parser.should_keep_alive())
+
+    def _queue_request(self, *, keep_alive: bool) -> None:
         self._reading, self._state_since = False, time.monotonic()
         path, query = split_target(self._target.decode("latin-1"))
-        method = self._parser.get_method().decode("latin-1")
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        method, body = self._parser.get_method().decode("latin-1"), bytes(self._body)
         request = HttpRequest(method, path, query, self._headers, body, self._peer)
         http10 = self._parser.get_http_version() != "1.1"
-        self._pending.append((request, self._parser.should_keep_alive(), http10))
+        self._pending.append((request, keep_alive, http10))
         if len(self._pending) > self._limits.pipelined:
             self._transport.pause_reading()
         self._next()
+
+    def _queue_without_body(self) -> None:
+        """Let the handler answer a client without a key; nothing more is read from it."""
+        self._ignoring_input = True
+        self._queue_request(keep_alive=False)
 
     # Limits.
 
@@ -167,7 +175,7 @@ class HttpConnection(asyncio.Protocol):
             self._reject(431, f"the headers exceed {self._limits.header_bytes} bytes")
 
     def _check_body(self, size: int) -> None:
-        buffered = self._context.buffered_bytes + size - self._body_bytes
+        buffered = self._context.buffered_bytes + size - len(self._body)
         if size > self._limits.body_bytes:
             self._reject(413, f"the body exceeds {self._limits.body_bytes} bytes")
         elif buffered > self._limits.buffered_bytes:
@@ -182,26 +190,34 @@ class HttpConnection(asyncio.Protocol):
         if not self._ignoring_input:
             self._ignoring_input, self._reading = True, False
             self._state_since = time.monotonic()
+            self._context.connections.rejections[str(status)] += 1
             self._pending.append((_Rejection(status, message), False, False))
             self._next()
 
     def check_timeouts(self, now: float) -> None:
         """Close the connection, or reject its request, if the client is too slow."""
-        age = now - self._state_since
+        age, limits = now - self._state_since, self._limits
+        anonymous_s = math.inf if self._context.connections.has_key(self) else limits.anonymous_s
+        receive_s = min(limits.receive_s, anonymous_s)
         if self._task:
-            if not self._writable.is_set() and age > self._limits.stalled_s:
+            if not self._writable.is_set() and age > limits.stalled_s:
                 log.info("%s does not read its response; the connection is closed", self._peer)
                 self.abort()
         elif self._ignoring_input:
             if age > LINGER_S:
                 self.abort()
         elif self._reading:
-            if age > self._limits.receive_s:
-                self._reject(408, f"no complete request within {self._limits.receive_s:.0f} s")
-        elif age > self._limits.idle_s:
+            if age > receive_s:
+                self._reject(408, f"no complete request within {receive_s:.0f} s")
+        elif age > min(limits.idle_s, anonymous_s):
             self._transport.close()
 
     # Requests, one after the other.
+
+    @property
+    def serving(self) -> bool:
+        """Return True while the handler works on a request of this connection."""
+        return self._task is not None
 
     @property
     def _idle(self) -> bool:
@@ -232,11 +248,15 @@ class HttpConnection(asyncio.Protocol):
         self._task, self._state_since = None, time.monotonic()
         if not response.ended:
             self.abort()
+        elif self._ignoring_input and not self._pending:
+            self._end_output()
         elif not response.keep_alive or (self._closing and not self._pending):
             self._transport.close()
         else:
             if not self._ignoring_input and len(self._pending) <= self._limits.pipelined:
                 self._transport.resume_reading()
+            if self._idle and not self._reading:
+                self._context.connections.set_idle(self)
             self._next()
 
     def _send_rejection(self, rejection: _Rejection) -> None:
@@ -248,7 +268,11 @@ class HttpConnection(asyncio.Protocol):
         retry = [(b"retry-after", b"1")] if status == 429 else []
         response.send(status, body, [*headers, *retry])
         self._buffer(-self._buffered_bytes)
-        if self._transport.can_write_eof():
+        self._end_output()
+
+    def _end_output(self) -> None:
+        """End the responses. The client gets LINGER_S to read the last one; see LINGER_S."""
+        if self._transport.can_write_eof() and not self._transport.is_closing():
             self._transport.write_eof()
 
     # Called by the server and by response writers.

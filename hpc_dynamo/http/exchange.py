@@ -25,6 +25,9 @@ class HttpLimits:
     receive_s: float = 60.0  # time for a whole request to arrive
     idle_s: float = 75.0  # idle time of a connection between requests
     stalled_s: float = 300.0  # time without progress of a client that reads a response
+    # Idle time, and time for a request, of a client without a key.
+    anonymous_s: float = 15.0
+    connections: int | None = None  # open connections; None: a share of RLIMIT_NOFILE
     pipelined: int = 4  # requests read ahead on one connection
 
 

@@ -7,10 +7,13 @@ import time
 from collections.abc import Mapping
 from typing import Self
 
-from hpc_dynamo.http.connection import ErrorFormatter, Handler, HttpConnection, ServerContext
+from hpc_dynamo.http.connection import HttpConnection
+from hpc_dynamo.http.connection_table import ConnectionTable
 from hpc_dynamo.http.exchange import Header, HttpLimits
+from hpc_dynamo.http.server_context import ErrorFormatter, Handler, KeyCheck, ServerContext
 
 BACKLOG = 4096  # connections that wait to be accepted
+HANDSHAKE_S = 10.0  # time for a TLS handshake
 CHECK_INTERVAL_S = 1.0  # between two checks for connections that are too slow
 
 
@@ -34,9 +37,15 @@ class HttpServer:
         *,
         limits: HttpLimits | None = None,
         format_error: ErrorFormatter = plain_text_error,
+        has_key: KeyCheck | None = None,
     ) -> None:
+        """`has_key` is asked about each request before its body is read. Without a key the handler
+        gets the request with an empty body, and the connection counts as anonymous."""
         limits = limits or HttpLimits()
-        self._context = ServerContext(handler, format_error, limits, asyncio.TaskGroup())
+        table = ConnectionTable(limits.connections, keys=has_key is not None)
+        self._context = ServerContext(
+            handler, format_error, limits, asyncio.TaskGroup(), table, has_key
+        )
         self._listening = list[asyncio.Server]()
 
     async def __aenter__(self) -> Self:
@@ -48,7 +57,7 @@ class HttpServer:
         """Stop listening and close all connections. `drain` first lets requests end."""
         self._checker.cancel()
         self._stop_listening()
-        for connection in list(self._context.connections):
+        for connection in self._context.connections.all():
             connection.abort()
         await self._context.tasks.__aexit__(None, None, None)
 
@@ -56,17 +65,31 @@ class HttpServer:
     def connections(self) -> int:
         return len(self._context.connections)
 
+    @property
+    def rejections(self) -> Mapping[str, int]:
+        """Rejected requests by status, and connections closed at a limit (`connections`)."""
+        return self._context.connections.rejections
+
     async def listen(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> int:
         """Accept connections on a new socket; return its port."""
         created = asyncio.get_running_loop().create_server(
-            self._connection, host, port, ssl=tls, backlog=BACKLOG
+            self._connection,
+            host,
+            port,
+            ssl=tls,
+            backlog=BACKLOG,
+            ssl_handshake_timeout=HANDSHAKE_S if tls else None,
         )
         return self._add(await created)
 
     async def listen_on(self, bound: socket.socket, *, tls: ssl.SSLContext | None = None) -> int:
         """Accept connections on a socket that is already bound; return its port."""
         created = asyncio.get_running_loop().create_server(
-            self._connection, sock=bound, ssl=tls, backlog=BACKLOG
+            self._connection,
+            sock=bound,
+            ssl=tls,
+            backlog=BACKLOG,
+            ssl_handshake_timeout=HANDSHAKE_S if tls else None,
         )
         return self._add(await created)
 
@@ -81,10 +104,10 @@ class HttpServer:
         """Stop listening; return when every request in progress has its response."""
         self._stop_listening()
         connections = self._context.connections
-        for connection in list(connections):
+        for connection in connections.all():
             connection.close_when_idle()
         while connections:
-            await asyncio.wait([c.closed for c in connections])
+            await asyncio.wait([c.closed for c in connections.all()])
 
     def _stop_listening(self) -> None:
         for server in self._listening:
@@ -95,5 +118,5 @@ class HttpServer:
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
             now = time.monotonic()
-            for connection in list(self._context.connections):
+            for connection in self._context.connections.all():
                 connection.check_timeouts(now)

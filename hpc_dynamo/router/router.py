@@ -10,7 +10,6 @@ from typing import Self
 from uuid import uuid4
 
 from hpc_dynamo.config import Config, Role, Router, Task, TopologyKind
-from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.messages import Traffic
 from hpc_dynamo.router.active_lease import ActiveLease
 from hpc_dynamo.router.decisions import DecisionStats
@@ -230,15 +229,9 @@ class RequestRouter:
                 continue
             try:
                 lease = self._try_grant(request, queued.enqueued_at)
-            except RequestFailed as e:
+            except Exception as e:  # noqa: BLE001  # a defect affects only this request
                 self._dequeue(queued)
                 queued.reject(e)
-                continue
-            except Exception:
-                log.exception("this is a defect of hpc-dynamo; it affects one request")
-                self._dequeue(queued)
-                what = "internal error of the router; see the head's log"
-                queued.reject(RequestFailed(what, status=500))
                 continue
             if lease:
                 self._dequeue(queued)

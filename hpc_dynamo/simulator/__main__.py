@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import uvloop
 
+from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.http import HttpClient, HttpServer
 from hpc_dynamo.kv.agent import KvAgent
@@ -191,6 +192,7 @@ async def first_of(*waits: Coroutine[None, None, object]) -> None:
 
 def main() -> int:
     """Run the simulator and return its exit code."""
+    raise_descriptor_limit()
     args = parser().parse_args()
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=args.log_level.upper(), format=form)

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from hpc_dynamo import launch
 from hpc_dynamo.agent import Agent
 from hpc_dynamo.bootstrap.address import job_address
+from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.doctor.preflight import preflight, raise_for_faults
 from hpc_dynamo.errors import BootstrapError
 from hpc_dynamo.launch import JobState
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 
 def main(path: str) -> int:
     """Run the task of this node for the extra job in `path`; return its exit code."""
+    raise_descriptor_limit()
     job = ExtraJobFolder(Path(path))
     if refused := refuse_unsafe_folder(job.run):
         return refused

@@ -24,6 +24,7 @@ from hpc_dynamo.agent import Agent
 from hpc_dynamo.bootstrap import MpiStep, exchange_addresses, rank_command
 from hpc_dynamo.bootstrap.address import address_for_extra_jobs, job_address
 from hpc_dynamo.config import Task
+from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.doctor.preflight import preflight, raise_for_faults
 from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error, file_error_in
 from hpc_dynamo.head import Standalone
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 
 def main(path: str) -> int:
     """Run the task of this node for the attempt in `path`; return its exit code."""
+    raise_descriptor_limit()
     attempt = Attempt(Path(path))
     if refused := refuse_unsafe_folder(attempt.run):
         return refused

@@ -77,6 +77,11 @@ STREAM_MIGRATIONS = _counter(
     "stream_migrations", "Streams whose worker failed, by the outcome on another worker.", "outcome"
 )
 PROMPT_TOKENS = _counter("prompt_tokens", "Prompt tokens counted before routing.")
+HTTP_REJECTIONS = _counter(
+    "http_rejections",
+    "Requests rejected before they were read, by status; `connections`: closed at a limit.",
+    "reason",
+)
 OPEN_CONNECTIONS = _gauge("open_connections", "Open connections of clients.")
 TTFT = _histogram("time_to_first_token_seconds", "Time to the first bytes of an answer.")
 ITL = _histogram("inter_token_latency_seconds", "Time between two pieces of a streamed answer.")

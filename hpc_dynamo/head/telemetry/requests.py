@@ -34,4 +34,6 @@ def connection_metrics(stats: FrontendStats) -> Iterable[Metric]:
     """Yield what frontend processes count without a model."""
     yield families.REQUESTS_CANCELLED.value(stats.cancelled)
     yield families.REQUESTS_FORWARDED.value(stats.forwarded)
+    rejections = sorted(stats.rejections.items())
+    yield families.HTTP_REJECTIONS.values(((reason,), count) for reason, count in rejections)
     yield families.OPEN_CONNECTIONS.value(stats.connections)

@@ -226,6 +226,9 @@ class _Client(FramedConnection):
             self._grant(id_, granted.result())
         except RequestFailed as e:
             self.send(_failure(id_, e))
+        except Exception:
+            log.exception("this is a defect of hpc-dynamo: a queued request")
+            self.send(_internal_error(id_))
 
     def _grant(self, id_: int, lease: Lease) -> None:
         self._leases[id_] = lease

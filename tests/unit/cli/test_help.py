@@ -28,7 +28,7 @@ def test_top_level_help_lists_all_verbs_in_35_lines(call: Call) -> None:
 def test_verbs_are_listed_in_the_order_of_use() -> None:
     assert list(VERBS) == [
         *("plan", "simulate", "doctor", "batch", "serve", "profile", "route", "chat"),
-        *("endpoint", "status", "report", "logs", "stop", "completion", "help"),
+        *("endpoint", "status", "report", "chaos", "logs", "stop", "completion", "help"),
     ]
 
 

@@ -1,0 +1,27 @@
+"""State and callbacks that a server shares with its connections."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from hpc_dynamo.http.connection_table import ConnectionTable
+from hpc_dynamo.http.exchange import Header, HttpLimits, HttpRequest, ResponseWriter
+
+Handler = Callable[[HttpRequest, ResponseWriter], Awaitable[None]]
+KeyCheck = Callable[[dict[str, str]], bool]
+"""Headers of a request -> True if its client may send a body."""
+ErrorFormatter = Callable[[int, str, Mapping[str, str]], tuple[bytes, list[Header]]]
+"""(status, message, headers of the request received so far) -> body and headers."""
+
+
+@dataclass
+class ServerContext:
+    """State that all connections of a server share."""
+
+    handler: Handler
+    format_error: ErrorFormatter  # for malformed requests and failed handlers
+    limits: HttpLimits
+    tasks: asyncio.TaskGroup
+    connections: ConnectionTable
+    has_key: KeyCheck | None  # None: no client needs a key
+    buffered_bytes: int = 0  # bodies that are being read or served

@@ -1,0 +1,98 @@
+"""`hpc-dynamo chaos`: faults from a seed in a run on this machine."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hpc_dynamo.cli.chaos import on_node
+from hpc_dynamo.cli.chaos.schedule import Process, ProcessKind, schedule
+from tests.integration.serving.served import Served, serving
+from tests.support.runs import hpc_dynamo, until
+
+PROCESSES = [
+    *(Process(ProcessKind.engine, rank, "n1") for rank in range(3)),
+    Process(ProcessKind.frontend, 0, "n1"),
+    Process(ProcessKind.head, 0, "n1"),
+]
+
+
+def test_schedule_depends_only_on_the_seed() -> None:
+    first = schedule(7, PROCESSES, 50)
+    assert schedule(7, PROCESSES, 50) == first != schedule(8, PROCESSES, 50)
+    assert {fault.process for fault in first} == set(PROCESSES)
+    assert {bool(fault.stop_s) for fault in first} == {True, False}
+
+
+def test_only_processes_of_an_agent_are_signalled() -> None:
+    """A process id in a run folder may belong to another program since."""
+    argv = [sys.executable, "-I", "-S", on_node.__file__, str(int(signal.SIGKILL))]
+    with subprocess.Popen(["sleep", "60"]) as other:
+        done = subprocess.run([*argv, str(other.pid)], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "is no agent" in done.stderr
+        assert other.poll() is None
+        other.kill()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("chaos")
+    words = ("topology=aggregated", "topology.aggregated.workers=2", "serve.frontend_processes=1")
+    with serving(folder, *words) as served:
+        yield served
+
+
+def chaos(served: Served, *words: str) -> list[str]:
+    return [sys.executable, "-m", "hpc_dynamo", "chaos", str(served.attempt.run.path), *words]
+
+
+def test_faults_are_listed_and_injected(served: Served, tmp_path: Path) -> None:
+    words = ("--only=engine", "--faults=2", "--interval=3", "--seed=5", "--rate=4")
+    run = str(served.attempt.run.path)
+    listed = hpc_dynamo("chaos", run, *words, "--dry-run", cwd=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    faults = listed.stdout.splitlines()
+    assert len(faults) == 2
+    done = hpc_dynamo("chaos", run, *words, cwd=tmp_path)
+    rows = done.stdout.splitlines()
+    assert [row.rpartition(": ")[0] for row in rows[:2]] == faults, done.stderr
+    assert all("answers after" in row for row in rows[:2])
+    assert rows[2].endswith(" lost")
+
+
+def test_interrupt_resumes_stopped_processes(served: Served) -> None:
+    words = ("--only=head", "--faults=1", "--interval=1", f"--seed={_seed_of_a_stop(served)}")
+    process = subprocess.Popen(chaos(served, *words), stdout=subprocess.PIPE, text=True)
+    until("the SIGSTOP", lambda: _state(served.head) == "T", 30)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert "interrupted" in output
+    assert _state(served.head) != "T"
+
+
+def _seed_of_a_stop(served: Served) -> int:
+    host = next(served.attempt.nodes()).host
+    head = [Process(ProcessKind.head, 0, host)]
+    return next(seed for seed in range(100) if schedule(seed, head, 1)[0].stop_s)
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_run_of_another_user_is_refused(served: Served, tmp_path: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can give a folder to another user")
+    path = served.attempt.run.path
+    os.chown(path, 12345, -1)
+    try:
+        refused = hpc_dynamo("chaos", str(path), "--dry-run", cwd=tmp_path)
+    finally:
+        os.chown(path, 0, -1)
+    assert refused.returncode != 0
+    assert "belongs to another user" in refused.stderr

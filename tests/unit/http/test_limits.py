@@ -1,0 +1,166 @@
+"""Clients without a key, or with endless headers and bodies, do not affect others."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from hpc_dynamo.http import HttpClient, HttpLimits, HttpRequest, HttpServer, ResponseWriter
+from tests.unit.http.test_http import HOST, echo, post, raw, status
+
+SOON_S = 30.0
+KEY = b"Authorization: Bearer key\r\n"
+HEAD = b"POST /x HTTP/1.1\r\nHost: h\r\n"
+
+
+async def secured(request: HttpRequest, reply: ResponseWriter) -> None:
+    reply.send(200 if has_key(request.headers) else 401, request.body)
+
+
+def has_key(headers: dict[str, str]) -> bool:
+    return headers.get("authorization") == "Bearer key"
+
+
+@contextlib.asynccontextmanager
+async def serving(**limits: float) -> AsyncIterator[tuple[HttpServer, int]]:
+    own = HttpLimits(**limits)  # type: ignore[arg-type]  # fields of two types
+    async with (
+        asyncio.timeout(SOON_S),
+        HttpServer(secured, limits=own, has_key=has_key) as server,
+    ):
+        yield server, await server.listen(HOST, 0)
+
+
+async def answered(port: int) -> int:
+    async with HttpClient([(b"authorization", b"Bearer key")]) as client:
+        return await status(client, f"http://{HOST}:{port}", b"body")
+
+
+ENDLESS = {
+    "value": HEAD + b"X: ",
+    "name": HEAD,
+    "target": b"GET /",
+    "method": b"",
+    "trailer": HEAD + KEY + b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\nX: ",
+    "chunk extension": HEAD + KEY + b"Transfer-Encoding: chunked\r\n\r\n2;",
+}
+
+
+@pytest.mark.parametrize("start", ENDLESS.values(), ids=ENDLESS.keys())
+async def test_endless_head_is_rejected(start: bytes) -> None:
+    """The parser collected one value of 100 MiB for 28 s; no other request was answered."""
+    async with serving() as (server, port):
+        reader, writer = await asyncio.open_connection(HOST, port)
+        writer.write(start)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                writer.write(b"a" * 65536)
+                await writer.drain()
+                if server.rejections:
+                    break
+        assert (await reader.read(12))[9:] in (b"431", b"400")
+        writer.close()
+        assert await answered(port) == 200
+
+
+async def test_key_is_checked_before_the_body() -> None:
+    async with serving() as (_, port):
+        for framing in (b"Content-Length: 30000000", b"Transfer-Encoding: chunked"):
+            answer = await raw(port, HEAD + framing + b"\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 401 ")
+            assert b"connection: close" in answer
+        answer = await raw(port, HEAD + b"Content-Length: 9\r\nExpect: 100-continue\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 401 ")
+
+
+async def test_bodies_without_a_key_take_no_memory_of_others() -> None:
+    """Sixteen incomplete bodies of 32 MiB locked out all others for 60 s."""
+    async with serving(buffered_bytes=1000) as (_, port), contextlib.AsyncExitStack() as open_:
+        for _ in range(16):
+            _, writer = await asyncio.open_connection(HOST, port)
+            open_.callback(writer.close)
+            writer.write(HEAD + b"Content-Length: 900\r\n\r\n" + b"a" * 899)
+            await writer.drain()
+        assert await answered(port) == 200
+
+
+async def test_chunks_of_one_byte_are_joined() -> None:
+    """Each piece was kept as an object: 114 MiB of payload took 4.1 GiB."""
+    body = b"1\r\na\r\n" * 50_000 + b"0\r\n\r\n"
+    head = HEAD + KEY + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with serving() as (_, port):
+        assert (await raw(port, head + body)).endswith(b"\r\n\r\n" + b"a" * 50_000)
+
+
+HELLO = HEAD + KEY + b"Content-Length: 2\r\n\r\nhi"
+
+
+class Crowd(contextlib.AsyncExitStack):
+    """Connections that stay open until the end of the block."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__()
+        self._port = port
+
+    async def enter(
+        self, count: int, sent: bytes = b""
+    ) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """Open connections and send the same bytes on each."""
+        links = [await asyncio.open_connection(HOST, self._port) for _ in range(count)]
+        for _, writer in links:
+            self.push_async_callback(close, writer)
+            writer.write(sent)
+        return links
+
+
+async def close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
+async def test_connections_without_a_key_have_their_own_limit() -> None:
+    """Idle connections without a key took all descriptors: every other request failed."""
+    async with serving(connections=40) as (server, port), Crowd(port) as crowd:
+        keyed = await crowd.enter(5, HELLO)
+        for reader, _ in keyed:
+            await reader.readuntil(b"hi")
+        while server.rejections.get("connections", 0) < 20:
+            await crowd.enter(5)
+            await asyncio.sleep(0.02)
+        assert await answered(port) == 200
+        assert server.connections <= 40
+        for reader, writer in keyed:  # still open
+            writer.write(HELLO)
+            await reader.readuntil(b"hi")
+
+
+async def test_oldest_idle_connection_makes_room() -> None:
+    async with serving(connections=4) as (server, port), Crowd(port) as crowd:
+        links = await crowd.enter(4, HELLO)
+        for reader, _ in links:
+            await reader.readuntil(b"hi")
+        await crowd.enter(2, HELLO)
+        assert await links[0][0].read() == b""
+        assert await answered(port) == 200
+        assert server.connections <= 4
+        assert server.rejections["connections"] >= 2
+
+
+async def test_client_without_a_key_gets_less_time() -> None:
+    async with serving(anonymous_s=0.05) as (_, port):
+        assert await raw(port) == b""
+        assert (await raw(port, HEAD)).startswith(b"HTTP/1.1 408 ")
+        keyed = post(b"", KEY[:-2], b"Connection: close")
+        assert (await raw(port, keyed)).startswith(b"HTTP/1.1 200")
+
+
+async def test_server_without_keys_limits_connections_only_together() -> None:
+    own = HttpLimits(connections=8)
+    async with asyncio.timeout(SOON_S), HttpServer(echo, limits=own) as server:
+        port = await server.listen(HOST, 0)
+        async with Crowd(port) as crowd:
+            await crowd.enter(8)
+            assert await answered(port) in (200, 503)
+            assert server.connections <= 8
