@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def suspend(*pids: int) -> None:
 
 
 def test_suspended_head_and_job_keep_all_workers(served: Served) -> None:
-    """First the head alone, then all processes but the engines, as by `scontrol suspend`."""
+    """First only the head, then all processes but the engines, as by `scontrol suspend`."""
     before, urls = engines(served.attempt.path), ready(served)
     assert len(urls) == 2
     suspend(head(served))
@@ -87,7 +88,7 @@ def test_killed_head_is_replaced_and_engines_continue(served: Served) -> None:
     for _ in range(2):
         killed = head(served)
         os.kill(killed, signal.SIGKILL)
-        until("another head", lambda old=killed: head(served) not in (0, old))
+        until("another head", partial(other_head, served, killed))
         until("it serves", lambda: serves(served))
         until("all workers", lambda: ready(served) == urls)
         assert ask(served)
@@ -100,6 +101,14 @@ def head(served: Served) -> int:
     """Return the process id of the head; 0 if it has ended."""
     named = "hpc_dynamo.tasks.head"
     return next((p for p, w in served._processes() if w[1:3] == ["-m", named]), 0)
+
+
+def other_head(served: Served, killed: int) -> bool:
+    return head(served) not in (0, killed)
+
+
+def has_results(run: Path, count: int) -> bool:
+    return run.exists() and results_on_disk(run) >= count
 
 
 def serves(served: Served) -> bool:
@@ -118,7 +127,7 @@ def test_batch_with_killed_heads_has_each_result_once(tmp_path: Path) -> None:
             hpc_dynamo, "batch", *words, "input=prompts.jsonl", "name=b", cwd=tmp_path
         )
         for results in (10, 50):
-            until("results", lambda n=results: run.exists() and results_on_disk(run) >= n)
+            until("results", partial(has_results, run, results))
             killed = head(Served(latest(run)))
             os.kill(killed, signal.SIGKILL)
         assert done.result().returncode == 0, done.result().stdout + done.result().stderr

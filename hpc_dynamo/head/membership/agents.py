@@ -77,7 +77,7 @@ class Membership:
         self._shards = MultiNodeCoordinator(self._links.send)
         self.workers: dict[int, WorkerReport] = {}  # last report, by rank
         self._subscribers = set[Reports]()
-        self.on_preemption: Callable[[], object] = lambda: None  # of the job of the head
+        self.on_preemption: Callable[[], object] = lambda: None  # for the job of the head
         self.preempted_nodes = asyncio.Queue[int]()  # nodes of extra jobs that Slurm ends soon
 
     @property
