@@ -56,6 +56,7 @@ class HpcDynamoError(Exception):
     """Base of the tree. `str()` gives the message, the log and the hint, a line each."""
 
     exit_code: int = ExitCode.failed
+    bad_hosts: tuple[str, ...] = ()  # nodes that cause the error; a job without them may work
 
     def __init__(self, message: str, *, hint: str = "", log: Path | str | None = None) -> None:
         super().__init__(message)

@@ -17,6 +17,8 @@ Fields = dict[str, msgspec.Raw]
 
 MAX_DEPTH = 256  # nested arrays and objects; Python's own readers fail near 1,000
 
+MANY = 20  # factor above which brackets are counted without a look at strings
+
 TOO_DEEP = f"arrays and objects are nested more than {MAX_DEPTH} deep"
 
 _FIELDS = msgspec.json.Decoder(Fields)
@@ -81,6 +83,20 @@ def nesting_depth(content: bytes) -> int:
     outside_strings = b"".join(unescaped.split(b'"')[::2])
     steps = outside_strings.translate(_STEPS, _NO_BRACKETS)
     return max(accumulate(array("b", steps)), default=0)
+
+
+def count_containers(content: bytes, enough: int) -> int:
+    """Return the number of arrays and objects in UTF-8 JSON, if it is above `enough`.
+
+    Brackets in strings are left out, but not if there are very many: a text with so many would
+    exceed the context of any model, and the exact count takes long.
+    """
+    brackets = content.count(b"[") + content.count(b"{")
+    if brackets <= enough or brackets > MANY * enough:
+        return brackets
+    unescaped = content.replace(b"\\\\", b"").replace(b'\\"', b"")
+    outside_strings = b"".join(unescaped.split(b'"')[::2])
+    return outside_strings.count(b"[") + outside_strings.count(b"{")
 
 
 def _check_depth(content: bytes) -> None:

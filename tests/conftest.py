@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler.loadfile import LoadFileScheduling
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.process.child import JOB_VARIABLES
@@ -22,6 +24,22 @@ settings.register_profile(
 )
 settings.register_profile("fast", settings.get_profile("hpc_dynamo"), max_examples=15)
 settings.load_profile("hpc_dynamo")
+
+
+class EngineScheduling(LoadFileScheduling):  # type: ignore[misc]
+    """Distribution of tests by file, or by folder below tests/vllm, whose files share engines."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        folder = file.rpartition("/")[0]
+        return folder if folder.startswith("tests/vllm/") else file
+
+
+# Optional: for runs with `-p no:xdist`.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
+    by_file = config.getoption("dist") == "loadfile"
+    return EngineScheduling(config, log) if by_file else None
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hpc_dynamo.demo import provision
 from tests.cluster.install import PACKAGES, missing_programs, not_installable
@@ -38,7 +39,7 @@ CLUSTER = (
     "-m",
     "cluster and not vllm and not slow_fault",
 )
-# Tests of a file share engines.
+# One worker runs all tests that share engines, see EngineScheduling.
 VLLM = ("-n", "2", "--dist", "loadfile", "-m", "vllm and not slow_fault")
 
 
@@ -94,6 +95,12 @@ async def run(part: str, *commands: Sequence[str]) -> Result:
     return Result(part, code, time.monotonic() - began)
 
 
+def files_with(marker: str) -> list[str]:
+    """Return the test files that use a marker. The import of all others takes 9 s."""
+    files = Path("tests").rglob("test_*.py")
+    return sorted(str(file) for file in files if f"pytest.mark.{marker}" in file.read_text())
+
+
 async def at_once(*parts: tuple[str, list[Sequence[str]]]) -> list[Result]:
     """Run parts at the same time and return their results in order."""
     async with asyncio.TaskGroup() as group:
@@ -113,7 +120,10 @@ async def suite() -> list[Result]:
         ("local", [(*PYTEST, *LOCAL)]),
         ("vllm-env", [(sys.executable, "-m", "hpc_dynamo.demo.provision")]),
     )
-    results += await at_once(("cluster", [(*PYTEST, *CLUSTER)]), ("vllm", [(*PYTEST, *VLLM)]))
+    results += await at_once(
+        ("cluster", [(*PYTEST, *CLUSTER, *files_with("cluster"))]),
+        ("vllm", [(*PYTEST, *VLLM, *files_with("vllm"))]),
+    )
     return results
 
 

@@ -45,7 +45,11 @@ async def exchange_addresses(
     seconds = time.monotonic() - began
     if len(found.nodes) < len(hosts):
         came = f"{len(found.nodes)} of {len(hosts)} agents came within {seconds:.0f} s"
-        raise BootstrapError(f"{came}; {_missing(hosts, attempt, found.nodes)}", hint=LATE_HINT)
+        error = f"{came}; {_missing(hosts, attempt, found.nodes)}"
+        late = BootstrapError(error, hint=LATE_HINT)
+        present = {record.node for record in found.nodes}
+        late.bad_hosts = tuple(host for node, host in enumerate(hosts) if node not in present)
+        raise late
     roster = replace(found, seconds=seconds, restart_count=tcp.restart_count())
     log.info("bootstrap: %d agents by %s in %.3f s", len(roster.nodes), roster.method, seconds)
     if me.node == 0:

@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from hpc_dynamo.dispatch.continuation import Cut, NotContinuable
+from hpc_dynamo.dispatch.continuation import ContinuationDiffers, Cut
 from hpc_dynamo.dispatch.partial_answer import OF_CHUNK, PartialAnswer
 from hpc_dynamo.http.sse import DONE, DONE_EVENT, EventParser, ServerSentEvent, encode_event
 
@@ -29,8 +29,10 @@ class ChunkConverter:
         self._parser = EventParser()
 
     def feed(self, piece: bytes) -> bytes:
-        """Return the events for the client. Raises NotContinuable if the text so far differs, and
-        for an event that is not a chunk what `read_answer` raises."""
+        """Return the events for the client.
+
+        Raises ContinuationDiffers, and what `read_answer` raises for an event that is no chunk.
+        """
         return b"".join(map(self._convert, self._parser.feed(piece)))
 
     def closing(self, *, usage: bool, finish: bool) -> bytes:
@@ -49,6 +51,8 @@ class ChunkConverter:
         chunk = msgspec.json.decode(event.data)
         if chunk.get("error"):
             return event.raw
+        if self._answer.finished:  # only the usage is missing
+            return self._event(chunk, []) if chunk.get("usage") else b""
         choices = [self._choice(choice) for choice in chunk.get("choices") or ()]
         kept = [choice for choice in choices if choice]
         if choices and not kept:
@@ -64,7 +68,7 @@ class ChunkConverter:
         """Return the choice for the client, empty if it has nothing new."""
         text = self._new_text(choice.pop("text", ""))
         if choice.get("finish_reason") and self._repeated:
-            raise NotContinuable("the continuation ended before the text that was already sent")
+            raise ContinuationDiffers("it ends before the text that was already sent")
         if not (text or choice.get("finish_reason") or choice.get("logprobs")):
             return {}
         for name in ("prompt_logprobs", "prompt_token_ids", "prompt_text"):
@@ -79,10 +83,10 @@ class ChunkConverter:
         return {"delta": {**role, "content": text}, **choice}
 
     def _new_text(self, text: str) -> str:
-        """Return the part of the text that the client does not have. Raises NotContinuable."""
+        """Return the part of the text that the client does not have."""
         size = min(len(text), len(self._repeated))
         if text[:size] != self._repeated[:size]:
-            raise NotContinuable("the continuation differs from the text that was already sent")
+            raise ContinuationDiffers("it differs from the text that was already sent")
         self._repeated = self._repeated[size:]
         return text[size:]
 

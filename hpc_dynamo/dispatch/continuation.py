@@ -13,6 +13,7 @@ from typing import Any
 from hpc_dynamo.dispatch.execution import LIMITS
 from hpc_dynamo.dispatch.partial_answer import PartialAnswer
 from hpc_dynamo.engines import CHAT, COMPLETIONS
+from hpc_dynamo.errors import RequestFailed
 
 Json = dict[str, Any]
 
@@ -48,11 +49,18 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 LAST_WORD = re.compile(r"\s*\S*\Z")
-MAX_REPEATED_CHARS = 256
+MAX_REPEATED_CHARS = 64
 
 
 class NotContinuable(Exception):
     """The stream cannot be continued; the message is the reason."""
+
+
+class ContinuationDiffers(RequestFailed):
+    """The continuation does not repeat the last word: other numerics led to another token."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the stream cannot be continued: {reason}", status=502)
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ def check_continuable(body: Json) -> None:
             continue
         if value not in NEUTRAL.get(name, ()):
             raise NotContinuable(f"the request sets {name}")
-    if body.get("seed") is not None and not _is_greedy(body):
+    if body.get("seed") is not None and not is_greedy(body):
         raise NotContinuable("the request sets seed, and a temperature other than 0")
     if body.get("tools") and body.get("tool_choice") != "none":
         raise NotContinuable("the request has tools")
@@ -85,27 +93,31 @@ def check_continuable(body: Json) -> None:
             raise NotContinuable("the messages are not only text")
 
 
-def cut_at(body: Json, answer: PartialAnswer) -> Cut:
+def cut_at(body: Json, answer: PartialAnswer, *, repeat: bool) -> Cut:
     """Return where to continue. Raises NotContinuable.
 
-    Engines hold back text that may become a stop string. The client's text may then end inside a
-    token, after which a model would not continue in the same way. So the last word is generated
-    again, and enough characters for the engine to find a stop string that began before the cut.
+    A text that ends inside a word, or after a space, may have other token ids than the same text
+    with its continuation. Engines also hold back text that may become a stop string. Therefore a
+    greedy output repeats its last word, and enough text for a stop string that began before.
+    With `repeat` False, and if tokens were sent, nothing is repeated.
     """
     if answer.parsed:
         raise NotContinuable(f"the engine has parsed its output ({answer.parsed})")
     stop, text = body.get("stop") or [], answer.text
     stops = [stop] if isinstance(stop, str) else stop
-    if not stops:
-        return Cut(text)
-    if not _is_greedy(body):
-        if any(text.endswith(each[:size]) for each in stops for size in range(1, len(each))):
-            raise NotContinuable("the text ends with the beginning of a stop string")
-        return Cut(text)
-    whole = text[: max(0, len(text) - max(map(len, stops)) + 1)]
-    kept = LAST_WORD.sub("", whole[-MAX_REPEATED_CHARS:])
-    kept = whole[:-MAX_REPEATED_CHARS] + kept
-    return Cut(kept, text[len(kept) :])
+    if repeat and is_greedy(body) and not (answer.logprobs or answer.token_ids):
+        kept = _without_last_word(text[: len(text) - max(map(len, stops), default=1) + 1])
+        return Cut(kept, text[len(kept) :])
+    if any(text.endswith(each[:size]) for each in stops for size in range(1, len(each))):
+        raise NotContinuable("the text ends with the beginning of a stop string")
+    return Cut(text)
+
+
+def _without_last_word(text: str) -> str:
+    """Return the text up to the space before its last word, or all of it if that is long."""
+    last = text[-MAX_REPEATED_CHARS:]
+    kept = LAST_WORD.sub("", last)
+    return text[: len(text) - len(last) + len(kept)] if kept or last == text else text
 
 
 def continuation_body(
@@ -134,7 +146,7 @@ def continuation_body(
     return result
 
 
-def _is_greedy(body: Json) -> bool:
+def is_greedy(body: Json) -> bool:
     return body.get("temperature") == 0
 
 

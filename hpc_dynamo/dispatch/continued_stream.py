@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from hpc_dynamo.dispatch.continuation import NotContinuable
+from hpc_dynamo.dispatch.continuation import ContinuationDiffers
 from hpc_dynamo.dispatch.merged_response import placeholder_lease
 from hpc_dynamo.dispatch.stream_record import StreamRecord
 from hpc_dynamo.dispatch.worker_client import IncomingResponse, ResponseSink
@@ -87,8 +87,8 @@ class _ConvertedPieces:
             self._lease.report_first_token()
         try:
             events = self._stream.convert(data)
-        except NotContinuable as e:
-            self.error = RequestFailed(f"the stream cannot be continued: {e}", status=502)
+        except ContinuationDiffers as e:
+            self.error = e
         except CHUNK_ERRORS as e:
             self.error = RequestFailed(f"the engine's stream is not readable: {e!r}", status=502)
         else:

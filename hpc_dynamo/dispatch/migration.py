@@ -14,10 +14,13 @@ import msgspec
 from hpc_dynamo.dispatch.chunk_converter import ChunkConverter, RepeatedChunks
 from hpc_dynamo.dispatch.continuation import (
     PATHS,
+    ContinuationDiffers,
+    Cut,
     NotContinuable,
     check_continuable,
     continuation_body,
     cut_at,
+    is_greedy,
 )
 from hpc_dynamo.dispatch.continued_stream import (
     CHUNK_ERRORS,
@@ -73,12 +76,16 @@ class StreamMigrator:
             if not sink.started or sink.record is None:
                 raise
             failure = e
+        repeat = True
         for _ in range(self._limit):
             try:
-                await self._continue(request, sink, failure)
+                await self._continue(request, sink, failure, repeat=repeat)
             except WorkerFailed as e:
                 self.outcomes[MigrationOutcome.failed] += 1
                 failure = e
+            except ContinuationDiffers as e:
+                log.warning("%s; it is continued without repeating the last word", e)
+                repeat = False
             except NotContinuable as e:
                 self.outcomes[MigrationOutcome.impossible] += 1
                 log.warning("%s; the stream cannot be continued: %s", failure, e)
@@ -92,7 +99,7 @@ class StreamMigrator:
         raise failure
 
     async def _continue(
-        self, request: EngineRequest, sink: StreamSink, failure: WorkerFailed
+        self, request: EngineRequest, sink: StreamSink, failure: WorkerFailed, *, repeat: bool
     ) -> None:
         answer = _answer(sink)
         # A broken connection is known to the router, and a worker may restart meanwhile.
@@ -104,14 +111,15 @@ class StreamMigrator:
             stream = ContinuedStream(sink, RepeatedChunks(answer))
             await self._dispatcher.run(request, stream, max_attempts=1)
         else:
-            await self._continue_output(request, answer, sink, failure)
+            cut = cut_at(read_value(request.content), answer, repeat=repeat)
+            await self._continue_output(request, answer, cut, sink, failure)
 
     async def _continue_output(
-        self, request: EngineRequest, answer: PartialAnswer, sink: StreamSink, failure: WorkerFailed
-    ) -> None:
+        self, request: EngineRequest, answer: PartialAnswer, cut: Cut, sink: StreamSink,
+        failure: WorkerFailed,
+    ) -> None:  # fmt: skip
         body, path = read_value(request.content), _path(request)
         check_continuable(body)
-        cut = cut_at(body, answer)
         begun = await self._tokenize(body, answer, cut.kept, request)
         prompt, output = begun.prompt.ids.tolist(), begun.output.ids.tolist()
         usage = answer.usage or {}
@@ -124,9 +132,11 @@ class StreamMigrator:
         log.warning(
             "%s; the stream continues on another worker after %d tokens", failure, len(output)
         )
-        left = continued["max_tokens"]
-        if answer.finished or (left is not None and left < 1):
-            usage_wanted = bool((body.get("stream_options") or {}).get("include_usage"))
+        left, usage_wanted = continued["max_tokens"], _wants_usage(body)
+        exhausted = left is not None and left < 1
+        # Only an engine knows how many tokens a stop string and the end of the output had.
+        counted = answer.usage_sent or not usage_wanted or not is_greedy(body)
+        if exhausted or (answer.finished and counted):
             closing = converter.closing(usage=usage_wanted, finish=not answer.finished)
             await send_prepared(closing, sink)
             return
@@ -164,6 +174,10 @@ class StreamMigrator:
         if not isinstance(begun, BegunOutput):
             raise NotContinuable(begun.reason)
         return begun
+
+
+def _wants_usage(body: dict[str, Any]) -> bool:
+    return bool((body.get("stream_options") or {}).get("include_usage"))
 
 
 def _answer(sink: StreamSink) -> PartialAnswer:

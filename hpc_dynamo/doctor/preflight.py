@@ -26,13 +26,17 @@ def raise_for_faults(roster: Roster, submitted_at: float, now: float) -> None:
     Clocks are only compared by order: a node's start must lie between the submission and `now`.
     """
     faults = [fault for node in roster.nodes for fault in node.faults]
+    bad_hosts = [node.host for node in roster.nodes if node.faults]
     for node in roster.nodes:
         ahead_s = clock_error_s(node.started_at, submitted_at or node.started_at, now)
         if finding := check_clock(ahead_s):
             faults.append(str(replace(finding, host=node.host)))
+            bad_hosts.append(node.host)
     if faults:
         hint = "`hpc-dynamo doctor` with the same overrides; --no-preflight skips these checks"
-        raise LaunchError("the nodes are not fit for this run:\n" + "\n".join(faults), hint=hint)
+        error = LaunchError("the nodes are not fit for this run:\n" + "\n".join(faults), hint=hint)
+        error.bad_hosts = tuple(dict.fromkeys(bad_hosts))
+        raise error
 
 
 def clock_error_s(started_at: float, submitted_at: float, now: float) -> float:

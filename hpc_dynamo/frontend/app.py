@@ -74,6 +74,7 @@ class App:
         self._auth, self._router, self._models = auth, router, models
         self._forwarder, self._passthrough, self._stats = forwarder, passthrough, stats
         self._timeout_s = config.serve.request_timeout_s
+        self._max_items = config.serve.max_items_per_request
         self._cors = Cors(config.serve.allowed_origins)
 
     async def __call__(self, request: HttpRequest, response: ResponseWriter) -> None:
@@ -141,7 +142,7 @@ class App:
         request, view = exchange.request, self._router.view
         if await self._forwarded(exchange):
             return
-        body = read_body(request.body)
+        body = read_body(request.body, self._max_items)
         model = self._models.for_body(body, view)
         routing = await model.translator.routing_request(request, body, view)
         decision = await self._router.explain(routing)
@@ -184,7 +185,7 @@ class App:
         if request.path not in GENERATION_PATHS and is_multipart(request):
             model = self._models.for_name(form_fields(request.body).get("model"), view)
             return model, model.translator.multipart_request(request, exchange.request_id)
-        body = read_body(request.body)
+        body = read_body(request.body, self._max_items)
         model = self._models.for_body(body, view)
         translated = await model.translator.engine_request(request, body, exchange.request_id, view)
         if request.path == RESPONSES and not is_null(body, PREVIOUS):

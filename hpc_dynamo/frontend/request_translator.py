@@ -19,6 +19,7 @@ from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, adapter_fields
 from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.frontend.multipart import form_fields
 from hpc_dynamo.frontend.openapi import POST_OPERATIONS
+from hpc_dynamo.frontend.request_size import check_items, check_texts
 from hpc_dynamo.frontend.routing_hints import HINTS_FIELD, parse_routing_hints
 from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.http import HttpRequest
@@ -134,9 +135,12 @@ def requested_model(body: Body) -> str | None:
     return name
 
 
-def read_body(content: bytes) -> Body:
-    """Return the fields of a request body. Raises ApiError."""
+def read_body(content: bytes, max_items: int) -> Body:
+    """Return the fields of a request body. Raises ApiError, also for more than `max_items`."""
+    check_items(content, max_items)
     try:
-        return {**read_fields(content)}
+        body = {**read_fields(content)}
     except JsonError as e:
         raise ApiError(400, f"the body is not a JSON object: {e}") from e
+    check_texts(body, max_items)
+    return body

@@ -12,6 +12,7 @@ run folder, in any later process.
     enclosing.py environment.py node.py             allocation and environment of this process
     refusal.py reasons.py      explanations of sbatch's errors, pending reasons and final states
     walltime.py                time left before the end of the allocation
+    retry.py excluded_nodes.py                      another job without nodes that failed
     sole_use.py exit_code.py   one job at a time works on a run; its exit code for Slurm
     mpi_step.py mpi_rank.py    workers that are Slurm steps: MPI worlds, engines under Pyxis
     extra_jobs.py extra_job_submit.py detached_submit.py   more jobs of a run, and the next attempt

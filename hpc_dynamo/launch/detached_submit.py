@@ -1,7 +1,7 @@
 """Continuation of a run after the walltime: requeue of its job, or submission of the next attempt.
 
-`python -m hpc_dynamo.launch.detached_submit ATTEMPT` submits the next attempt. It runs in a process
-without the environment of the current job, which the new job would otherwise inherit.
+`python -m hpc_dynamo.launch.detached_submit ATTEMPT [NODES]` submits the next attempt. It runs in a
+process without the environment of the current job, which the new job would otherwise inherit.
 """
 
 import importlib
@@ -16,6 +16,7 @@ from hpc_dynamo.config import Launcher
 from hpc_dynamo.errors import LaunchError, MissingDependency
 from hpc_dynamo.launch import slurm
 from hpc_dynamo.launch.environment import for_submission
+from hpc_dynamo.launch.excluded_nodes import without_nodes
 from hpc_dynamo.run import Attempt
 
 ENTRY = "hpc_dynamo.tasks.node"  # by name, since it is in a higher layer
@@ -24,9 +25,12 @@ SUBMIT_S = 120.0
 log = logging.getLogger(__name__)
 
 
-def submit_next_attempt(attempt: Attempt) -> Attempt:
-    """Submit a job with the same configuration as the run's next attempt. Raises LaunchError."""
-    argv = (sys.executable, "-m", __name__, str(attempt.path))
+def submit_next_attempt(attempt: Attempt, exclude: str = "") -> Attempt:
+    """Submit a job with the same configuration as the run's next attempt. Raises LaunchError.
+
+    `exclude` are nodes not to use, separated by commas.
+    """
+    argv = (sys.executable, "-m", __name__, str(attempt.path), exclude)
     env = for_submission(())
     try:
         done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=SUBMIT_S)
@@ -55,10 +59,12 @@ def requeue() -> bool:
     return True
 
 
-def main(path: str) -> None:
+def main(path: str, exclude: str = "") -> None:
     """Submit the attempt after the one in the folder `path`; print the new folder."""
     former = Attempt(Path(path))
     config, plan = former.config(), former.plan()
+    if exclude:
+        config = without_nodes(config, exclude)
     attempt = former.run.new_attempt(config, plan)
     job = former.job()
     launcher = Launcher.local if job and job.launcher == "local" else Launcher.slurm
@@ -67,4 +73,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

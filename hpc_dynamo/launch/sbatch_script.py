@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from hpc_dynamo.config import Cluster, Config
 from hpc_dynamo.launch.resources import group_configs, sbatch_options
-from hpc_dynamo.launch.srun import GroupPlans, srun_command
+from hpc_dynamo.launch.srun import IGNORE_SIGNAL, GroupPlans, srun_command
 from hpc_dynamo.process.child import SAFE_PATH
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.run.privacy import PRIVATE_UMASK
@@ -34,8 +34,9 @@ def render_script(config: Config, plan: Plan, verb: str, overrides: Sequence[str
         "",
     ]
     lines += ["# Slurm signals this shell before the end of the job, hence `exec` of the program."]
+    lines += ["# The signal is ignored until the program handles it."]
     lines += ["# More overrides may follow the script's name on the command line of sbatch."]
-    lines += [UMASK, *config.cluster.slurm.setup]
+    lines += [UMASK, IGNORE_SIGNAL, *config.cluster.slurm.setup]
     words = ["hpc-dynamo", verb, *overrides, "cluster.launcher=allocation"]
     command = " \\\n  ".join(map(shlex.quote, words))
     lines += [f'exec {command} \\\n  "$@"', ""]

@@ -206,5 +206,6 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     summary: BatchSummary | None = None
     requeue: bool = False  # work is left that another job can finish
     next_attempt: int = 0  # number of the attempt that continues; 0 if none
+    bad_hosts: tuple[str, ...] = ()  # nodes that failed at the start; the next job excludes them
     stopped: bool = False  # ended by a signal: of a user, or of Slurm, which may requeue the job
     restart_count: int = 0  # restarts of the job by Slurm so far

@@ -28,7 +28,7 @@ from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.doctor.preflight import preflight, raise_for_faults
 from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error, file_error_in
 from hpc_dynamo.head import Standalone
-from hpc_dynamo.launch import bootstrap_step, detached_submit
+from hpc_dynamo.launch import bootstrap_step, detached_submit, retry
 from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_count
 from hpc_dynamo.launch.sole_use import wait_for_earlier_jobs
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome, Preempted
@@ -102,7 +102,7 @@ def run_to_outcome(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
         return Outcome(exit_code=1, message=message, stopped=True)
     except HpcDynamoError as e:
         log.error("%s", e)
-        return Outcome(exit_code=e.exit_code, message=str(e))
+        return Outcome(exit_code=e.exit_code, message=str(e), bad_hosts=e.bad_hosts)
     except Exception as e:
         if error := file_error_in(e, near=file):
             log.error("%s", error)
@@ -118,6 +118,8 @@ def _continue_in_next_job(attempt: Attempt, outcome: Outcome) -> Outcome | None:
     Returns None if this attempt continues after a requeue.
     """
     job = attempt.job()
+    if outcome.bad_hosts and job and job.launcher == "slurm":
+        return retry.submit_without(attempt, outcome)
     if not outcome.requeue or job is None or job.launcher == "local":
         return outcome
     if detached_submit.requeue():

@@ -212,12 +212,17 @@ def all_names() -> list[str]:
 
 
 def sweep() -> None:
-    """Stop the clusters whose owner has ended, such as a test runner that was killed."""
-    for name in all_names():
-        cluster = SlurmCluster(Spec(name))
-        owner = cluster.spec.state / "owner"
-        if owner.exists() and not _alive(owner.read_text()):
-            cluster.down()
+    """Stop the clusters whose owner has ended, such as a test runner that was killed.
+
+    Test runners that start together do so one after another.
+    """
+    # A lock of its own: `down` takes that of the machine.
+    with namespaces.machine_lock(str(Path(conf.STATE_PREFIX).parent)):
+        for name in all_names():
+            cluster = SlurmCluster(Spec(name))
+            owner = cluster.spec.state / "owner"
+            if owner.exists() and not _alive(owner.read_text()):
+                cluster.down()
 
 
 def _alive(owner: str) -> bool:

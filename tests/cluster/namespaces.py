@@ -52,9 +52,9 @@ def wait_until(true: Callable[[], bool], timeout_s: float, what: str) -> None:
 
 
 @contextmanager
-def machine_lock() -> Iterator[None]:
-    """Lock for choosing a subnet and editing /etc/hosts. Locks /run and leaves no file."""
-    fd = os.open("/run", os.O_RDONLY)
+def machine_lock(folder: str = "/run") -> Iterator[None]:
+    """Lock for choosing a subnet and editing /etc/hosts. Locks a folder and leaves no file."""
+    fd = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield

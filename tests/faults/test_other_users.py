@@ -12,7 +12,9 @@ from tempfile import mkdtemp
 
 import pytest
 
-from tests.support.runs import SIMULATOR, write_prompts
+from hpc_dynamo.process.node_folder import PREFIX
+from hpc_dynamo.run import Run
+from tests.support.runs import SIMULATOR, until, write_prompts
 
 VICTIM, ATTACKER = 41001, 41002
 # The victim may read all files: Python may be in a folder of root, as on a build machine.
@@ -85,6 +87,10 @@ def test_planted_run_folder_is_refused(scratch: Path) -> None:
         assert f"{run.parent}: it belongs to another user" in done.stderr
         assert f"(owner {ATTACKER}, mode 0755)" in done.stderr
     assert sorted(path.name for path in run.iterdir()) == ["attempts", "secrets.json"]
+    plant(run / "attempts/1")
+    done = as_user(VICTIM, *program("stop", "planted/run"), cwd=scratch)
+    assert done.returncode == 3, "it would cancel the jobs that the attacker names"
+    assert f"{run.parent}: it belongs to another user" in done.stderr
 
 
 class Payload:
@@ -142,6 +148,40 @@ def test_files_of_a_run_are_private_with_any_umask(scratch: Path) -> None:
         refused = as_user(ATTACKER, *attack, cwd=scratch)
         assert refused.returncode, attack
         assert "ermission denied" in refused.stderr
+
+
+def test_running_endpoint_shows_and_serves_nothing(scratch: Path) -> None:
+    """Command lines, environments, sockets and ports of a run, seen by another user."""
+    home = scratch / "serving"
+    home.mkdir()
+    os.chown(home, VICTIM, VICTIM)
+    words = ("serve", *SIMULATOR, "name=s", "topology=aggregated", "--detach")
+    done = as_user(VICTIM, *program(*words), cwd=home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = Run(home / "runs/s")
+    try:
+        until("the endpoint", lambda: run.attempts() and run.attempts()[0].endpoint())
+        attempt, secrets = run.attempts()[0], run.secrets()
+        endpoint, status = attempt.endpoint(), until("a status", run.attempts()[0].status)
+        assert endpoint
+        everything = as_user(ATTACKER, "sh", "-c", "cat /proc/*/cmdline", cwd=scratch).stdout
+        assert str(run.path) in everything
+        for secret in (run.api_key(), secrets.token, secrets.private):
+            assert secret not in everything
+        for node in attempt.nodes():
+            for name in ("environ", "maps", "fd"):
+                look = ("ls" if name == "fd" else "cat", f"/proc/{node.pid}/{name}")
+                assert as_user(ATTACKER, *look, cwd=scratch).returncode, look
+        for folder in Path("/tmp").glob(f"{PREFIX}*"):
+            if folder.stat().st_uid == VICTIM:
+                assert as_user(ATTACKER, "ls", str(folder), cwd=scratch).returncode
+        urls = [f"{endpoint.url}/models", *(f"{w.url}/v1/models" for w in status.workers)]
+        for url in urls:
+            ask = ("curl", "-s", "--noproxy", "*", "-o", "/dev/null", "-w", "%{http_code}", url)
+            assert as_user(ATTACKER, *ask, cwd=scratch).stdout == "401", url
+    finally:
+        as_user(VICTIM, *program("stop", "name=s"), cwd=home)
+    until("the end", lambda: run.attempts()[0].outcome())
 
 
 def test_run_folder_replaced_by_a_link_is_refused(scratch: Path) -> None:

@@ -77,7 +77,9 @@ def latest(run: Path) -> Attempt:
     return Run(run).attempts()[-1]
 
 
-def until(what: str, condition: Callable[[], Any], timeout_s: float = 60) -> Any:
+def until(
+    what: str, condition: Callable[[], Any], timeout_s: float = 60, poll_s: float = 0.02
+) -> Any:
     """Poll until a condition holds. Files have no events across nodes.
 
     `timeout_s` is for a quiet machine; a busy one gets three times as long.
@@ -85,7 +87,7 @@ def until(what: str, condition: Callable[[], Any], timeout_s: float = 60) -> Any
     deadline = time.monotonic() + BUSY_FACTOR * timeout_s
     while not (value := condition()):
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
-        time.sleep(0.02)
+        time.sleep(poll_s)
     return value
 
 

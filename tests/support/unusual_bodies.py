@@ -230,3 +230,16 @@ OTHERS = (
     Case("embeddings", "/v1/embeddings", {"model": MODEL, "input": ["a"]}, status_only=True),
 )
 CASES = LISTS + ANSWERS + PROMPTS + LENGTHS + SAMPLING + SHAPES + TURNS + OTHERS
+
+# Usual requests with longer answers.
+QUESTIONS = tuple(
+    chat(question, [{"role": "user", "content": question}], max_tokens=24)
+    for question in (
+        "What is the capital of France?",
+        "Name three colours of the rainbow.",
+        "Write one sentence about the sea.",
+        "How many legs does a spider have?",
+        "What do bees make?",
+        "Translate 'good morning' into Spanish.",
+    )
+)

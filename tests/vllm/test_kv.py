@@ -1,24 +1,21 @@
 """Real KV events of real vLLM workers lead requests to the worker that has their prefix."""
 
-import json
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
-import openai
 import pytest
 
-from hpc_dynamo.demo.provision import DemoEngine
+from tests.support import tiny_models
+from tests.support.runs import until
 from tests.support.vllm import provisioned
-from tests.vllm.test_serve import MODEL, Served, serving
+from tests.support.vllm_serve import MODEL, POLL_S, READY_S, Served, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
-TOLD_S, RESTART_S = 30.0, 240.0
 BLOCK = 128  # tokens, of vLLM's KV cache on the CPU
 BLOCKS = 10  # per worker: room for two of these prompts
 
@@ -30,8 +27,9 @@ def prompt(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Two aggregated workers with little room for prefixes."""
-    vllm: DemoEngine = provisioned()
+    """Two aggregated workers of a tiny model, with little room for prefixes."""
+    vllm, folder = provisioned(), tmp_path_factory.mktemp("kv")
+    tiny = replace(vllm, model=tiny_models.llama(folder / "tiny", vllm.model))
     words = [
         "topology=aggregated",
         "topology.aggregated.workers=2",
@@ -39,38 +37,25 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         f"engine.args.num-gpu-blocks-override={BLOCKS}",
         "engine.max_num_seqs=2",
     ]
-    with serving(vllm, tmp_path_factory.mktemp("kv"), *words) as found:
-        until("both workers", lambda: len(ready(found)) == 2, RESTART_S)
+    with serving(tiny, folder, *words) as found:
+        until("both workers", lambda: len(ready(found)) == 2, READY_S, POLL_S)
         yield found
-
-
-def until(what: str, holds: Callable[[], bool], timeout_s: float) -> None:
-    """Engines and their events announce nothing here: looked for, with a deadline."""
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, f"{what}: not within {timeout_s:.0f} s"
-        time.sleep(0.2)
 
 
 def ready(served: Served) -> dict[int, str]:
     """URL by rank."""
-    rows = json.loads(served.get(f"{served.url}/workers", served.key))["data"]
-    return {row["rank"]: row["url"] for row in rows if row["state"] == "ready"}
+    return {row["rank"]: row["url"] for row in served.rows() if row["state"] == "ready"}
 
 
 def compute(served: Served, rank: int, text: str) -> None:
     """Send a prompt to the worker itself, so that the router learns of it only from events."""
-    url, key = ready(served)[rank], served.token
-    with openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
-        client.completions.create(model=MODEL, prompt=text, max_tokens=1)
+    body = {"model": MODEL, "prompt": text, "max_tokens": 1}
+    served.post(f"{ready(served)[rank]}/v1/completions", served.token, body)
 
 
 def where(served: Served, text: str) -> tuple[int, dict[int, int]]:
     """The worker that a request would go to, and how many of its tokens each has."""
-    body = json.dumps({"prompt": text}).encode()
-    headers = {"Authorization": f"Bearer {served.key}", "Content-Type": "application/json"}
-    with urlopen(Request(f"{served.url}/route", body, headers), timeout=30) as got:
-        said = json.loads(got.read())
+    said = served.post(f"{served.url}/route", served.key, {"prompt": text})
     overlaps = {w["rank"]: w["overlap_blocks"] * said["block_tokens"] for w in said["workers"]}
     return said["decode"], overlaps
 
@@ -87,7 +72,7 @@ def ask(served: Served, text: str) -> Any:
 
 def leads(served: Served, text: str, rank: int) -> None:
     """A request goes to this worker, which finds the prefix."""
-    until("its events", lambda: where(served, text)[0] == rank, TOLD_S)
+    until("its events", lambda: where(served, text)[0] == rank)
     before = hits(served, rank)
     usage = ask(served, text).usage
     assert usage.prompt_tokens_details.cached_tokens == 3 * BLOCK
@@ -99,7 +84,7 @@ def test_request_is_routed_to_cached_prefix(served: Served, rank: int) -> None:
     text = prompt(f"apple {rank}")
     assert set(where(served, text)[1].values()) == {0}
     compute(served, rank, text)
-    until("its events", lambda: where(served, text)[1][rank] == 3 * BLOCK, TOLD_S)
+    until("its events", lambda: where(served, text)[1][rank] == 3 * BLOCK)
     assert where(served, text)[1][1 - rank] == 0
     leads(served, text, rank)
 
@@ -110,7 +95,7 @@ def test_evicted_blocks_leave_the_index(served: Served) -> None:
     leads(served, text, 0)
     for other in range(4):  # more than there is room for
         compute(served, 0, prompt(f"plum {other}"))
-    until("the eviction", lambda: where(served, text)[1][0] == 0, TOLD_S)
+    until("the eviction", lambda: where(served, text)[1][0] == 0)
     compute(served, 1, text)
     leads(served, text, 1)
 
@@ -121,9 +106,9 @@ def test_restarted_engine_has_empty_index(served: Served) -> None:
     leads(served, text, 1)
     url = ready(served)[1]
     os.kill(engine_pid(url), signal.SIGKILL)
-    until("its death", lambda: 1 not in ready(served), TOLD_S)
+    until("its death", lambda: 1 not in ready(served))
     assert where(served, text)[0] == 0
-    until("its next life", lambda: 1 in ready(served), RESTART_S)
+    until("its next life", lambda: 1 in ready(served), READY_S, POLL_S)
     assert where(served, text)[1][1] == 0
     compute(served, 1, text)
     leads(served, text, 1)

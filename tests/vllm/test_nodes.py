@@ -8,7 +8,7 @@ import pytest
 from tests.support.runs import answers, hpc_dynamo, latest
 from tests.support.vllm import provisioned
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 # The model has nine heads, and what vLLM's CPU build computes on it takes for a node's one GPU.
 THREE_PARTS = (
@@ -28,11 +28,16 @@ def test_worker_over_three_nodes_answers(tmp_path: Path) -> None:
     }
     (tmp_path / "questions.jsonl").write_text(f"{json.dumps(ask)}\n")
     words = (f"engine.python={vllm.python}", f"model.path={vllm.model}")
-    done = hpc_dynamo("batch", *THREE_PARTS, *words, cwd=tmp_path, timeout_s=280)
+    done = hpc_dynamo("batch", *THREE_PARTS, *words, cwd=tmp_path, timeout_s=500)
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "runs/questions"
     assert "Paris" in answers(run / "output.jsonl")["q"]
     attempt = latest(run)
     assert attempt.plan().nodes == 3
+    outcome = attempt.outcome()
+    assert outcome is not None
+    assert outcome.summary is not None
+    assert outcome.summary.itl.count > 0
+    assert outcome.summary.kv_bytes == 0
     for part in (1, 2):
         assert "headless multiproc executor" in attempt.worker_log(0, part).read_text()

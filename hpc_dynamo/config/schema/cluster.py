@@ -147,6 +147,12 @@ class Cluster:
         ge=HEARTBEAT_TIMEOUT_MIN_S,
     )
     interface: str | None = setting(None, "Network interface of the job, such as ib0 or hsn0.")
+    tries: int = setting(
+        3,
+        "Number of jobs to try if some nodes fail at the start. The next job excludes them.",
+        unit="jobs",
+        ge=1,
+    )
     preflight: bool = setting(True, "Check each node before a model is loaded there.")
     hardware: dict[str, Hardware] = setting({}, "Kinds of nodes, by names of your choice.")
     slurm: Slurm = section(Slurm())

@@ -82,6 +82,11 @@ class Serve:
         ge=0,
     )
     max_body_mb: float = setting(32.0, "Maximum size of a request body.", unit="MB", gt=0)
+    max_items_per_request: int = setting(
+        10_000,
+        "Maximum number of objects and arrays in a request, such as messages, and of its prompts.",
+        ge=1,
+    )
     max_buffered_mb: float = setting(
         512.0,
         "Maximum size of all request bodies that one frontend process holds.",

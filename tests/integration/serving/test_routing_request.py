@@ -31,7 +31,7 @@ async def asked(config: Config, prompt: object, **fields: object) -> RoutingRequ
     generation = RequestTranslator(config, TokenIdsOnly(), FrontendStats())
     body = json.dumps({"prompt": prompt, **fields}).encode()
     request = HttpRequest("POST", "/v1/completions", "", {}, body, "")
-    return (await generation.engine_request(request, read_body(body), "id", VIEW)).routing
+    return (await generation.engine_request(request, read_body(body, 10_000), "id", VIEW)).routing
 
 
 @pytest.mark.parametrize("prompt", [IDS, [IDS]])

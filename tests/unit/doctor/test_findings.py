@@ -65,6 +65,16 @@ def test_preflight_checks_order_of_clocks(case: str) -> None:
         raise_for_faults(roster, submitted_at, now)
 
 
+def test_preflight_error_names_the_bad_nodes() -> None:
+    records = [
+        NodeRecord(node=n, host=f"n{n}", address=HERE, pid=1, log="", faults=("x",) * (n % 2))
+        for n in range(4)
+    ]
+    with pytest.raises(LaunchError) as refused:
+        raise_for_faults(Roster(nodes=tuple(records), method="tcp", seconds=0.1), 0.0, 1.0)
+    assert refused.value.bad_hosts == ("n1", "n3")
+
+
 def test_small_clock_difference_is_no_finding() -> None:
     assert check_clock(MAX_CLOCK_ERROR_S / 2) is None
 

@@ -4,6 +4,7 @@ import difflib
 import os
 import shlex
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hpc_dynamo.config import Config, Task
 from hpc_dynamo.errors import LaunchError
 from hpc_dynamo.launch import slurm
 from hpc_dynamo.launch.sbatch_script import render_script, submission_script
+from hpc_dynamo.launch.srun import srun_command
 from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.tasks import node
 from hpc_dynamo.topology import plan
@@ -196,6 +198,9 @@ def test_golden_scripts_are_valid_shell(name: str) -> None:
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
+EARLY_SIGNAL = "import os; os.kill(os.getpid(), 12); print('alive')"  # 12 is SIGUSR2
+
+
 def called(text: str, folder: Path, *arguments: str) -> list[str]:
     """Run a script with these arguments and a fake `hpc-dynamo`; return its command line."""
     program = folder / "hpc-dynamo"
@@ -216,6 +221,20 @@ def test_script_passes_arguments_of_sbatch_to_its_verb(name: str, tmp_path: Path
     verb, overrides = ALL[name]
     words = called(rendered(name), tmp_path, *ODD)
     assert words == [verb, *overrides, "cluster.launcher=allocation", *ODD]
+
+
+def test_script_ignores_signal_until_its_program_handles_it(tmp_path: Path) -> None:
+    early = "cluster.slurm.setup=['kill -USR2 $$']"
+    config = compose(["engine=simulator", early])
+    assert called(render_script(config, plan(config), "batch", []), tmp_path)[0] == "batch"
+
+
+def test_task_ignores_signal_until_it_handles_it() -> None:
+    config = compose(["engine=simulator"])
+    command = srun_command([(config, plan(config))], (sys.executable, "-c", EARLY_SIGNAL))
+    task = command[command.index("/bin/sh") :]
+    done = subprocess.run(task, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
 def test_overrides_are_quoted_and_setup_runs_first(tmp_path: Path) -> None:

@@ -1,17 +1,13 @@
 """Real vLLM behind the endpoint: what vLLM accepts is accepted, and its own paths are there."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import openai
 import pytest
 
 from hpc_dynamo.engines.http_paths import is_inference
-from tests.support.vllm import provisioned
-from tests.vllm.test_serve import MODEL, Served, serving
+from tests.support.vllm_serve import MODEL, Served, send
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -21,32 +17,6 @@ ADMINISTRATION = (
     *("/start_profile", "/v1/load_lora_adapter", "/scale_elastic_ep", "/update_weights"),
 )
 TEXT = json.dumps(PROMPT)[:-1]
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    store = "engine.env.VLLM_ENABLE_RESPONSES_API_STORE=1"
-    sizes = ("topology=aggregated", "engine.args.max-model-len=512")
-    with serving(provisioned(), tmp_path_factory.mktemp("http"), store, *sizes) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def pooling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    words = ("engine.args.runner=pooling", "engine.args.convert=embed")
-    sizes = ("topology=aggregated", "engine.args.max-model-len=512")
-    with serving(provisioned(), tmp_path_factory.mktemp("pool"), *words, *sizes) as found:
-        yield found
-
-
-def send(url: str, key: str, body: bytes | None, method: str = "POST") -> tuple[int, Any]:
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    request = Request(url, body, headers, method=method)
-    try:
-        with urlopen(request, timeout=120) as got:
-            return got.status, json.loads(got.read())
-    except HTTPError as e:
-        return e.code, json.loads(e.read())
 
 
 def both(served: Served, path: str, body: bytes) -> list[tuple[int, Any]]:
@@ -129,22 +99,3 @@ def test_stored_response_is_routed_to_its_worker(served: Served) -> None:
     assert served.client.responses.retrieve(made.id).output_text == made.output_text
     with pytest.raises(openai.NotFoundError, match="resp_nothing"):
         served.client.responses.retrieve("resp_nothing")
-
-
-def test_scores_and_ranks(pooling: Served) -> None:
-    documents = ["The capital of France is Paris.", "Fish swim in the sea."]
-    asked: dict[str, Any] = {"model": MODEL, "query": "What is the capital of France?"}
-    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
-        body = json.dumps(asked | {"documents": documents}).encode()
-        (alone, said), (status, answer) = both(pooling, path, body)
-        assert (alone, status) == (200, 200), (said, answer)
-        scores = [[row["relevance_score"] for row in a["results"]] for a in (said, answer)]
-        assert scores[0] == pytest.approx(scores[1], abs=1e-3)
-    score = {"model": MODEL, "text_1": asked["query"], "text_2": documents}
-    for path in ("/score", "/v1/score"):
-        (alone, said), (status, answer) = both(pooling, path, json.dumps(score).encode())
-        assert (alone, status) == (200, 200), (said, answer)
-    (alone, said), (status, _) = both(
-        pooling, "/pooling", json.dumps({"model": MODEL, "input": "x"}).encode()
-    )
-    assert alone == status, said

@@ -1,0 +1,145 @@
+"""Streams continue after any cut, with the prefill/decode protocols of all engines."""
+
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from hpc_dynamo.config import Config, Role, Topology, TopologyKind
+from hpc_dynamo.dispatch import WorkerFailed
+from hpc_dynamo.engines import PdProtocol
+from hpc_dynamo.engines.sglang.pd_protocol import SglangPdProtocol
+from hpc_dynamo.engines.trtllm.pd_protocol import TrtllmPdProtocol
+from hpc_dynamo.engines.vllm.pd_protocol import VllmPdProtocol
+from tests.support.cut_streams import MigratingClient, assert_unbroken, migrating, text_of
+from tests.support.simulator import KEY, MODEL, simulator
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+PROMPT = "Tell me about foxes, and do not leave out any of the old stories about them."
+BODIES: dict[str, dict[str, Any]] = {
+    CHAT: {"model": MODEL, "messages": [{"role": "user", "content": PROMPT}]},
+    COMPLETIONS: {"model": MODEL, "prompt": PROMPT},
+}
+GREEDY: dict[str, Any] = {"max_tokens": 40, "temperature": 0, "ignore_eos": True}
+PROTOCOLS: dict[str, PdProtocol] = {
+    "vllm": VllmPdProtocol(),
+    "sglang": SglangPdProtocol(),
+    "trtllm": TrtllmPdProtocol(),
+}
+LOGPROBS: dict[str, Any] = {"logprobs": True, "top_logprobs": 2}
+
+
+def engines(kind: str, stack: ExitStack) -> list[tuple[Role, str]]:
+    if kind == "aggregated":
+        return [(Role.aggregated, stack.enter_context(simulator()).url) for _ in range(2)]
+    roles = (Role.prefill, Role.decode, Role.decode)
+    options = {role: ("--pd-protocol", kind, "--role", role.value) for role in roles}
+    return [(role, stack.enter_context(simulator(*options[role])).url) for role in roles]
+
+
+@pytest.fixture(scope="module", params=["aggregated", *PROTOCOLS])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def started(kind: str) -> Iterator[list[tuple[Role, str]]]:
+    with ExitStack() as stack:
+        yield engines(kind, stack)
+
+
+@pytest.fixture
+async def client(kind: str, started: list[tuple[Role, str]]) -> AsyncIterator[MigratingClient]:
+    split = kind in PROTOCOLS
+    topology = TopologyKind.disaggregated if split else TopologyKind.aggregated
+    config = Config(topology=Topology(kind=topology))
+    async with migrating(config, PROTOCOLS.get(kind, VllmPdProtocol()), started, KEY) as made:
+        yield made
+
+
+PATHS = pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+
+
+@PATHS
+async def test_stream_is_unbroken_after_any_cut(client: MigratingClient, path: str) -> None:
+    body = BODIES[path] | GREEDY
+    whole = await client.whole(path, body)
+    for cut in (300, *random.Random(path).sample(range(400, 6000), 5)):
+        assert_unbroken(await client.stream(path, body, cut), whole)
+    assert client.migrator.outcomes["completed"] >= 5
+
+
+@PATHS
+async def test_stream_continues_three_times(client: MigratingClient, path: str) -> None:
+    body = BODIES[path] | GREEDY
+    whole = await client.whole(path, body)
+    assert_unbroken(await client.stream(path, body, 1000, 900, 1300), whole)
+    with pytest.raises(WorkerFailed):
+        await client.stream(path, body, 800, 800, 800, 800)
+
+
+@pytest.fixture
+async def pair(client: MigratingClient) -> MigratingClient:
+    return client
+
+
+ONE_TOPOLOGY = pytest.mark.parametrize("kind", ["aggregated"], indirect=True, scope="module")
+
+
+@ONE_TOPOLOGY
+@PATHS
+async def test_stop_strings_are_found_after_any_cut(pair: MigratingClient, path: str) -> None:
+    body = BODIES[path] | GREEDY
+    words = text_of(await pair.whole(path, body)).split()
+    for stop in (
+        [words[30]],
+        f"{words[20]} {words[21]} {words[22]}",
+        ["nothing like it", words[9]],
+    ):
+        whole = await pair.whole(path, body | {"stop": stop})
+        assert whole["choices"][0]["finish_reason"] == "stop"
+        for cut in (500, 900, 1500, 1800):
+            assert_unbroken(await pair.stream(path, body | {"stop": stop}, cut), whole)
+
+
+@ONE_TOPOLOGY
+async def test_logprobs_continue(pair: MigratingClient) -> None:
+    body = BODIES[CHAT] | GREEDY | LOGPROBS
+    whole = await pair.whole(CHAT, body)
+    for cut in (1000, 3000, 6000, 9000):
+        assert_unbroken(await pair.stream(CHAT, body, cut), whole)
+    body = BODIES[COMPLETIONS] | GREEDY | {"logprobs": 2}
+    whole = await pair.whole(COMPLETIONS, body)
+    chunks = await pair.stream(COMPLETIONS, body, 3000)
+    assert_unbroken(chunks, whole)
+    for name, values in whole["choices"][0]["logprobs"].items():
+        rows = (c["logprobs"] for chunk in chunks for c in chunk["choices"])
+        assert [each for row in rows if row for each in row[name]] == values
+
+
+SCHEMA = {"schema": {"examples": [{"text": "word " * 40}]}}
+REFUSED: dict[str, Any] = {
+    "seed": {"seed": 1, "temperature": 0.5},
+    "response_format": {"response_format": {"type": "json_schema", "json_schema": SCHEMA}},
+    "tools": {"tools": [{"type": "function", "function": {"name": "f"}}]},
+    "frequency_penalty": {"frequency_penalty": 0.5},
+    "unknown": {"unknown": 1},
+    "n": {"n": 2},
+}
+
+
+@ONE_TOPOLOGY
+@pytest.mark.parametrize("fields", REFUSED.values(), ids=REFUSED)
+async def test_what_cannot_continue_fails(pair: MigratingClient, fields: dict[str, Any]) -> None:
+    with pytest.raises(WorkerFailed):
+        await pair.stream(CHAT, BODIES[CHAT] | GREEDY | fields, 3000)
+    assert pair.migrator.outcomes == {"impossible": 1}
+
+
+@ONE_TOPOLOGY
+async def test_seed_is_no_obstacle_if_greedy_or_before_first_token(pair: MigratingClient) -> None:
+    for body, cut in ((GREEDY | {"seed": 1}, 900), (GREEDY | {"seed": 1, "temperature": 1}, 350)):
+        whole = await pair.whole(CHAT, BODIES[CHAT] | body)
+        assert_unbroken(await pair.stream(CHAT, BODIES[CHAT] | body, cut), whole)

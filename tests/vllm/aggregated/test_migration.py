@@ -1,0 +1,68 @@
+"""Streams of real vLLM continue after any cut: the rest of a greedy answer is the same."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from hpc_dynamo.config import Config, Role, Topology, TopologyKind
+from hpc_dynamo.engines.vllm.pd_protocol import VllmPdProtocol
+from hpc_dynamo.preprocess import Preprocessor
+from tests.support.cut_streams import MigratingClient, assert_unbroken, migrating, text_of
+from tests.support.vllm import provisioned
+from tests.support.vllm_serve import MODEL, Served
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+GREEDY: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_tokens": 40}
+QUESTIONS = (
+    "Tell a story about the sea and its ships.",
+    "Write a Python function that sorts a list of words by their length, with an example.",
+    "Nenne fünf Städte in Österreich und schreibe 日本語 und 🙂 dazu.",
+)
+CUTS = (900, 2500, 5000, 8000)
+
+
+@pytest.fixture
+async def client(served: Served) -> AsyncIterator[MigratingClient]:
+    """Return a client whose two workers are the same engine."""
+    engine = (Role.aggregated, served.workers()["aggregated"])
+    config = Config(topology=Topology(kind=TopologyKind.aggregated))
+    tokenizer = Preprocessor.load(provisioned().model)
+    protocol = VllmPdProtocol()
+    async with migrating(config, protocol, [engine] * 2, served.token, tokenizer) as made:
+        yield made
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+async def test_chat_is_unbroken_after_any_cut(client: MigratingClient, question: str) -> None:
+    body = GREEDY | {"messages": [{"role": "user", "content": question}]}
+    whole = await client.whole(CHAT, body)
+    for cut in CUTS:
+        assert_unbroken(await client.stream(CHAT, body, cut), whole)
+
+
+async def test_completion_with_stop_string_is_unbroken(client: MigratingClient) -> None:
+    body = GREEDY | {"prompt": "One, two, three, four,", "ignore_eos": True}
+    whole = await client.whole(COMPLETIONS, body)
+    text = text_of(whole)
+    for stop in (None, text[60:70], [text[81:84], "never"]):
+        stopped = body | {"stop": stop}
+        whole = await client.whole(COMPLETIONS, stopped)
+        for cut in (900, 3000, 4500):
+            assert_unbroken(await client.stream(COMPLETIONS, stopped, cut), whole)
+
+
+async def test_logprobs_of_chat_continue(client: MigratingClient) -> None:
+    talk = [{"role": "user", "content": QUESTIONS[0]}]
+    body = GREEDY | {"messages": talk, "max_tokens": 20, "logprobs": True, "top_logprobs": 2}
+    whole = await client.whole(CHAT, body)
+    chunks = await client.stream(CHAT, body, 4000)
+    rows = [row for chunk in chunks for c in chunk["choices"] for row in _logprobs(c)]
+    assert [row["token"] for row in rows] == [r["token"] for r in _logprobs(whole["choices"][0])]
+    assert all(len(row["top_logprobs"]) == 2 for row in rows)
+
+
+def _logprobs(choice: dict[str, Any]) -> list[dict[str, Any]]:
+    return (choice.get("logprobs") or {}).get("content") or []
