@@ -17,7 +17,7 @@ COMPILE := uv pip compile --quiet --upgrade --universal --generate-hashes --no-a
 	--no-header --no-emit-index-url --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast coverage faults lint docs lock cluster cluster-down golden clean
+.PHONY: help demo test test-fast coverage faults fuzz lint docs lock cluster cluster-down golden clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,9 @@ test-fast: $(VENV)/dev.stamp ## unit tests without the slow ones: under two minu
 
 faults: $(VENV)/dev.stamp ## the whole fault suite: processes, Slurm nodes and engines that die, hang or lie
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 tests/faults
+
+fuzz: $(VENV)/dev.stamp ## mutated inputs for all readers: make fuzz SECONDS=3600 SEED=1
+	$(BIN)/python -m tests.fuzz $(or $(SECONDS),60) $(or $(SEED),1)
 
 coverage: $(VENV)/dev.stamp ## the fast suite with its coverage; fails below the floor in pyproject.toml
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(FAST) --cov --cov-report=term --cov-report=xml:dist/coverage.xml

@@ -40,5 +40,5 @@ def read(path: Path, record: type[T]) -> Iterator[T]:
     decoder = msgspec.json.Decoder(record)
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         if line.endswith(b"\n"):
-            with suppress(msgspec.DecodeError):
+            with suppress(msgspec.DecodeError, RecursionError):
                 yield decoder.decode(line)

@@ -68,4 +68,7 @@ def is_computing(before: SessionUsage | None, now: SessionUsage | None, elapsed_
     """
     if before is None or now is None:
         return True
-    return not now.stopped and now.cpu_s - before.cpu_s >= COMPUTING_CPUS * elapsed_s
+    # On a busy machine an engine may wait for a CPU most of the time.
+    waits_for_cpu = before.runnable and now.runnable
+    used_s = now.cpu_s - before.cpu_s
+    return not now.stopped and (waits_for_cpu or used_s >= COMPUTING_CPUS * elapsed_s)

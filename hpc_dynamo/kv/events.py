@@ -73,7 +73,7 @@ def decode_events(payload: bytes) -> KvEventBatch:
             raw = (_BATCH_MAP if _is_map(payload) else _BATCH_ARRAY).decode(payload)
             events = [_decode_event(event) for event in raw.events]
             return KvEventBatch(raw.ts, events, raw.data_parallel_rank)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         hint = "check that this engine version publishes KV events like vLLM 0.32"
         raise WireError(f"an engine sent unreadable KV events: {e}", hint=hint) from e
 

@@ -7,21 +7,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 STOPPED = "T"  # by SIGSTOP, SIGTSTP or a similar signal
+RUNNABLE = "R"
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class SessionUsage(NamedTuple):
-    """CPU time that a session has used, and whether one of its processes is stopped."""
+    """CPU time that a session has used, and the states of its processes."""
 
     cpu_s: float
-    stopped: bool
+    stopped: bool  # one of its processes is
+    runnable: bool = False  # one of its processes runs, or waits for a CPU
 
 
 def session_usage(leader: int) -> SessionUsage:
     """Return the usage of the session of process `leader`, ended children included."""
     rows = list(_processes(leader))
     ticks = sum(int(value) for row in rows for value in row[11:15])
-    return SessionUsage(ticks / TICKS_PER_S, any(row[0] == STOPPED for row in rows))
+    states = {row[0] for row in rows}
+    return SessionUsage(ticks / TICKS_PER_S, STOPPED in states, RUNNABLE in states)
 
 
 def _processes(leader: int) -> Iterator[list[str]]:

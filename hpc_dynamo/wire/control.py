@@ -47,7 +47,7 @@ class MessageCodec(Generic[T]):
         """Raise WireError for bytes that are not a record of the union."""
         try:
             return self._decoder.decode(data)
-        except msgspec.DecodeError as e:
+        except (msgspec.DecodeError, RecursionError) as e:
             hint = "install the same version of hpc-dynamo on all nodes"
             raise WireError(f"a peer sent a message that cannot be decoded: {e}", hint=hint) from e
 

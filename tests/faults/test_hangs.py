@@ -24,7 +24,7 @@ from tests.support.runs import (
 )
 
 HANG = (
-    *("engine.hang_timeout_s=2", "engine.stop_timeout_s=60", "engine.max_restarts=20"),
+    *("engine.hang_timeout_s=4", "engine.stop_timeout_s=60", "engine.max_restarts=20"),
     "cluster.heartbeat_timeout_s=3",
 )
 PAIR = ("topology=aggregated", "topology.aggregated.workers=2", "router=round_robin")
@@ -179,7 +179,7 @@ def test_stopped_shard_of_multi_node_worker(tmp_path: Path) -> None:
     each_once(run, ids)
     logs = "".join(log.read_text() for log in latest(run).logs.glob("agent-*.log"))
     assert "shard 2 of 2, on" in logs
-    assert "hangs: stopped by a signal for 2 s" in logs
+    assert "hangs: stopped by a signal for 4 s" in logs
 
 
 def is_follower(pid: int) -> bool:

@@ -121,3 +121,22 @@ def test_exit_codes_reach_dependent_jobs(cluster: SlurmCluster, shared_dir: Path
     assert command(cluster, shared_dir, "stop", "served").returncode == 0
     until("the end", lambda: field(cluster, record.job_id, "JobState") == "COMPLETED", 60)
     until("the follower", lambda: field(cluster, follower, "JobState") == "COMPLETED", 60)
+
+
+def test_bad_node_does_not_cost_the_run(cluster: SlurmCluster, shared_dir: Path) -> None:
+    """The next job excludes the node that failed the checks before the start."""
+    ids = write_prompts(shared_dir / "prompts.jsonl", 10, max_tokens=2)
+    bad, resize = cluster.nodes[1], ("mount", "-o", "remount,size=1m", "/dev/shm")
+    subprocess.run(cluster.on(bad, *resize), check=True)
+    try:
+        words = [word for word in BATCH if word != "--detach"]
+        done = command(cluster, shared_dir, *words)
+    finally:
+        subprocess.run(cluster.on(bad, *resize[:2], "remount,size=50%", "/dev/shm"), check=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = shared_dir / "runs/prompts"
+    each_once(run, ids)
+    roster = latest(run).roster()
+    assert roster is not None
+    assert [node.host for node in roster.nodes] == [cluster.nodes[0], cluster.nodes[2]]
+    assert f"attempt 2 starts without {bad}" in done.stdout
