@@ -18,7 +18,7 @@ from hpc_dynamo.process.session import SessionUsage
 CHECKS = 8  # per hang_timeout_s
 MAX_INTERVAL_S = 2.5
 WAIT_FACTOR = 4.0
-COMPUTING_FACTOR = 5.0
+COMPUTING_FACTOR = 10.0
 COMPUTING_CPUS = 0.2  # CPUs that an engine uses at least while it computes
 
 
