@@ -1,4 +1,6 @@
-"""Task of a job, one per node: exchanges addresses, then runs the agent; on node 0 also the head.
+"""Task of a job, one per node: exchanges addresses, then runs the agent.
+
+On node 0 it also runs the head, in a child process that it restarts.
 
 Started by submitit (`main`) or as `python -m hpc_dynamo.tasks.node ATTEMPT` inside an allocation.
 """
@@ -7,6 +9,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -24,15 +27,17 @@ from hpc_dynamo.config import Task
 from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.doctor.preflight import preflight, raise_for_faults
 from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error, file_error_in
-from hpc_dynamo.head import Head, Standalone
+from hpc_dynamo.head import Standalone
 from hpc_dynamo.launch import bootstrap_step, detached_submit, retry
 from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_count
 from hpc_dynamo.launch.sole_use import wait_for_earlier_jobs
-from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome
+from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome, Preempted
 from hpc_dynamo.run import Attempt, Run, write_json
 from hpc_dynamo.run.logs import RateLimit
 from hpc_dynamo.run.privacy import PRIVATE_UMASK, require_private_folder
-from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec
+from hpc_dynamo.tasks.head_process import HeadProcess
+from hpc_dynamo.wire import ControlClient, MessageCodec
+from hpc_dynamo.wire.control import endpoint_of, listening_socket
 
 CODEC: MessageCodec[ControlMessage] = MessageCodec(ControlMessage)  # type: ignore[arg-type]  # a union is no type[T]
 
@@ -145,12 +150,12 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
         return await _run_standalone(attempt, me)
     if index == 0 and config.task is not Task.serve:  # its next job starts before it ends
         await asyncio.to_thread(wait_for_earlier_jobs, attempt, EARLIER_JOB_S)
-    server = ControlServer(address, secrets.keys, CODEC) if index == 0 else None
-    me = replace(me, control_endpoint=server.endpoint if server else "")
+    listening = listening_socket(address) if index == 0 else None
+    me = replace(me, control_endpoint=endpoint_of(listening) if listening else "")
     me = replace(me, faults=preflight(config, attempt.plan(), index, address, hosts[index]))
     try:
         settings = config.cluster.bootstrap
-        step = await asyncio.to_thread(_bootstrap_step, attempt, hosts) if server else None
+        step = await asyncio.to_thread(_bootstrap_step, attempt, hosts) if listening else None
         roster = await exchange_addresses(me, hosts, attempt, settings, step)
         if config.cluster.preflight:
             job = attempt.job()
@@ -158,14 +163,14 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
         client = ControlClient(roster.control_endpoint, secrets.keys, CODEC)
         try:
             agent = Agent(attempt, me, client, secrets.token)
-            if server:
-                return await _run_head(Head(attempt, roster, server), agent, preempted.is_set())
+            if listening:
+                return await _run_with_head(attempt, listening, agent, client, preempted)
             return await _run_agent(agent)
         finally:
             client.close()
     finally:
-        if server:
-            server.close()
+        if listening:
+            listening.close()
 
 
 def _bootstrap_step(attempt: Attempt, hosts: list[str]) -> MpiStep | None:
@@ -200,12 +205,31 @@ async def _run_standalone(attempt: Attempt, me: NodeRecord) -> Outcome:
     return await head.run()
 
 
-async def _run_head(head: Head, agent: Agent, preempted: bool) -> Outcome:
-    on_stop_signal(head.interrupt)
-    on_preemption_signal(head.on_preemption_signal)
-    if preempted:
-        head.on_preemption_signal()
-    return await head.run(agent)
+async def _run_with_head(
+    attempt: Attempt,
+    listening: socket.socket,
+    agent: Agent,
+    client: ControlClient[ControlMessage],
+    preempted: asyncio.Event,
+) -> Outcome:
+    """Run the agent of node 0 and the head. Each new head learns that the job ends soon."""
+
+    async def report_preemption() -> None:
+        if preempted.is_set():
+            await client.send(Preempted(node=0))
+
+    def on_preemption() -> None:
+        preempted.set()
+        group.create_task(report_preemption())
+
+    head = HeadProcess(attempt, listening, report_preemption)
+    on_stop_signal(head.stop)
+    async with asyncio.TaskGroup() as group:
+        on_preemption_signal(on_preemption)
+        group.create_task(agent.run(), name="agent")
+        outcome = await head.run()
+        agent.stop()
+    return outcome
 
 
 async def _run_agent(agent: Agent) -> Outcome:

@@ -77,6 +77,7 @@ class Membership:
         self._shards = MultiNodeCoordinator(self._links.send)
         self.workers: dict[int, WorkerReport] = {}  # last report, by rank
         self._subscribers = set[Reports]()
+        self.on_preemption: Callable[[], object] = lambda: None  # for the job of the head
         self.preempted_nodes = asyncio.Queue[int]()  # nodes of extra jobs that Slurm ends soon
 
     @property
@@ -109,6 +110,8 @@ class Membership:
                 await self._update_worker(message)
             case StartShard(rank=rank) | ShardExited(rank=rank) if rank in self._placed:
                 await self._shards.on_message(self._placed[rank], message)
+            case Preempted(node=0):
+                self.on_preemption()
             case Preempted(node=node):
                 self.preempted_nodes.put_nowait(node)
             case AgentStopped(node=node) if node in self._nodes:

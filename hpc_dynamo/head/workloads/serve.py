@@ -39,6 +39,7 @@ from hpc_dynamo.process.node_folder import private_node_folder
 from hpc_dynamo.router import ModelAvailability, RouterServer, RunView
 from hpc_dynamo.run import write_json
 
+PORT_WAIT_S, PORT_POLL_S = 15.0, 0.1  # for frontends of an earlier head to close the port
 STOP_TIMEOUT_S = 5.0  # for a frontend process to end its streams
 MAX_RESTARTS, RESTART_WINDOW_S = 5, 600.0  # limit for one frontend process
 CORES_PER_FRONTEND = 8
@@ -62,14 +63,26 @@ class ServeWorkload:
 
     async def run(self) -> Outcome:
         """Serve until drained. Raises EngineError if the port is in use or a frontend fails."""
-        serve = self._config.serve
-        host = serve.host or address_for_clients(self._context.members.address)
+        host = self._config.serve.host or address_for_clients(self._context.members.address)
         with private_node_folder() as folder:
-            shared = self._count > 1 or self._config.planner.job_handover
-            attempt = self._context.attempt
-            with EndpointSocket(host, serve.port, shared=shared, attempt=attempt) as port:
+            with await self._open_port(host) as port:
                 await self._serve(Path(folder) / "router", host, port)
         return Outcome(exit_code=0, message="the walltime ended; the endpoint was drained first")
+
+    async def _open_port(self, host: str) -> EndpointSocket:
+        """Open the port: after a restart of the head that of before, which its frontends close."""
+        attempt, port = self._context.attempt, self._config.serve.port
+        shared = self._count > 1 or self._config.planner.job_handover
+        earlier, began = attempt.endpoint(), time.monotonic()
+        if earlier and earlier.host == socket.gethostname():
+            port = earlier.port
+        while True:
+            try:
+                return EndpointSocket(host, port, shared=shared, attempt=attempt)
+            except EngineError:
+                if earlier is None or time.monotonic() - began > PORT_WAIT_S:
+                    raise
+            await asyncio.sleep(PORT_POLL_S)
 
     @property
     def _count(self) -> int:
