@@ -58,9 +58,9 @@ def test_suspended_head_and_job_keep_all_workers(served: Served) -> None:
     """First only the head, then all processes but the engines, as by `scontrol suspend`."""
     before, urls = engines(served.attempt.path), ready(served)
     assert len(urls) == 2
-    suspend(head(served))
+    suspend(served.head)
     assert ask(served)
-    suspend(head(served), *agents(served).values())
+    suspend(served.head, *agents(served).values())
     assert ask(served)
     assert served.attempt.outcome() is None
     assert ready(served) == urls
@@ -86,7 +86,7 @@ def test_killed_head_is_replaced_and_engines_continue(served: Served) -> None:
     """Same URL and key; agents, engines and their weights stay."""
     before, urls, processes = engines(served.attempt.path), ready(served), agents(served)
     for _ in range(2):
-        killed = head(served)
+        killed = served.head
         os.kill(killed, signal.SIGKILL)
         until("another head", partial(other_head, served, killed))
         until("it serves", lambda: serves(served))
@@ -97,14 +97,8 @@ def test_killed_head_is_replaced_and_engines_continue(served: Served) -> None:
     assert served.attempt.outcome() is None
 
 
-def head(served: Served) -> int:
-    """Return the process id of the head; 0 if it has ended."""
-    named = "hpc_dynamo.tasks.head"
-    return next((p for p, w in served._processes() if w[1:3] == ["-m", named]), 0)
-
-
 def other_head(served: Served, killed: int) -> bool:
-    return head(served) not in (0, killed)
+    return served.head not in (0, killed)
 
 
 def has_results(run: Path, count: int) -> bool:
@@ -128,7 +122,7 @@ def test_batch_with_killed_heads_has_each_result_once(tmp_path: Path) -> None:
         )
         for results in (10, 50):
             until("results", partial(has_results, run, results))
-            killed = head(Served(latest(run)))
+            killed = Served(latest(run)).head
             os.kill(killed, signal.SIGKILL)
         assert done.result().returncode == 0, done.result().stdout + done.result().stderr
     each_once(run, ids)

@@ -37,6 +37,9 @@ class Reply:
         return json.loads(self.body)
 
 
+HEAD = "hpc_dynamo.tasks.head"
+
+
 @dataclass(frozen=True)
 class Served:
     """Serving run. `tls` is the context for clients if it has a certificate."""
@@ -164,8 +167,15 @@ class Served:
     # Processes.
 
     @property
-    def head(self) -> int:
+    def task(self) -> int:
+        """Process id of the task of node 0."""
         return next(self.attempt.nodes()).pid
+
+    @property
+    def head(self) -> int:
+        """Process id of the head, a child of that task; 0 if it has ended."""
+        rows = self._processes()
+        return next((pid for pid, words in rows if words[1:3] == ["-m", HEAD]), 0)
 
     def pid_of(self, url: str) -> int:
         """Return the process that listens at a worker's URL."""

@@ -30,7 +30,7 @@ def successor(old: Served) -> Successor | None:
 
 def handed_over(old: Served) -> Served:
     """Wait until the next job is ready after a preemption signal."""
-    os.kill(old.head, signal.SIGUSR2)
+    os.kill(old.task, signal.SIGUSR2)
     until("the successor", lambda: (s := successor(old)) and s.ready, 60)
     return Served(old.attempt.run.attempt(2), old.tls)
 
@@ -64,7 +64,7 @@ def test_requests_are_forwarded_to_the_next_job_until_it_dies(
         assert answered(new) == before + 1
         assert old.metrics_now()["hpc_dynamo_requests_forwarded_total"] == 1
         assert next(stream).choices[0].text, "what was under way ends where it began"
-        kill(new.head)
+        kill(new.task)
         assert old.client.completions.create(**ASK, max_tokens=4).choices[0].text
         until("it is noticed", lambda: (s := successor(old)) and not s.ready, 30)
         assert old.client.completions.create(**ASK, max_tokens=4).choices[0].text

@@ -116,7 +116,7 @@ async def test_extra_jobs_end_when_the_head_dies_or_is_stopped(
     )
     with serving(tmp_path, *words) as first:
         await wait_for_scale_out(first)
-        kill(first.head)
+        kill(first.task)
         until("nothing is left", lambda: not first.processes())
         assert newest(first.attempt).state is ExtraJobState.running, (
             "only a running job can end without a report"
