@@ -88,8 +88,8 @@ def nesting_depth(content: bytes) -> int:
 def count_containers(content: bytes, enough: int) -> int:
     """Return the number of arrays and objects in UTF-8 JSON, if it is above `enough`.
 
-    Brackets in strings are left out, but not if there are very many: a text with so many would
-    exceed the context of any model, and the exact count takes long.
+    Brackets in strings are not counted, except above MANY times `enough`: such a text exceeds the
+    context of any model, and the exact count is slow.
     """
     brackets = content.count(b"[") + content.count(b"{")
     if brackets <= enough or brackets > MANY * enough:

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.common.processes import ProcessExited, cores_busy_s, cpu_s, with_descendants
 from benchmarks.common.serving import serving
 from benchmarks.common.workload import MODEL
-from benchmarks.soak.results import ProcessUsage, nonzero_gauges
+from benchmarks.soak.results import KEPT_CONNECTIONS, ProcessUsage, nonzero_gauges
 from hpc_dynamo.http import HttpClient
 
 LOOK_S = 10.0
@@ -77,7 +77,7 @@ class SoakJob:
         while True:
             gauges, now = await self.gauges(), self.processes()
             over = not nonzero_gauges(gauges) and all(
-                n in now and now[n].fds <= p.fds for n, p in start.items()
+                n in now and now[n].fds <= p.fds + KEPT_CONNECTIONS for n, p in start.items()
             )
             if over or time.monotonic() > deadline:
                 return gauges, now
@@ -91,7 +91,7 @@ def _name(pid: int) -> str:
             return f"frontend {index}"
         case [_, "-m", "hpc_dynamo.simulator", *rest]:
             return rest[rest.index("--role") + 1]
-        case [_, "-u", "-m", "submitit.core._submit", *_]:
+        case [_, "-u", "-m", "hpc_dynamo.launch.submitit_task", *_]:
             return "head"
     return ""
 

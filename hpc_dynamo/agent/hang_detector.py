@@ -22,11 +22,16 @@ COMPUTING_FACTOR = 10.0
 COMPUTING_CPUS = 0.2  # CPUs that an engine uses at least while it computes
 
 
+def check_interval_s(timeout_s: float) -> float:
+    """Return the time between two checks of an engine."""
+    return min(timeout_s / CHECKS, MAX_INTERVAL_S)
+
+
 class HangDetector:
     """Time without progress of one engine, and its limit."""
 
     def __init__(self, timeout_s: float) -> None:
-        self.interval_s = min(timeout_s / CHECKS, MAX_INTERVAL_S)
+        self.interval_s = check_interval_s(timeout_s)
         self._canary_after_s = timeout_s / 2
         self._min_wait_s = timeout_s - self._canary_after_s
         self._longest_wait_s = 0.0

@@ -3,7 +3,7 @@
 import asyncio
 
 from hpc_dynamo.agent.engine_process import EngineProcess
-from hpc_dynamo.agent.hang_detector import HangDetector
+from hpc_dynamo.agent.hang_detector import check_interval_s
 from hpc_dynamo.agent.progress_watch import ProgressWatch, WatchedEngine
 from hpc_dynamo.config import Config, Role
 from hpc_dynamo.engines import engine, pd_protocol_of, probe_fields
@@ -33,12 +33,12 @@ async def wait_for_shard(process: EngineProcess, child: Child) -> EngineError:
 
 async def _wait_until_stopped(process: EngineProcess, child: Child) -> None:
     timeout_s = process.hang_timeout_s
-    detector = HangDetector(timeout_s)
+    interval_s = check_interval_s(timeout_s)
     stopped_s = 0.0
     while stopped_s < timeout_s:
-        await asyncio.sleep(detector.interval_s)
+        await asyncio.sleep(interval_s)
         usage = process.usage(child)
-        stopped_s = stopped_s + detector.interval_s if usage and usage.stopped else 0.0
+        stopped_s = stopped_s + interval_s if usage and usage.stopped else 0.0
 
 
 class HangWatches:

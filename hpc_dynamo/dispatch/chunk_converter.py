@@ -46,10 +46,8 @@ class ChunkConverter:
         return b"".join([*events, DONE_EVENT])
 
     def _convert(self, event: ServerSentEvent) -> bytes:
-        if event.data is None or event.data == DONE:
-            return event.raw
-        chunk = msgspec.json.decode(event.data)
-        if chunk.get("error"):
+        chunk = _chunk(event)
+        if chunk is None:
             return event.raw
         if self._answer.finished:  # only the usage is missing
             return self._event(chunk, []) if chunk.get("usage") else b""
@@ -110,15 +108,22 @@ class RepeatedChunks:
         return b"".join(map(self._convert, self._parser.feed(piece)))
 
     def _convert(self, event: ServerSentEvent) -> bytes:
-        if event.data is None or event.data == DONE:
-            return event.raw
-        chunk = msgspec.json.decode(event.data)
-        if chunk.get("error"):
+        chunk = _chunk(event)
+        if chunk is None:
             return event.raw
         choices = chunk.get("choices") or ()
         if self._answer.role_sent and choices and all(map(_only_role, choices)):
             return b""
         return encode_event(chunk | self._answer.head)
+
+
+def _chunk(event: ServerSentEvent) -> Json | None:
+    """Return the chunk of an event; None for comments, errors and the end, which are not
+    converted."""
+    if event.data is None or event.data == DONE:
+        return None
+    chunk: Json = msgspec.json.decode(event.data)
+    return None if chunk.get("error") else chunk
 
 
 def _only_role(choice: Json) -> bool:

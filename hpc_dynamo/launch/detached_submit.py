@@ -46,12 +46,12 @@ def submit_next_attempt(attempt: Attempt, exclude: str = "") -> Attempt:
 
 
 def requeue() -> bool:
-    """Requeue this job. Returns False if Slurm refuses; otherwise Slurm ends this process at
-    once."""
+    """Requeue this job; Slurm ends this process then. Returns False if Slurm refuses.
+
+    It refuses if the job was submitted with --no-requeue.
+    """
     job_id = os.environ["SLURM_JOB_ID"]
     try:
-        # Slurm refuses to requeue a job that was submitted with --no-requeue.
-        slurm.slurm_command("scontrol", "update", f"JobId={job_id}", "Requeue=1")
         slurm.slurm_command("scontrol", "requeue", job_id)
     except (LaunchError, MissingDependency) as e:
         log.warning("this job cannot be requeued: %s", e)

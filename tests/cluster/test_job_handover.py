@@ -30,12 +30,7 @@ class Steady:
     """Clients that stream answers in sequence and re-read the URL from time to time."""
 
     run: Run
-    tokens: tuple[int, ...] = (
-        20,
-        20,
-        20,
-        1500,
-    )  # answer lengths of a client
+    tokens: tuple[int, ...] = (20, 20, 20, 1500)  # answer lengths of a client
     failed: list[str] = field(default_factory=list)
     ended_at: list[float] = field(default_factory=list)
     stopped_at: float = 0.0
@@ -55,7 +50,10 @@ class Steady:
     async def _client(self, tokens: int) -> None:
         while not self._stop.is_set():
             url, until_s = self.run.url_file.read_text().strip(), time.monotonic() + LOOK_S
-            client = openai.AsyncOpenAI(base_url=url, api_key=self.run.api_key(), max_retries=0)
+            # openai's limit for a connection, 5 s, is too short for a busy machine.
+            client = openai.AsyncOpenAI(
+                base_url=url, api_key=self.run.api_key(), max_retries=0, timeout=60
+            )
             async with client:
                 while not self._stop.is_set() and time.monotonic() < until_s:
                     await self._ask(client, tokens)

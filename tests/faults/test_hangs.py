@@ -119,6 +119,7 @@ def test_only_engine_of_a_role_is_stopped(disaggregated: Served, role: str) -> N
 def test_engine_that_answers_health_but_computes_nothing(tmp_path: Path) -> None:
     words = (*PAIR, *HANG, "engine.args.hang-after-requests=20")
     with serving(tmp_path, *words) as served:
+        until("both workers", lambda: len(served.workers().get("aggregated", [])) == 2)
         for _ in range(2):  # worker 0 hangs first: a request is not retried after two hangs
             ask(served, extra_headers={"X-Worker-Rank": "0"})
         while not sum(hangs(served).values()):

@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def lines(clock: Clock, caplog: pytest.LogCaptureFixture) -> logging.Logger:
-    caplog.handler.addFilter(RateLimit(3, clock))
+def lines(clock: Clock, caplog: pytest.LogCaptureFixture) -> Iterator[logging.Logger]:
+    limit = RateLimit(3, clock)
+    caplog.handler.addFilter(limit)  # all tests of a session share the handler
     logger = logging.getLogger("limited")
     logger.setLevel(logging.INFO)
-    return logger
+    yield logger
+    caplog.handler.removeFilter(limit)
 
 
 def flood(logger: logging.Logger, count: int, kind: int = 401) -> None:

@@ -122,16 +122,16 @@ def test_usage_reports_cached_prompt_tokens(served: Served, role: str) -> None:
     tokens = served.tokens(role, text, "talk")
     assert len(tokens) > 2 * BLOCK
     served.client.completions.create(model="talk", prompt=text, max_tokens=1)
-    told = dict[BlockHash, list[int]]()
+    prefixes = dict[BlockHash, list[int]]()
     for event in asyncio.run(published(served, role)):
         if isinstance(event, BlockStored):
             assert (event.block_size, event.medium) == (BLOCK, "GPU")
-            before = [] if event.parent_block_hash is None else told[event.parent_block_hash]
+            before = [] if event.parent_block_hash is None else prefixes[event.parent_block_hash]
             for i, name in enumerate(event.block_hashes):
                 before = before + event.token_ids[i * BLOCK : (i + 1) * BLOCK]
-                told[name] = before
+                prefixes[name] = before
     wanted = [tokens[:end] for end in range(BLOCK, len(tokens), BLOCK)]
-    assert [prefix for prefix in told.values() if prefix in wanted] == wanted
+    assert [prefix for prefix in prefixes.values() if prefix in wanted] == wanted
 
 
 def test_lost_blocks_are_recomputed(served: Served) -> None:

@@ -67,8 +67,10 @@ def answering(head: Served, count: int) -> Iterator[None]:
     """Keep `count` streams of a head running."""
     with ExitStack() as stack:
         for _ in range(count):
-            create = head.client.completions.create
-            stream = create(model=MODEL, prompt="Hi", max_tokens=1000, stream=True)
+            create, endless = head.client.completions.create, {"ignore_eos": True}
+            stream = create(
+                model=MODEL, prompt="Hi", max_tokens=1000, stream=True, extra_body=endless
+            )
             assert next(iter(stack.enter_context(stream)))
         yield
 

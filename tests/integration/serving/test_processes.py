@@ -47,8 +47,9 @@ def test_client_and_server_over_tls(pair: Served) -> None:
         stranger.models.list()
 
 
-def test_stream_of_dead_worker_ends_with_error_event(pair: Served) -> None:
-    stream = pair.client.completions.create(**ASK, max_tokens=8000, stream=True)
+def test_sampled_stream_with_seed_of_dead_worker_ends_with_error_event(pair: Served) -> None:
+    """Other streams continue on another worker."""
+    stream = pair.client.completions.create(**ASK, max_tokens=8000, seed=1, stream=True)
     assert next(stream).choices[0].text
     (url,) = until("it is seen", lambda: running(pair), 10)
     kill(pair.pid_of(url))
