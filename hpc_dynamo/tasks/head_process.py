@@ -1,4 +1,4 @@
-"""The head as a child process of the task of node 0, which restarts it if it dies.
+"""The head as a child process of the task of node 0, which restarts it if it dies or hangs.
 
 Agents keep their engines meanwhile. They introduce themselves to the new head with the state of
 their workers.
@@ -12,17 +12,16 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 
-import msgspec
-
 from hpc_dynamo.backoff import RestartLimit
+from hpc_dynamo.engines.root_cause import root_cause
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.process.child import SAFE_PATH, Child
 from hpc_dynamo.run import Attempt
+from hpc_dynamo.tasks.head_reports import HeadReports
 
 MAX_RESTARTS, RESTART_WINDOW_S = 5, 600.0
 STOP_MARGIN_S = 60.0  # to stop all agents, in addition to engine.stop_timeout_s
-PIPE_BYTES = 1 << 16
-STOPPED = Outcome(exit_code=1, message="stopped while the head was down")
+STOPPED = Outcome(exit_code=1, message="stopped while the head was down", stopped=True)
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +33,18 @@ class HeadProcess:
     """
 
     def __init__(
-        self, attempt: Attempt, listening: socket.socket, on_start: Callable[[], Awaitable[None]]
+        self,
+        attempt: Attempt,
+        listening: socket.socket,
+        on_start: Callable[[], Awaitable[None]],
+        max_restarts: int = MAX_RESTARTS,
     ) -> None:
         self._attempt, self._listening, self._on_start = attempt, listening, on_start
-        engines = [config.engine for config in attempt.config().by_model.values()]
-        self._grace_s = max(engine.stop_timeout_s for engine in engines) + STOP_MARGIN_S
+        self._max_restarts = max_restarts
+        config, self._log_file = attempt.config(), attempt.agent_log(0)
+        self._hang_timeout_s = config.cluster.heartbeat_timeout_s
+        stop_timeout_s = max(each.engine.stop_timeout_s for each in config.by_model.values())
+        self._grace_s = stop_timeout_s + STOP_MARGIN_S
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -47,59 +53,69 @@ class HeadProcess:
 
     async def run(self) -> Outcome:
         """Return the outcome of the job, also if no head survives."""
-        limit, left = RestartLimit(MAX_RESTARTS, RESTART_WINDOW_S), 1
+        limit, left, end = RestartLimit(self._max_restarts, RESTART_WINDOW_S), 1, ""
         while left:
-            if outcome := await self._run_once():
-                return outcome
+            log_size, reports = self._log_file.stat().st_size, HeadReports(self._hang_timeout_s)
+            with reports:
+                code = await self._run_once(reports)
+                if outcome := reports.outcome():
+                    return outcome
             if self._stopping.is_set():
                 return STOPPED
             limit.succeeded()
-            left = limit.failed(time.monotonic())
-            log.error("the head died; its agents keep the engines; %d restarts left", left)
+            left, end = limit.failed(time.monotonic()), self._describe_end(code, log_size)
+            log.error("the head died: %s; engines continue; %d restarts left", end, left)
             if left:
                 await asyncio.sleep(limit.delay_s)
         minutes = RESTART_WINDOW_S / 60
-        what = f"the head died {MAX_RESTARTS + 1} times within {minutes:.0f} min"
-        return Outcome(exit_code=1, message=f"{what}\n  log: {self._attempt.agent_log(0)}")
+        what = f"the head died {self._max_restarts + 1} times within {minutes:.0f} min: {end}"
+        return Outcome(exit_code=1, message=f"{what}\n  log: {self._log_file}")
 
-    async def _run_once(self) -> Outcome | None:
-        """Run one head; return its outcome, or None if it died before it had one."""
-        read, write = os.pipe()
-        os.set_blocking(read, False)
+    async def _run_once(self, reports: HeadReports) -> int:
+        """Run one head until it ends. Returns its exit code."""
+        child = await self._start(reports.write_end)
+        exited = asyncio.create_task(self._wait_for_exit(child))
+        hung = asyncio.create_task(reports.wait_for_hang())
         try:
-            try:
-                child = await self._start(write)
-            finally:
-                os.close(write)
             await self._on_start()
-            await self._wait_for_end(child)
-            return _last_outcome(read)
+            await asyncio.wait({exited, hung}, return_when=asyncio.FIRST_COMPLETED)
+            if exited.done():
+                return exited.result()
+            log.error("the head hangs: %s; killing it", hung.result())
+            return await child.kill()
         finally:
-            os.close(read)
+            hung.cancel()
+            exited.cancel()
+            await child.stop()
 
     async def _start(self, write: int) -> Child:
+        """Start a head and close `write`, which it inherits."""
         control, path = self._listening.fileno(), str(self._attempt.path)
-        arguments = (path, str(control), str(write))
-        argv = (sys.executable, "-m", "hpc_dynamo.tasks.head", *arguments)
+        argv = (sys.executable, "-m", "hpc_dynamo.tasks.head", path, str(control), str(write))
         # The head submits extra jobs, so it needs Slurm's variables.
-        environment, log_file = SAFE_PATH | dict(os.environ), self._attempt.agent_log(0)
-        return await Child.start(argv, environment, log_file, self._grace_s, (control, write))
+        environment = SAFE_PATH | dict(os.environ)
+        try:
+            inherited = (control, write)
+            return await Child.start(argv, environment, self._log_file, self._grace_s, inherited)
+        finally:
+            os.close(write)
 
-    async def _wait_for_end(self, child: Child) -> None:
+    async def _wait_for_exit(self, child: Child) -> int:
         """Wait until the head has exited; stop it if the job is stopped."""
         exited = asyncio.create_task(child.wait())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait({exited, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return exited.result() if exited.done() else await child.stop()
         finally:
-            stopping.cancel()
-            await child.stop()
             exited.cancel()
+            stopping.cancel()
 
-
-def _last_outcome(read: int) -> Outcome | None:
-    try:
-        lines = os.read(read, PIPE_BYTES).splitlines()
-    except BlockingIOError:  # another process has inherited the pipe
-        return None
-    return msgspec.json.decode(lines[-1], type=Outcome) if lines else None
+    def _describe_end(self, code: int, log_size: int) -> str:
+        """Return the cause of a head's end, from its exit code or its part of the log."""
+        if code > 128:
+            return f"killed by signal {code - 128}"
+        with self._log_file.open("rb") as stream:
+            stream.seek(log_size)
+            words = root_cause(stream.read().decode(errors="replace"))
+        return f"exit code {code}: {words}"

@@ -36,6 +36,7 @@ from hpc_dynamo.run import Attempt, Run, write_json
 from hpc_dynamo.run.logs import RateLimit
 from hpc_dynamo.run.privacy import PRIVATE_UMASK, require_private_folder
 from hpc_dynamo.tasks.head_process import HeadProcess
+from hpc_dynamo.tasks.superseded import is_superseded, stop_if_superseded
 from hpc_dynamo.wire import ControlClient, MessageCodec
 from hpc_dynamo.wire.control import endpoint_of, listening_socket
 
@@ -60,7 +61,8 @@ def main(path: str) -> int:
     if index == 0:
         reserve_outcome_space(attempt)
     outcome = run_to_outcome(_node(attempt, index, hosts), attempt.agent_log(index))
-    if index == 0 and (last := _continue_in_next_job(attempt, outcome)):
+    continues = index != 0 or is_superseded(attempt)
+    if not continues and (last := _continue_in_next_job(attempt, outcome)):
         write_outcome(attempt, last)
     return outcome.exit_code
 
@@ -93,7 +95,9 @@ def write_outcome(attempt: Attempt, outcome: Outcome) -> None:
         log.error("the run folder was deleted: %s", file_error(e))
 
 
-def run_to_outcome(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
+def run_to_outcome(
+    task: Coroutine[Any, Any, Outcome], file: Path, *, raise_defects: bool = False
+) -> Outcome:
     """Run a task and return its outcome, also if it fails. `file` is its log."""
     try:
         return uvloop.run(task)
@@ -107,6 +111,8 @@ def run_to_outcome(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
         if error := file_error_in(e, near=file):
             log.error("%s", error)
             return Outcome(exit_code=error.exit_code, message=f"{error}\n  log: {file}")
+        if raise_defects:
+            raise
         log.exception("this is a defect of hpc-dynamo")
         message = f"{type(e).__name__}: {e}\n  log: {file}"
         return Outcome(exit_code=1, message=message)
@@ -227,7 +233,9 @@ async def _run_with_head(
     async with asyncio.TaskGroup() as group:
         on_preemption_signal(on_preemption)
         group.create_task(agent.run(), name="agent")
+        superseded = group.create_task(stop_if_superseded(attempt, head.stop))
         outcome = await head.run()
+        superseded.cancel()
         agent.stop()
     return outcome
 
@@ -250,14 +258,14 @@ def on_preemption_signal(action: Callable[[], object]) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, action)
 
 
-def log_to_file(file: Path) -> None:
-    """Log to a file, and warnings also to Slurm's output."""
+def log_to_file(file: Path, *, to_slurm: bool = True) -> None:
+    """Log to a file, and warnings also to Slurm's output, which is that of this process."""
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    to_file, to_slurm = logging.FileHandler(file), logging.StreamHandler()
-    to_slurm.setLevel(logging.WARNING)
+    to_file, output = logging.FileHandler(file), logging.StreamHandler()
+    output.setLevel(logging.WARNING)
     root = logging.getLogger()
     root.setLevel(logging.INFO)
-    for handler in (to_file, to_slurm):
+    for handler in (to_file, output) if to_slurm else (to_file,):
         handler.setFormatter(formatter)
         handler.addFilter(RateLimit())
         root.addHandler(handler)

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import partial
@@ -27,6 +27,7 @@ from tests.support.runs import (
 
 TWO_NODES = ("topology=aggregated", "topology.nodes=2", "topology.aggregated.workers=2")
 SHORT = ("cluster.heartbeat_timeout_s=3", "cluster.preflight=false")
+PROMPT = "An opening that is longer than a block of sixteen tokens, and then one more. "
 SUSPENDED_S = 5.0  # longer than the timeout
 
 
@@ -55,13 +56,15 @@ def suspend(*pids: int) -> None:
 
 
 def test_suspended_head_and_job_keep_all_workers(served: Served) -> None:
-    """First only the head, then all processes but the engines, as by `scontrol suspend`."""
+    """First node 0, then all processes but the engines, as by `scontrol suspend`."""
     before, urls = engines(served.attempt.path), ready(served)
     assert len(urls) == 2
-    suspend(served.head)
+    head = served.head
+    suspend(served.task, head)
     assert ask(served)
-    suspend(served.head, *agents(served).values())
+    suspend(*agents(served).values(), head)
     assert ask(served)
+    assert served.head == head
     assert served.attempt.outcome() is None
     assert ready(served) == urls
     assert engines(served.attempt.path) == before
@@ -82,19 +85,48 @@ def test_silent_node_gets_no_requests_and_rejoins_with_its_engines(served: Serve
     assert engines(served.attempt.path) == before, "an engine was restarted"
 
 
-def test_killed_head_is_replaced_and_engines_continue(served: Served) -> None:
-    """Same URL and key; agents, engines and their weights stay."""
+Fault = Callable[[int], None]  # with the process id of the head
+
+
+def kill_head(head: int) -> None:
+    os.kill(head, signal.SIGKILL)
+
+
+def stop_head(head: int) -> None:
+    """Stop it for good: it hangs."""
+    os.kill(head, signal.SIGSTOP)
+
+
+def kill_supervisor_of_head(head: int) -> None:
+    stat = Path(f"/proc/{head}/stat").read_text()
+    os.kill(int(stat.rpartition(")")[2].split()[1]), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("fault", [kill_head, stop_head, kill_supervisor_of_head])
+def test_lost_head_is_replaced_and_engines_continue(served: Served, fault: Fault) -> None:
+    """Same URL and key; agents, engines, their weights and the index of cached blocks stay."""
     before, urls, processes = engines(served.attempt.path), ready(served), agents(served)
-    for _ in range(2):
-        killed = served.head
-        os.kill(killed, signal.SIGKILL)
-        until("another head", partial(other_head, served, killed))
-        until("it serves", lambda: serves(served))
-        until("all workers", lambda: ready(served) == urls)
-        assert ask(served)
+    prompts = [f"{fault.__name__} {number} {PROMPT}" for number in range(10)]
+    for prompt in prompts:
+        assert served.post("/v1/completions", {"prompt": prompt, "max_tokens": 1}).status == 200
+    cached = until("cached blocks", lambda: known_blocks(served, prompts))
+    lost = served.head
+    fault(lost)
+    until("another head", partial(other_head, served, lost))
+    until("it serves", lambda: serves(served))
+    until("all workers", lambda: ready(served) == urls)
+    assert ask(served)
+    until("the same cached blocks", lambda: known_blocks(served, prompts) >= cached)
     assert engines(served.attempt.path) == before
     assert agents(served) == processes
     assert served.attempt.outcome() is None
+
+
+def known_blocks(served: Served, prompts: list[str]) -> int:
+    """Return the number of blocks that the router knows on the best worker of each prompt."""
+    found = [served.post("/v1/route", {"prompt": prompt}).json["workers"] for prompt in prompts]
+    best = [max(worker["overlap_blocks"] for worker in workers) for workers in found]
+    return sum(best) if all(best) else 0
 
 
 def other_head(served: Served, killed: int) -> bool:
@@ -126,3 +158,10 @@ def test_batch_with_killed_heads_has_each_result_once(tmp_path: Path) -> None:
             os.kill(killed, signal.SIGKILL)
         assert done.result().returncode == 0, done.result().stdout + done.result().stderr
     each_once(run, ids)
+
+
+def test_killed_task_of_node_0_leaves_nothing(served: Served) -> None:
+    """The job ends with this test. The head stops the agent of the other node first."""
+    os.kill(served.task, signal.SIGKILL)
+    until("nothing is left", lambda: not served.processes())
+    assert "stop: stopped" in served.attempt.agent_log(1).read_text()
