@@ -61,9 +61,8 @@ def main(path: str) -> int:
     if index == 0:
         reserve_outcome_space(attempt)
     outcome = run_to_outcome(_node(attempt, index, hosts), attempt.agent_log(index))
-    continues = index != 0 or is_superseded(attempt)
-    if not continues and (last := _continue_in_next_job(attempt, outcome)):
-        write_outcome(attempt, last)
+    if index == 0 and not is_superseded(attempt):
+        _conclude(attempt, outcome)
     return outcome.exit_code
 
 
@@ -116,6 +115,11 @@ def run_to_outcome(
         log.exception("this is a defect of hpc-dynamo")
         message = f"{type(e).__name__}: {e}\n  log: {file}"
         return Outcome(exit_code=1, message=message)
+
+
+def _conclude(attempt: Attempt, outcome: Outcome) -> None:
+    if last := _continue_in_next_job(attempt, outcome):
+        write_outcome(attempt, last)
 
 
 def _continue_in_next_job(attempt: Attempt, outcome: Outcome) -> Outcome | None:

@@ -1,7 +1,7 @@
 """End of an execution of a job after Slurm has restarted the job on other nodes.
 
-Slurm cannot end the processes of a node that it has set down. The restarted job writes a roster with
-a higher restart count into the same folder.
+Slurm cannot end the processes of a node that it has set down. The restarted job writes a roster
+with a higher restart count into the same folder.
 """
 
 import asyncio
