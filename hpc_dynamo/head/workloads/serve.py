@@ -162,6 +162,7 @@ class ServeWorkload:
         serve, scheme = self._config.serve, "https" if self._config.serve.tls_cert else "http"
         own = self._context.members.address if host in ANY_ADDRESS else host
         shown = f"[{own}]" if ":" in own else own
+        earlier = self._context.attempt.endpoint()
         endpoint = Endpoint(
             url=f"{scheme}://{shown}:{port}/v1",
             host=socket.gethostname(),
@@ -171,6 +172,7 @@ class ServeWorkload:
             models=tuple(self._config.models),
             key_file=serve.api_key_file or str(self._context.attempt.run.key_file),
             tls=bool(serve.tls_cert),
+            serving_since=earlier.serving_since if earlier else time.time(),
         )
         write_json(self._context.attempt.endpoint_file, endpoint)
         self._context.attempt.run.publish_url(endpoint.url)

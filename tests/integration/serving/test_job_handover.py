@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -143,9 +144,16 @@ def test_job_forwards_until_its_end_and_no_request_fails(tmp_path: Path, cleanup
         assert "attempt 2 continues" in outcome.message
 
 
-def test_stop_ends_both_jobs(tmp_path: Path) -> None:
+def test_restarted_head_knows_the_next_job_and_stop_ends_both(tmp_path: Path) -> None:
     with serving(tmp_path, *WORDS, LONG) as old:
-        new = handed_over(old)
+        new, before = handed_over(old), old.attempt.endpoint()
+        kill(old.head)
+        killed_at = time.time()
+        until("the new head", lambda: (s := old.attempt.status()) and s.at > killed_at, 60)
+        until("it serves", lambda: (s := old.attempt.status()) and s.phase == "serving", 60)
+        until("it knows the next job", lambda: (s := successor(old)) and s.ready, 60)
+        assert len(old.attempt.run.attempts()) == 2
+        assert old.attempt.endpoint() == before, "and for how long this job serves"
         done = hpc_dynamo("stop", "name=s", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert not list(launch.live_attempts(old.attempt.run))
