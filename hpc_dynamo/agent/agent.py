@@ -7,7 +7,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 
-from msgspec.structs import asdict
+from msgspec import structs
 
 from hpc_dynamo.agent.engine_process import EngineProcess
 from hpc_dynamo.agent.engine_start import wait_until_ready
@@ -70,7 +70,7 @@ class Agent:
         self._ready_role = dict[int, Role]()  # last role in which a worker was ready
         self._was_ready = set[int]()  # since its last start
         self._worker_tasks = dict[int, asyncio.Task[None]]()
-        self._reports = dict[int, WorkerReport]()  # last one by rank
+        self._reports = dict[int, WorkerReport]()  # by rank, as the head knows them
         self._shard_leader = ShardLeader(client.send)
         self._watches, self._hangs = HangWatches(token), Counter[int]()  # by rank
 
@@ -152,8 +152,9 @@ class Agent:
                 self._shard_followers.stop(rank)
             case ShardExited():
                 self._shard_leader.shard_exited(message)
-            case SetAsleep(rank=rank, asleep=asleep):
+            case SetAsleep(rank=rank, asleep=asleep) if rank in self._reports:
                 self._watches.set_asleep(rank, asleep)
+                self._reports[rank] = structs.replace(self._reports[rank], asleep=asleep)
             case SetRole(rank=rank) if rank in self._workers:
                 self._set_role(message)
 
@@ -165,6 +166,7 @@ class Agent:
             self._start_worker(rank, self._worker_tasks[rank])
         else:
             self._ready_role[rank] = role
+            self._reports[rank] = structs.replace(self._reports[rank], role=role)
 
     def _start_worker(self, rank: int, previous: "asyncio.Task[None] | None" = None) -> None:
         if previous:
@@ -283,7 +285,7 @@ class Agent:
             detail=detail,
             start_s=start_s,
             hangs=self._hangs[worker.rank],
-            **asdict(models),
+            **structs.asdict(models),
         )
         self._reports[worker.rank] = report
         await self._client.send(report)

@@ -66,13 +66,16 @@ class RequestRouter:
     def workers(self) -> Iterable[RoutedWorker]:
         return self._workers.values()
 
-    async def add_worker(self, rank: int, role: Role, url: str) -> None:
-        """Add a ready worker. A rank that is added again loses its earlier requests."""
+    async def add_worker(self, rank: int, role: Role, url: str, *, draining: bool = False) -> None:
+        """Add a ready worker. A rank that is added again loses its earlier requests.
+
+        With `draining` it gets no requests before `set_role`, like after `drain`.
+        """
         self.remove_worker(rank)
         earlier = self._departed.pop(rank, None)
         busy_s = earlier.busy_s if earlier else 0.0
         worker = RoutedWorker(rank, role, url, busy_s=busy_s, clock=self._clock)
-        worker.peer_load = self._peer_loads.total(url)
+        worker.peer_load, worker.draining = self._peer_loads.total(url), draining
         self._workers[rank] = worker
         self.kv_state.add_worker(rank)
         self.changed.set()

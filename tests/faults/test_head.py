@@ -5,15 +5,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 
 import pytest
 
 from tests.faults.test_hangs import ask
-from tests.integration.serving.served import Served, serving
+from tests.integration.serving.served import Served, serves, serving
 from tests.support.faults import engines
 from tests.support.runs import (
     SIMULATOR,
@@ -135,13 +133,6 @@ def other_head(served: Served, killed: int) -> bool:
 
 def has_results(run: Path, count: int) -> bool:
     return run.exists() and results_on_disk(run) >= count
-
-
-def serves(served: Served) -> bool:
-    with closing(served.connect()) as connection, suppress(OSError, HTTPException):
-        connection.request("GET", "/ready")
-        return connection.getresponse().status == 200
-    return False
 
 
 def test_batch_with_killed_heads_has_each_result_once(tmp_path: Path) -> None:

@@ -189,7 +189,9 @@ class Membership:
 
     async def set_asleep(self, rank: int, asleep: bool) -> None:
         """Inform a worker's agent, which expects no progress of a worker that sleeps."""
-        await self._links.send(self.workers[rank].node, SetAsleep(rank=rank, asleep=asleep))
+        if worker := self.workers.get(rank):
+            self.workers[rank] = replace(worker, asleep=asleep)
+            await self._links.send(worker.node, SetAsleep(rank=rank, asleep=asleep))
 
     @contextmanager
     def subscribe(self) -> Iterator[Reports]:
@@ -223,7 +225,7 @@ class Membership:
         name = f"worker {worker.rank} ({worker.title}) on {worker.host}"
         log.info("%s: %s %s", name, worker.state, worker.detail)
         if worker.state is WorkerState.ready:
-            await router.add_worker(worker.rank, worker.role, worker.url)
+            await router.add_worker(worker.rank, worker.role, worker.url, draining=worker.asleep)
             await self._request_replay(worker.rank, 0)  # earlier events were not received
         else:
             router.remove_worker(worker.rank)

@@ -78,6 +78,7 @@ class ExternalWorkers:
         return tuple(self.workers[rank] for rank in sorted(self.workers))
 
     async def set_asleep(self, rank: int, asleep: bool) -> None:
+        self.workers[rank] = replace(self.workers[rank], asleep=asleep)
         if rank in self._watches:
             self._watches[rank].asleep = asleep
 
@@ -121,10 +122,10 @@ class ExternalWorkers:
         models: EngineModels = NO_MODELS,
         start_s: float = 0.0,
     ) -> None:
-        """Update a worker's report and log it if state or detail changed."""
-        before = self.workers[rank]
+        """Update a worker's report and log it if state or detail changed. It is awake then."""
+        before, fields = self.workers[rank], asdict(models)
         self.workers[rank] = replace(
-            before, state=state, detail=detail, start_s=start_s, **asdict(models)
+            before, state=state, detail=detail, start_s=start_s, asleep=False, **fields
         )
         if (before.state, before.detail) != (state, detail):
             log.info("worker %d (%s) at %s: %s %s", rank, before.role, before.url, state, detail)

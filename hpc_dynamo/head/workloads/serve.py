@@ -188,10 +188,7 @@ class ServeWorkload:
     def _view(self) -> RunView:
         """Return the view of the job that frontends receive."""
         loads = self._context.loads
-        workers = tuple(
-            self._sleep_controller.with_sleep_state(w.without_operations)
-            for w in self._context.members.in_order()
-        )
+        workers = tuple(w.without_operations for w in self._context.members.in_order())
         self._traffic = {m: route.router.traffic() for m, route in self._context.routes.items()}
         return RunView(
             models={

@@ -18,17 +18,10 @@ class SleepController:
 
     def __init__(self, context: HeadContext) -> None:
         self._context, self._lock = context, asyncio.Lock()
-        # URL by rank: a worker that restarts has another URL.
-        self._asleep = dict[int, str]()
 
     @property
     def _workers(self) -> Mapping[int, WorkerReport]:
         return self._context.members.workers
-
-    def with_sleep_state(self, worker: WorkerReport) -> WorkerReport:
-        """Return the report with the field `asleep` set."""
-        sleeps = worker.state is WorkerState.ready and self._asleep.get(worker.rank) == worker.url
-        return msgspec.structs.replace(worker, asleep=sleeps)
 
     async def set_asleep(self, rank: int, asleep: bool) -> bytes:
         """Put a worker to sleep or wake it; return its state as JSON for the client.
@@ -38,7 +31,7 @@ class SleepController:
         """
         async with self._lock:
             worker = self._ready(rank)
-            if self.with_sleep_state(worker).asleep is not asleep:
+            if worker.asleep is not asleep:
                 paths = self._paths(worker)
                 await (self._sleep(worker, paths) if asleep else self._wake(worker, paths))
         return msgspec.json.encode({"rank": rank, "asleep": asleep})
@@ -69,7 +62,7 @@ class SleepController:
                 await route.router.drain(worker.rank)
             await self._context.members.set_asleep(worker.rank, True)
             await self._post(worker, paths.sleep)
-            self._asleep[worker.rank], done = worker.url, True
+            done = True
         except TimeoutError as e:
             limit = f"{route.config.planner.drain_timeout_s:g} s (planner.drain_timeout_s)"
             what = f"worker {worker.rank} still has requests after {limit}"
@@ -81,7 +74,6 @@ class SleepController:
 
     async def _wake(self, worker: WorkerReport, paths: SleepEndpoints) -> None:
         await self._post(worker, paths.wake)
-        del self._asleep[worker.rank]
         await self._context.members.set_asleep(worker.rank, False)
         self._context.routes[worker.model].router.set_role(worker.rank, worker.role)
 

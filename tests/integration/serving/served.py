@@ -237,6 +237,13 @@ def serving(folder: Path, *words: str, tls: ssl.SSLContext | None = None) -> Ite
         served.stop()
 
 
+def serves(served: Served) -> bool:
+    """Return True if the endpoint is ready. No process may listen while the head restarts."""
+    with suppress(OSError, http.client.HTTPException):
+        return served.ask("GET", "/ready").status == 200
+    return False
+
+
 def kill(pid: int) -> None:
     """Wait until its sockets are closed."""
     os.kill(pid, signal.SIGKILL)
