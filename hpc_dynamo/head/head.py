@@ -19,6 +19,7 @@ from hpc_dynamo.head.workloads.profile import ProfileWorkload
 from hpc_dynamo.head.workloads.serve import ServeWorkload
 from hpc_dynamo.head.workloads.workload import HeadContext, WorkerDirectory, Workload, model_routes
 from hpc_dynamo.http import HttpClient
+from hpc_dynamo.launch.extra_jobs import current_jobs
 from hpc_dynamo.launch.node import allocation_end
 from hpc_dynamo.launch.walltime import Walltime
 from hpc_dynamo.messages import ControlMessage, Outcome, PlannerStatus, Roster, Status
@@ -55,6 +56,7 @@ class Head(JobLifecycle):
         super().__init__(attempt)
         self._report_outcome = report_outcome
         self._roster, self._server = roster, server
+        self._earlier_jobs = current_jobs(attempt, roster)
         self._walltime = Walltime(None, self._config.cluster.slurm.signal_before_end_s)
         self._draining = self._signal_pending = False
         self._handover: JobHandover | None = None
@@ -118,8 +120,9 @@ class Head(JobLifecycle):
     async def _run_scale_out(self, context: HeadContext, members: Membership) -> None:
         if self._config.planner.scale_out.max_nodes:
             router, ends_at = context.route.router, self._walltime.ends_at
+            changing, earlier = self._changing_role, self._earlier_jobs
             self._scale_out = ScaleOutController(
-                self._attempt, router, members, ends_at, self._changing_role
+                self._attempt, router, members, ends_at, changing, earlier
             )
             await self._scale_out.run()
 
@@ -127,7 +130,7 @@ class Head(JobLifecycle):
         if self._attempt.plan().separate_jobs:
             router, on_preemption = context.route.router, self.on_preemption_signal
             self._hetero_jobs = HeterogeneousJobs(
-                self._attempt, router, members, on_preemption, self.fail
+                self._attempt, router, members, on_preemption, self.fail, self._earlier_jobs
             )
             await self._hetero_jobs.run()
 
@@ -173,6 +176,8 @@ class Head(JobLifecycle):
             routers = {model: route.router for model, route in routes.items()}
             members = Membership(self._attempt, self._roster, self._server, routers, self.fail)
             members.on_preemption = self.on_preemption_signal
+            for folder in self._earlier_jobs:
+                members.expect(folder.plan())
             if self._config.planner.job_handover and self._config.task is Task.serve:
                 changed = next(iter(routers.values())).changed
                 self._handover = JobHandover(self._attempt, changed.set)

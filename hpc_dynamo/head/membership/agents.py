@@ -125,7 +125,7 @@ class Membership:
 
     def expect(self, plan: Plan) -> None:
         """Accept the agents of an extra job and their workers from now on."""
-        for node in plan.used_nodes:
+        for node in plan.used_nodes - self._nodes.keys():
             self._expected[node] = plan.on_node(node)
 
     def forget(self, plan: Plan) -> None:

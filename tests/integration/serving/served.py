@@ -244,6 +244,14 @@ def serves(served: Served) -> bool:
     return False
 
 
+def restart_head(served: Served) -> None:
+    """Kill the head and wait until the next one serves."""
+    killed = served.head
+    kill(killed)
+    until("another head", lambda: served.head not in (0, killed))
+    until("it serves", lambda: serves(served))
+
+
 def kill(pid: int) -> None:
     """Wait until its sockets are closed."""
     os.kill(pid, signal.SIGKILL)

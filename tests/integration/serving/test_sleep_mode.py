@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.serving.served import MODEL, Reply, Served, kill, serves, serving
+from tests.integration.serving.served import MODEL, Reply, Served, kill, restart_head, serving
 from tests.support.runs import until
 
 pytestmark = pytest.mark.slow
@@ -82,10 +82,7 @@ def _running(served: Served) -> list[float]:
 
 def test_sleeping_worker_stays_asleep_when_the_head_is_restarted(served: Served) -> None:
     assert put(served, 1, "sleep").status == 200
-    killed = served.head
-    kill(killed)
-    until("another head", lambda: served.head not in (0, killed))
-    until("it serves", lambda: serves(served))
+    restart_head(served)
     until("both workers", lambda: len(served.workers().get("aggregated", [])) == 2)
     assert awake(served) == {0}
     before = computed(served)
