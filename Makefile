@@ -31,8 +31,10 @@ test: $(VENV)/dev.stamp ## all tests: local, Slurm cluster (root on Debian) and 
 test-fast: $(VENV)/dev.stamp ## unit tests without the slow ones: under two minutes on two cores
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(FAST)
 
-faults: $(VENV)/dev.stamp ## the whole fault suite: processes, Slurm nodes and engines that die, hang or lie
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 tests/faults
+faults: $(VENV)/dev.stamp ## the whole fault suite: make faults SEEDS=3; fills the table of the reliability page
+	-$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 --fault-seeds=$(or $(SEEDS),1) \
+		--fault-rows=tests/faults/rows.jsonl tests/faults
+	$(BIN)/python -m tools.fault_table
 
 fuzz: $(VENV)/dev.stamp ## mutated inputs for all readers: make fuzz SECONDS=3600 SEED=1
 	$(BIN)/python -m tests.fuzz $(or $(SECONDS),60) $(or $(SEED),1)

@@ -26,6 +26,15 @@ settings.register_profile("fast", settings.get_profile("hpc_dynamo"), max_exampl
 settings.load_profile("hpc_dynamo")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of tests/faults. They are known here because pytest reads this file first."""
+    group = parser.getgroup("faults")
+    about = "seeds of each fault test (1)"
+    group.addoption("--fault-seeds", type=int, default=1, metavar="N", help=about)
+    about = "append the rows of the table of faults to this file"
+    group.addoption("--fault-rows", type=Path, metavar="FILE", help=about)
+
+
 class EngineScheduling(LoadFileScheduling):  # type: ignore[misc]
     """Distribution of tests by file, or by folder below tests/vllm, whose files share engines."""
 

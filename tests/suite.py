@@ -1,11 +1,12 @@
 """Run the whole test suite: `python -m tests.suite`, the recipe of `make test`.
 
     prepare    install Slurm and Open MPI with apt-get (root on Debian only)
-    lint       ruff, mypy, docs                         } at the same time
-    local      unit and integration tests               }
-    vllm-env   install the CPU build of vLLM            }
-    cluster    tests on a real Slurm cluster            } then these two: cluster tests mostly
-    vllm       tests with real vLLM engines             } wait, vLLM tests mostly compute
+
+Then three lanes at the same time:
+
+    lint, local       ruff, mypy, docs; unit and integration tests
+    vllm-env, vllm    install the CPU build of vLLM; tests with real vLLM engines
+    cluster           tests on a real Slurm cluster, which mostly wait
 
 A part that fails does not stop the others. The exit code is 1 if any part failed. Output lines
 start with the name of their part.
@@ -70,28 +71,24 @@ def announcement() -> str:
     return "\n".join(f"will install  {line}" for line in lines) or "nothing to install"
 
 
-async def run(part: str, *commands: Sequence[str]) -> Result:
-    """Run commands one after another, prefix their output with `part`, stop at a failure."""
+async def run(part: str, command: Sequence[str]) -> Result:
+    """Run a command and prefix its output with `part`."""
     began = time.monotonic()
-    code = 0
-    for command in commands:
-        print(f"{part:<8} | $ {shlex.join(command)}", flush=True)
-        process = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        assert process.stdout
-        try:
-            async for line in process.stdout:
-                print(f"{part:<8} | {line.decode(errors='replace').rstrip()}", flush=True)
-            code = await process.wait()
-        finally:
-            # Ctrl-C reaches the whole process group: give the child time to clean up.
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.terminate()
-                await process.wait()
-        if code:
-            break
+    print(f"{part:<8} | $ {shlex.join(command)}", flush=True)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    assert process.stdout
+    try:
+        async for line in process.stdout:
+            print(f"{part:<8} | {line.decode(errors='replace').rstrip()}", flush=True)
+        code = await process.wait()
+    finally:
+        # Ctrl-C reaches the whole process group: give the child time to clean up.
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
     return Result(part, code, time.monotonic() - began)
 
 
@@ -101,30 +98,38 @@ def files_with(marker: str) -> list[str]:
     return sorted(str(file) for file in files if f"pytest.mark.{marker}" in file.read_text())
 
 
-async def at_once(*parts: tuple[str, list[Sequence[str]]]) -> list[Result]:
-    """Run parts at the same time and return their results in order."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(run(name, *commands)) for name, commands in parts]
-    return [task.result() for task in tasks]
+Part = tuple[str, Sequence[str]]
+
+
+def lanes() -> list[list[Part]]:
+    """Return the parts: those of a lane run one after another, the lanes at the same time."""
+    return [
+        [
+            ("lint", ("make", "--no-print-directory", "lint")),
+            ("local", (*PYTEST, *LOCAL)),
+        ],
+        [
+            ("vllm-env", (sys.executable, "-m", "hpc_dynamo.demo.provision")),
+            ("vllm", (*PYTEST, *VLLM, *files_with("vllm"))),
+        ],
+        [("cluster", (*PYTEST, *CLUSTER, *files_with("cluster")))],
+    ]
+
+
+async def lane(parts: Sequence[Part]) -> list[Result]:
+    """Run the parts of a lane one after another and return their results in order."""
+    return [await run(name, command) for name, command in parts]
 
 
 async def suite() -> list[Result]:
     """Run all parts. A part that cannot run here is skipped by its tests, with the reason."""
     results = []
     if not not_installable():
-        results.append(
-            await run("prepare", (sys.executable, "-m", "tests.cluster.slurm", "install"))
-        )
-    results += await at_once(
-        ("lint", [("make", "--no-print-directory", "lint")]),
-        ("local", [(*PYTEST, *LOCAL)]),
-        ("vllm-env", [(sys.executable, "-m", "hpc_dynamo.demo.provision")]),
-    )
-    results += await at_once(
-        ("cluster", [(*PYTEST, *CLUSTER, *files_with("cluster"))]),
-        ("vllm", [(*PYTEST, *VLLM, *files_with("vllm"))]),
-    )
-    return results
+        prepare = (sys.executable, "-m", "tests.cluster.slurm", "install")
+        results.append(await run("prepare", prepare))
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(lane(parts)) for parts in lanes()]
+    return results + [result for task in tasks for result in task.result()]
 
 
 def main() -> int:

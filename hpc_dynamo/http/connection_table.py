@@ -12,6 +12,7 @@ from typing import Protocol
 from hpc_dynamo.descriptors import connection_budget
 
 # Age at which a connection without a key may be closed: until then its request may be unread.
+# If the server is full, a younger one is closed too: a flood must not keep all others out.
 GRACE_S = 0.25
 SERVER_SHARE = 0.5  # share of a process's connections; the rest go to engines
 ANONYMOUS_SHARE = 0.25  # share of the server's connections
@@ -66,7 +67,7 @@ class ConnectionTable:
             self._close(self._oldest_anonymous())
         if len(self) >= self.limit:
             idle = None if crowded else next(iter(self._idle), None)
-            victim = idle or self._oldest_anonymous()
+            victim = idle or self._oldest_anonymous(0.0)
             if not victim:
                 self.rejections["connections"] += 1
                 return False
@@ -93,8 +94,8 @@ class ConnectionTable:
     def has_key(self, connection: Closable) -> bool:
         return connection not in self._anonymous
 
-    def _oldest_anonymous(self) -> Closable | None:
-        old = time.monotonic() - GRACE_S
+    def _oldest_anonymous(self, min_age_s: float = GRACE_S) -> Closable | None:
+        old = time.monotonic() - min_age_s
         return next((c for c in self._anonymous if c.opened_at < old and not c.serving), None)
 
     def _close(self, victim: Closable | None) -> None:

@@ -1,6 +1,7 @@
 """`hpc-dynamo chaos`: faults from a seed in a run on this machine."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from hpc_dynamo.cli.chaos import on_node
 from hpc_dynamo.cli.chaos.schedule import Process, ProcessKind, schedule
 from tests.integration.serving.served import Served, serving
+from tests.support.fault_rows import FaultRecorder
 from tests.support.runs import hpc_dynamo, until
 
 PROCESSES = [
@@ -51,18 +53,22 @@ def chaos(served: Served, *words: str) -> list[str]:
     return [sys.executable, "-m", "hpc_dynamo", "chaos", str(served.attempt.run.path), *words]
 
 
-def test_faults_are_listed_and_injected(served: Served, tmp_path: Path) -> None:
-    words = ("--only=engine", "--faults=2", "--interval=3", "--seed=5", "--rate=4")
+def test_faults_are_listed_and_injected(
+    served: Served, tmp_path: Path, fault: FaultRecorder
+) -> None:
+    words = ("--only=engine", "--faults=2", "--interval=3", f"--seed={5 + fault.seed}", "--rate=4")
     run = str(served.attempt.run.path)
     listed = hpc_dynamo("chaos", run, *words, "--dry-run", cwd=tmp_path)
     assert listed.returncode == 0, listed.stderr
     faults = listed.stdout.splitlines()
     assert len(faults) == 2
+    row = fault("`hpc-dynamo chaos`: two random faults of engines", "no request is lost")
     done = hpc_dynamo("chaos", run, *words, cwd=tmp_path)
     rows = done.stdout.splitlines()
     assert [row.rpartition(": ")[0] for row in rows[:2]] == faults, done.stderr
     assert all("answers after" in row for row in rows[:2])
-    assert rows[2].endswith(" lost")
+    sent, lost = re.findall(r"\d+", rows[2])
+    row.requests(int(sent), int(lost))
 
 
 def test_interrupt_resumes_stopped_processes(served: Served) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hpc_dynamo.run import Run
+from tests.support.fault_rows import FaultRecorder
 from tests.support.runs import SIMULATOR, until, write_prompts
 
 AGGREGATED = (*SIMULATOR, "topology=aggregated")
@@ -38,21 +39,23 @@ def delete(folder: Path) -> None:
     until("the folder is deleted", gone)
 
 
-def test_batch_ends_with_a_clear_error(tmp_path: Path) -> None:
+def test_batch_ends_with_a_clear_error(tmp_path: Path, fault: FaultRecorder) -> None:
     write_prompts(tmp_path / "p.jsonl", 300, max_tokens=16)
     slow = ("batch.concurrency=2", "engine.args.time-scale=20")
     with started(tmp_path, "batch", *AGGREGATED, "input=p.jsonl", *slow) as command:
         part = tmp_path / "runs/p/parts/1.jsonl"
         until("a result", lambda: part.exists() and part.stat().st_size)
+        row = fault("run folder of a batch deleted", "it ends with a clear error")
         delete(tmp_path / "runs")
         output, _ = command.communicate(timeout=200)
+    row.recovered()
     assert command.returncode == 1
     assert f"the run folder {tmp_path}/runs/p was deleted while the job ran" in output
     assert "try: run the same command again" in output
     assert "Traceback" not in output
 
 
-def test_serve_continues(tmp_path: Path) -> None:
+def test_serve_continues(tmp_path: Path, fault: FaultRecorder) -> None:
     with started(tmp_path, "serve", *AGGREGATED, "name=s") as command:
         run = Run(tmp_path / "runs/s")
         until("the endpoint", lambda: run.attempts() and run.attempts()[0].endpoint())
@@ -60,12 +63,14 @@ def test_serve_continues(tmp_path: Path) -> None:
         endpoint = attempt.endpoint()
         assert endpoint is not None
         with attempt.agent_log(0).open() as log:
+            row = fault("run folder deleted while serving", "requests continue")
             delete(run.path)
             until("a warning", lambda: "status not written" in log.read())
             direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             request = urllib.request.Request(f"{endpoint.url}/models", headers=headers)
             with direct.open(request, timeout=60) as response:
                 assert response.status == 200
+            row.requests(1)
             command.send_signal(signal.SIGINT)
             output, _ = command.communicate(timeout=200)
             log.seek(0)

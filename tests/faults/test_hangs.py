@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.integration.serving.served import MODEL, Served, serving
+from tests.support.fault_rows import FaultRecorder
 from tests.support.faults import ended, engines, port_of, stopped, supervisors
 from tests.support.runs import (
     SIMULATOR,
@@ -29,6 +30,7 @@ HANG = (
 )
 PAIR = ("topology=aggregated", "topology.aggregated.workers=2", "router=round_robin")
 REQUESTS = 6
+MOVED = "its requests move after `engine.hang_timeout_s`, here 4 s"
 
 
 def ask(served: Served, count: int = REQUESTS, **fields: Any) -> list[str]:
@@ -57,6 +59,10 @@ def all_ready(served: Served) -> None:
     until("all workers", lambda: served.ask("GET", "/ready").status == 200)
 
 
+def both_ready(served: Served) -> None:
+    until("both workers", lambda: len(served.workers().get("aggregated", [])) == 2)
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("pair"), *PAIR, *HANG) as served:
@@ -70,13 +76,19 @@ def disaggregated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-def test_requests_on_stopped_engine_move_to_other_worker(pair: Served) -> None:
+def test_requests_on_stopped_engine_move_to_other_worker(
+    pair: Served, fault: FaultRecorder
+) -> None:
+    both_ready(pair)
     before = hangs(pair)
-    rows = pair.workers()["aggregated"]
-    (engine,) = engines(pair.attempt.path, port_of(rows[0]["url"]))
+    stopped_row = fault.chance.choice(pair.workers()["aggregated"])
+    (engine,) = engines(pair.attempt.path, port_of(stopped_row["url"]))
+    row = fault("SIGSTOP of one of two aggregated engines, for good", MOVED)
     with stopped(engine):
         assert len(set(ask(pair))) == REQUESTS
-    rank = str(rows[0]["rank"])
+    row.recovered()
+    row.requests(REQUESTS)
+    rank = str(stopped_row["rank"])
     until("it is counted", lambda: hangs(pair)[rank] == before[rank] + 1)
     log = pair.attempt.agent_log(0).read_text()
     assert f"worker {rank} (aggregated)" in log
@@ -85,14 +97,19 @@ def test_requests_on_stopped_engine_move_to_other_worker(pair: Served) -> None:
 
 
 @pytest.mark.slow_fault
-def test_idle_engine_that_is_stopped_is_restarted_with_stopped_supervisor(pair: Served) -> None:
+def test_idle_engine_that_is_stopped_is_restarted_with_stopped_supervisor(
+    pair: Served, fault: FaultRecorder
+) -> None:
     """The supervisor cannot kill its engine, so its session is killed."""
-    url = pair.workers()["aggregated"][1]["url"]
+    both_ready(pair)
+    url = next(row["url"] for row in pair.workers()["aggregated"] if row["rank"] == 1)
     (engine,) = engines(pair.attempt.path, port_of(url))
     (supervisor,) = supervisors(pair.attempt.path, port_of(url))
+    row = fault("SIGSTOP of an idle engine and its supervisor", "both are killed and restarted")
     with stopped(supervisor), stopped(engine):
         until("its state", lambda: "hangs" in detail(pair, 1))
         until("another one", lambda: new_urls(pair, url), 60)
+    row.recovered()
     assert ended(engine)
     assert ask(pair)
 
@@ -108,30 +125,42 @@ def new_urls(served: Served, old: str) -> bool:
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])
-def test_only_engine_of_a_role_is_stopped(disaggregated: Served, role: str) -> None:
+def test_only_engine_of_a_role_is_stopped(
+    disaggregated: Served, role: str, fault: FaultRecorder
+) -> None:
     all_ready(disaggregated)
     url = disaggregated.workers()[role][0]["url"]
     (engine,) = engines(disaggregated.attempt.path, port_of(url))
+    row = fault(f"SIGSTOP of the only {role} engine, for good", "requests wait for its restart")
     os.kill(engine, signal.SIGSTOP)
     assert len(set(ask(disaggregated))) == REQUESTS
+    row.recovered()
+    row.requests(REQUESTS)
 
 
-def test_engine_that_answers_health_but_computes_nothing(tmp_path: Path) -> None:
+def test_engine_that_answers_health_but_computes_nothing(
+    tmp_path: Path, fault: FaultRecorder
+) -> None:
     words = (*PAIR, *HANG, "engine.args.hang-after-requests=20")
     with serving(tmp_path, *words) as served:
-        until("both workers", lambda: len(served.workers().get("aggregated", [])) == 2)
+        both_ready(served)
+        row = fault("engine that answers `/health` and computes nothing", MOVED)
         for _ in range(2):  # worker 0 hangs first: a request is not retried after two hangs
-            ask(served, extra_headers={"X-Worker-Rank": "0"})
+            row.requests(len(ask(served, extra_headers={"X-Worker-Rank": "0"})))
         while not sum(hangs(served).values()):
             assert len(set(ask(served))) == REQUESTS
+            row.requests(REQUESTS)
 
 
-def test_stopped_frontend_is_restarted(pair: Served) -> None:
+def test_stopped_frontend_is_restarted(pair: Served, fault: FaultRecorder) -> None:
     all_ready(pair)
     ((_, before),) = pair.frontends().items()
+    promise = "killed and restarted after `cluster.heartbeat_timeout_s`, here 3 s"
+    row = fault("SIGSTOP of the only frontend, for good", promise)
     os.kill(before, signal.SIGSTOP)
     until("another process", lambda: pair.frontends().get(0, before) != before)
     until("it serves", lambda: answers_now(pair))
+    row.recovered()
     assert "frontend 0 hangs: silent for 3 s" in pair.attempt.agent_log(0).read_text()
 
 
@@ -142,11 +171,12 @@ def answers_now(served: Served) -> bool:
 
 
 @pytest.mark.slow_fault
-def test_sleeping_engine_is_no_hang(tmp_path: Path) -> None:
+def test_sleeping_engine_is_no_hang(tmp_path: Path, fault: FaultRecorder) -> None:
     words = (*PAIR, *HANG, "engine.sleep_mode=true")
     with serving(tmp_path, *words) as served:
         assert served.post("/v1/workers/0/sleep", {}).status == 200
         (asleep, awake) = engines_by_rank(served)
+        fault("SIGSTOP of an engine in sleep mode", "no hang until it is woken")
         with stopped(asleep), stopped(awake):
             until("the other hangs", lambda: hangs(served)["1"] == 1)
         assert hangs(served)["0"] == 0
@@ -162,7 +192,7 @@ def engines_by_rank(served: Served) -> list[int]:
 
 
 @pytest.mark.slow_fault
-def test_stopped_shard_of_multi_node_worker(tmp_path: Path) -> None:
+def test_stopped_shard_of_multi_node_worker(tmp_path: Path, fault: FaultRecorder) -> None:
     """Each node pretends to have one GPU, so that a worker of two takes two agents."""
     ids = write_prompts(tmp_path / "prompts.jsonl", 60)
     words = (
@@ -177,8 +207,11 @@ def test_stopped_shard_of_multi_node_worker(tmp_path: Path) -> None:
         run = tmp_path / "runs" / "s"
         until("some results", lambda: run.exists() and results_on_disk(run) > 4)
         (follower,) = (pid for pid in engines(latest(run).path) if is_follower(pid))
+        row = fault("SIGSTOP of a shard of a worker over two nodes", "the worker is restarted")
         with stopped(follower):
             assert done.result().returncode == 0, done.result().stdout + done.result().stderr
+    row.recovered()
+    row.requests(len(ids))
     each_once(run, ids)
     logs = "".join(log.read_text() for log in latest(run).logs.glob("agent-*.log"))
     assert "shard 2 of 2, on" in logs
@@ -190,7 +223,7 @@ def is_follower(pid: int) -> bool:
     return words[words.index("--node-rank") + 1] == "1" if "--node-rank" in words else False
 
 
-def test_batch_with_stopped_engine_ends(tmp_path: Path) -> None:
+def test_batch_with_stopped_engine_ends(tmp_path: Path, fault: FaultRecorder) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 300)
     words = (*SIMULATOR, *PAIR, *HANG, "engine.args.time-scale=2", "batch.concurrency=16")
     with ThreadPoolExecutor(1) as pool:
@@ -198,8 +231,12 @@ def test_batch_with_stopped_engine_ends(tmp_path: Path) -> None:
             hpc_dynamo, "batch", *words, "input=prompts.jsonl", "name=b", cwd=tmp_path
         )
         run = tmp_path / "runs" / "b"
-        until("some results", lambda: run.exists() and results_on_disk(run) > 20)
-        with stopped(engines(latest(run).path)[0]):
+        some = 20 + fault.chance.randrange(20)
+        until("some results", lambda: run.exists() and results_on_disk(run) > some)
+        row = fault("SIGSTOP of one of two engines of a batch of 300", "it ends within 60 s")
+        with stopped(fault.chance.choice(engines(latest(run).path))):
             assert done.result().returncode == 0, done.result().stdout + done.result().stderr
+    row.recovered()
+    row.requests(len(ids))
     each_once(run, ids)
     assert len(answers(run / "output.jsonl")) == 300

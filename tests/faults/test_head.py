@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults.test_hangs import ask
 from tests.integration.serving.served import Served, serves, serving
+from tests.support.fault_rows import FaultRecorder
 from tests.support.faults import engines
 from tests.support.runs import (
     SIMULATOR,
@@ -26,12 +27,14 @@ from tests.support.runs import (
 TWO_NODES = ("topology=aggregated", "topology.nodes=2", "topology.aggregated.workers=2")
 SHORT = ("cluster.heartbeat_timeout_s=3", "cluster.preflight=false")
 PROMPT = "An opening that is longer than a block of sixteen tokens, and then one more. "
+KEPT = "nothing is lost"
 SUSPENDED_S = 5.0  # longer than the timeout
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("head"), *TWO_NODES, *SHORT) as served:
+        until("both workers", lambda: len(ready(served)) == 2)
         yield served
 
 
@@ -53,15 +56,20 @@ def suspend(*pids: int) -> None:
         os.kill(pid, signal.SIGCONT)
 
 
-def test_suspended_head_and_job_keep_all_workers(served: Served) -> None:
+def test_suspended_head_and_job_keep_all_workers(served: Served, fault: FaultRecorder) -> None:
     """First node 0, then all processes but the engines, as by `scontrol suspend`."""
-    before, urls = engines(served.attempt.path), ready(served)
+    before, urls, head = engines(served.attempt.path), ready(served), served.head
     assert len(urls) == 2
-    head = served.head
+    row = fault("SIGSTOP of head and agent of node 0 for longer than their timeout", KEPT)
     suspend(served.task, head)
-    assert ask(served)
+    row.injected()
+    row.requests(len(ask(served)))
+    row.recovered()
+    row = fault("SIGSTOP of head and agents for longer than their timeout", KEPT)
     suspend(*agents(served).values(), head)
-    assert ask(served)
+    row.injected()
+    row.requests(len(ask(served)))
+    row.recovered()
     assert served.head == head
     assert served.attempt.outcome() is None
     assert ready(served) == urls
@@ -69,21 +77,24 @@ def test_suspended_head_and_job_keep_all_workers(served: Served) -> None:
     assert "is gone" not in served.attempt.agent_log(0).read_text()
 
 
-def test_silent_node_gets_no_requests_and_rejoins_with_its_engines(served: Served) -> None:
+def test_silent_node_gets_no_requests_and_rejoins_with_its_engines(
+    served: Served, fault: FaultRecorder
+) -> None:
     before, urls = engines(served.attempt.path), ready(served)
     agent = agents(served)[1]
+    promise = "no requests meanwhile; it rejoins with its engines"
+    row = fault("SIGSTOP of the agent of one node for longer than its timeout", promise)
     os.kill(agent, signal.SIGSTOP)
     try:
         until("it is noticed", lambda: len(ready(served)) == 1)
-        assert ask(served)
+        row.requests(len(ask(served)))
     finally:
         os.kill(agent, signal.SIGCONT)
+        row.injected()
     until("it is back", lambda: ready(served) == urls)
-    assert ask(served)
+    row.recovered()
+    row.requests(len(ask(served)))
     assert engines(served.attempt.path) == before, "an engine was restarted"
-
-
-Fault = Callable[[int], None]  # with the process id of the head
 
 
 def kill_head(head: int) -> None:
@@ -100,20 +111,31 @@ def kill_supervisor_of_head(head: int) -> None:
     os.kill(int(stat.rpartition(")")[2].split()[1]), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("fault", [kill_head, stop_head, kill_supervisor_of_head])
-def test_lost_head_is_replaced_and_engines_continue(served: Served, fault: Fault) -> None:
+LOST_HEAD = {
+    "kill -9 the head": kill_head,
+    "SIGSTOP the head for good": stop_head,
+    "kill -9 the supervisor of the head": kill_supervisor_of_head,
+}
+
+
+@pytest.mark.parametrize("name", LOST_HEAD)
+def test_lost_head_is_replaced_and_engines_continue(
+    served: Served, fault: FaultRecorder, name: str
+) -> None:
     """Same URL and key; agents, engines, their weights and the index of cached blocks stay."""
     before, urls, processes = engines(served.attempt.path), ready(served), agents(served)
-    prompts = [f"{fault.__name__} {number} {PROMPT}" for number in range(10)]
+    prompts = [f"{name} {fault.seed} {number} {PROMPT}" for number in range(10)]
     for prompt in prompts:
         assert served.post("/v1/completions", {"prompt": prompt, "max_tokens": 1}).status == 200
     cached = until("cached blocks", lambda: known_blocks(served, prompts))
     lost = served.head
-    fault(lost)
-    until("another head", partial(other_head, served, lost))
+    row = fault(name, "the same URL answers, engines and index of cached blocks stay")
+    LOST_HEAD[name](lost)
+    until("another head", lambda: served.head not in (0, lost))
     until("it serves", lambda: serves(served))
+    row.recovered()
     until("all workers", lambda: ready(served) == urls)
-    assert ask(served)
+    row.requests(len(ask(served)))
     until("the same cached blocks", lambda: known_blocks(served, prompts) >= cached)
     assert engines(served.attempt.path) == before
     assert agents(served) == processes
@@ -127,32 +149,32 @@ def known_blocks(served: Served, prompts: list[str]) -> int:
     return sum(best) if all(best) else 0
 
 
-def other_head(served: Served, killed: int) -> bool:
-    return served.head not in (0, killed)
-
-
 def has_results(run: Path, count: int) -> bool:
     return run.exists() and results_on_disk(run) >= count
 
 
-def test_batch_with_killed_heads_has_each_result_once(tmp_path: Path) -> None:
+def test_batch_with_killed_heads_has_each_result_once(tmp_path: Path, fault: FaultRecorder) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 120)
     words = (*SIMULATOR, *TWO_NODES, *SHORT, "engine.args.time-scale=5", "batch.concurrency=8")
     run = tmp_path / "runs" / "b"
+    row = fault("kill -9 the head of a batch twice", "each result once")
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(
             hpc_dynamo, "batch", *words, "input=prompts.jsonl", "name=b", cwd=tmp_path
         )
-        for results in (10, 50):
+        for results in (fault.chance.randrange(5, 20), fault.chance.randrange(40, 60)):
             until("results", partial(has_results, run, results))
-            killed = Served(latest(run)).head
-            os.kill(killed, signal.SIGKILL)
+            os.kill(Served(latest(run)).head, signal.SIGKILL)
         assert done.result().returncode == 0, done.result().stdout + done.result().stderr
+    row.requests(len(ids))
     each_once(run, ids)
 
 
-def test_killed_task_of_node_0_leaves_nothing(served: Served) -> None:
-    """The job ends with this test. The head stops the agent of the other node first."""
-    os.kill(served.task, signal.SIGKILL)
-    until("nothing is left", lambda: not served.processes())
-    assert "stop: stopped" in served.attempt.agent_log(1).read_text()
+def test_killed_task_of_node_0_leaves_nothing(tmp_path: Path, fault: FaultRecorder) -> None:
+    """The head ends the agent of the other node, then itself."""
+    with serving(tmp_path, *TWO_NODES, *SHORT) as served:
+        row = fault("kill -9 the task of node 0", "the job ends, nothing is left")
+        os.kill(served.task, signal.SIGKILL)
+        until("nothing is left", lambda: not served.processes())
+        row.recovered()
+        assert "stop: stopped" in served.attempt.agent_log(1).read_text()

@@ -11,6 +11,7 @@ from hpc_dynamo.launch import JobState
 from hpc_dynamo.run import Attempt
 from tests.cluster.slurm import SlurmCluster
 from tests.faults.test_other_users import ATTACKER, Payload
+from tests.support.fault_rows import FaultRecorder
 from tests.support.runs import hpc_dynamo, latest, until, write_prompts
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -39,8 +40,9 @@ def release(attempt: Attempt) -> None:
 
 
 def test_pickle_of_another_user_is_not_loaded_on_the_node(
-    cluster: SlurmCluster, shared_dir: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: SlurmCluster, shared_dir: Path, monkeypatch: pytest.MonkeyPatch, fault: FaultRecorder
 ) -> None:
+    fault("job files replaced by another user while the job is pending (Slurm)", "refused")
     attempt, proof = held_job(cluster, shared_dir, monkeypatch), shared_dir / "proof"
     record = attempt.job()
     assert record
@@ -59,8 +61,9 @@ def test_pickle_of_another_user_is_not_loaded_on_the_node(
 
 
 def test_changed_input_is_refused_by_the_job(
-    cluster: SlurmCluster, shared_dir: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: SlurmCluster, shared_dir: Path, monkeypatch: pytest.MonkeyPatch, fault: FaultRecorder
 ) -> None:
+    fault("input edited while its job is pending (Slurm)", "refused, both fingerprints named")
     attempt, file = held_job(cluster, shared_dir, monkeypatch), shared_dir / "p.jsonl"
     file.write_text(file.read_text().replace("number 3", "number 4"))
     release(attempt)

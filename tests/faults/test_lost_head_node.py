@@ -12,6 +12,7 @@ from hpc_dynamo.run import Attempt, Run
 from tests.cluster.namespaces import node_pid
 from tests.cluster.slurm import ClusterError, SlurmCluster
 from tests.integration.serving.served import HEAD
+from tests.support.fault_rows import FaultRecorder
 from tests.support.runs import each_once, hpc_dynamo, latest, results_on_disk, until, write_prompts
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -62,7 +63,7 @@ def answers(run: Run) -> bool:
 
 
 def test_endpoint_returns_under_the_same_url_file_after_a_power_failure(
-    cluster: SlurmCluster, shared_dir: Path, repaired: None
+    cluster: SlurmCluster, shared_dir: Path, repaired: None, fault: FaultRecorder
 ) -> None:
     start(cluster, shared_dir, "serve", "name=s")
     run = Run(shared_dir / "runs/s")
@@ -70,10 +71,12 @@ def test_endpoint_returns_under_the_same_url_file_after_a_power_failure(
     until("an endpoint", lambda: attempt.endpoint() or attempt.outcome(), 100)
     assert answers(run)
     lost = head_host(attempt, 0)
+    row = fault("power failure of the head's node while serving (Slurm)", "the URL file is updated")
     cluster.crash(lost)
     set_down(cluster, lost)
     until("the next execution", lambda: head_host(attempt, 1), 100)
     until("an answer", lambda: answers(run), 100)
+    row.recovered()
     assert head_host(attempt, 1) != lost
     stopped = hpc_dynamo("stop", "s", cwd=shared_dir, env=cluster.env, timeout_s=100)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
@@ -84,7 +87,7 @@ def test_endpoint_returns_under_the_same_url_file_after_a_power_failure(
 
 
 def test_node_that_runs_on_after_slurm_gave_it_up_does_not_disturb_the_batch(
-    cluster: SlurmCluster, shared_dir: Path, repaired: None
+    cluster: SlurmCluster, shared_dir: Path, repaired: None, fault: FaultRecorder
 ) -> None:
     """Only its slurmd is dead, so Slurm cannot end the head there; the head ends itself."""
     ids = write_prompts(shared_dir / "prompts.jsonl", 60, max_tokens=16)
@@ -94,11 +97,14 @@ def test_node_that_runs_on_after_slurm_gave_it_up_does_not_disturb_the_batch(
     until("some results", lambda: results_on_disk(run) >= 5, 120)
     attempt = latest(run)
     lost = head_host(attempt, 0)
+    row = fault("node of a batch's head set down that runs on (Slurm)", "each result once")
     cluster.kill(lost)
     set_down(cluster, lost)
     until("the next execution", lambda: head_host(attempt, 1), 100)
     until("the end of the old one", lambda: not has_head(cluster, lost), 60)
     until("the output", (run / "output.jsonl").exists, 200)
+    row.recovered()
+    row.requests(len(ids))
     each_once(run, ids)
     until("no jobs", lambda: not cluster.slurm("squeue", "--noheader").strip(), 60)
     outcome = attempt.outcome()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.slurm import ClusterError, SlurmCluster
+from tests.support.fault_rows import FaultRecorder
 from tests.support.runs import each_once, hpc_dynamo, latest, results_on_disk, until, write_prompts
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -51,7 +52,7 @@ def resume(cluster: SlurmCluster, node: str) -> None:
 
 
 def test_only_one_job_works_on_a_run_after_a_node_is_set_down(
-    cluster: SlurmCluster, shared_dir: Path, lost_node: str
+    cluster: SlurmCluster, shared_dir: Path, lost_node: str, fault: FaultRecorder
 ) -> None:
     ids = write_prompts(shared_dir / "prompts.jsonl", 60, max_tokens=16)
     run = shared_dir / "runs/prompts"
@@ -59,6 +60,7 @@ def test_only_one_job_works_on_a_run_after_a_node_is_set_down(
     until("some results", lambda: results_on_disk(run) >= 5, 120)
     job = job_id(shared_dir)
     down = ("scontrol", "update", f"NodeName={lost_node}", "State=DOWN", "Reason=test")
+    row = fault("node of a batch set down (Slurm)", "one job continues, each result once")
     cluster.slurm(*down)
     until("the requeue", lambda: field(cluster, job, "JobState") == "PENDING", 60)
     until("an outcome of the first execution", latest(run).outcome, 60)
@@ -70,20 +72,24 @@ def test_only_one_job_works_on_a_run_after_a_node_is_set_down(
     assert "is in use: attempt 1 is pending" in again.stderr
 
     resume(cluster, lost_node)
+    row.injected()
     until("the output", (run / "output.jsonl").exists, 200)
+    row.recovered()
+    row.requests(len(ids))
     each_once(run, ids)
     until("the end", lambda: field(cluster, job, "JobState") == "COMPLETED", 60)
     assert field(cluster, job, "Restarts") == "1"
 
 
 def test_stop_cancels_a_job_that_slurm_has_requeued(
-    cluster: SlurmCluster, shared_dir: Path, lost_node: str
+    cluster: SlurmCluster, shared_dir: Path, lost_node: str, fault: FaultRecorder
 ) -> None:
     write_prompts(shared_dir / "prompts.jsonl", 60, max_tokens=16)
     assert command(cluster, shared_dir, *BATCH, *SLOW).returncode == 0
     run = shared_dir / "runs/prompts"
     until("some results", lambda: results_on_disk(run) >= 2, 120)
     job = job_id(shared_dir)
+    fault("`scontrol requeue`, then `hpc-dynamo stop` (Slurm)", "the pending job is cancelled")
     cluster.slurm("scontrol", "requeue", job)
     until("the requeue", lambda: field(cluster, job, "JobState") == "PENDING", 60)
     stopped = command(cluster, shared_dir, "stop", "prompts")
@@ -92,9 +98,12 @@ def test_stop_cancels_a_job_that_slurm_has_requeued(
     assert field(cluster, job, "JobState") == "CANCELLED"
 
 
-def test_exit_codes_reach_dependent_jobs(cluster: SlurmCluster, shared_dir: Path) -> None:
+def test_exit_codes_reach_dependent_jobs(
+    cluster: SlurmCluster, shared_dir: Path, fault: FaultRecorder
+) -> None:
     """A failed batch does not start a job that waits for its success; a stopped endpoint does."""
     write_prompts(shared_dir / "prompts.jsonl", 3, max_tokens=2)
+    fault("engines that do not start (Slurm)", "the job fails, `afterok` sees it")
     failing = command(cluster, shared_dir, *BATCH, "engine.args.fail-start=true")
     assert failing.returncode == 0, failing.stderr
     job = job_id(shared_dir)
@@ -123,16 +132,21 @@ def test_exit_codes_reach_dependent_jobs(cluster: SlurmCluster, shared_dir: Path
     until("the follower", lambda: field(cluster, follower, "JobState") == "COMPLETED", 60)
 
 
-def test_bad_node_does_not_cost_the_run(cluster: SlurmCluster, shared_dir: Path) -> None:
+def test_bad_node_does_not_cost_the_run(
+    cluster: SlurmCluster, shared_dir: Path, fault: FaultRecorder
+) -> None:
     """The next job excludes the node that failed the checks before the start."""
     ids = write_prompts(shared_dir / "prompts.jsonl", 10, max_tokens=2)
     bad, resize = cluster.nodes[1], ("mount", "-o", "remount,size=1m", "/dev/shm")
+    row = fault("`/dev/shm` of one node too small (Slurm)", "the next attempt excludes the node")
     subprocess.run(cluster.on(bad, *resize), check=True)
     try:
         words = [word for word in BATCH if word != "--detach"]
         done = command(cluster, shared_dir, *words)
     finally:
         subprocess.run(cluster.on(bad, *resize[:2], "remount,size=50%", "/dev/shm"), check=True)
+    row.recovered()
+    row.requests(len(ids))
     assert done.returncode == 0, done.stdout + done.stderr
     run = shared_dir / "runs/prompts"
     each_once(run, ids)

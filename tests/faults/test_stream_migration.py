@@ -11,6 +11,7 @@ import pytest
 
 from tests.integration.serving.served import MODEL, Served, serving
 from tests.support.cut_streams import assert_unbroken
+from tests.support.fault_rows import FaultRecorder
 from tests.support.faults import engines, port_of
 from tests.support.runs import until
 
@@ -67,10 +68,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-def test_stream_survives_kill_of_its_worker(pair: Served) -> None:
+def test_stream_survives_kill_of_its_worker(pair: Served, fault: FaultRecorder) -> None:
     path, prompt = CHAT
     body = ASKED | prompt
     whole = pair.post(path, body).json
-    assert_unbroken(cut_stream(pair, path, body, after=12), whole)
     name = 'hpc_dynamo_stream_migrations_total{outcome="completed"}'
-    assert pair.metrics_now()[name] == 1
+    before = pair.metrics_now().get(name, 0)
+    row = fault("SIGKILL of the worker of an open stream", "the stream continues, same greedy text")
+    assert_unbroken(cut_stream(pair, path, body, fault.chance.randrange(3, 30)), whole)
+    row.requests(1)
+    assert pair.metrics_now()[name] == before + 1

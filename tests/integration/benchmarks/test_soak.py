@@ -152,7 +152,7 @@ def test_the_verdict() -> None:
     ]
     assert failed(SoakResults(30)) == ["the run is complete"]
     other = found(0.0)
-    other.end = {"head": ProcessUsage(2, 100.0, 90.0, 21, 5)}
+    other.end = {"head": ProcessUsage(2, 100.0, 90.0, 60, 5)}
     other.errors = {"status 500": 1}
     assert failed(other) == ["no errors", "the same processes", "no more file descriptors"]
 
