@@ -173,9 +173,11 @@ class Served:
 
     @property
     def head(self) -> int:
-        """Process id of the head, a child of that task; 0 if it has ended."""
-        rows = self._processes()
-        return next((pid for pid, words in rows if words[1:3] == ["-m", HEAD]), 0)
+        """Process id of the head, a child of that task. Waits for one that is being restarted."""
+        return int(until("a head", lambda: next(self._heads(), 0)))
+
+    def _heads(self) -> Iterator[int]:
+        return (pid for pid, words in self._processes() if words[1:3] == ["-m", HEAD])
 
     def pid_of(self, url: str) -> int:
         """Return the process that listens at a worker's URL."""
@@ -248,7 +250,7 @@ def restart_head(served: Served) -> None:
     """Kill the head and wait until the next one serves."""
     killed = served.head
     kill(killed)
-    until("another head", lambda: served.head not in (0, killed))
+    until("another head", lambda: served.head != killed)
     until("it serves", lambda: serves(served))
 
 
