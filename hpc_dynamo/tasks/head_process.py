@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from hpc_dynamo.backoff import RestartLimit
 from hpc_dynamo.engines.root_cause import root_cause
@@ -53,23 +54,32 @@ class HeadProcess:
 
     async def run(self) -> Outcome:
         """Return the outcome of the job, also if no head survives."""
-        limit, left, end = RestartLimit(self._max_restarts, RESTART_WINDOW_S), 1, ""
-        while left:
-            log_size, reports = self._log_file.stat().st_size, HeadReports(self._hang_timeout_s)
-            with reports:
+        limit = RestartLimit(self._max_restarts, RESTART_WINDOW_S)
+        while True:
+            log_size = self._log_file.stat().st_size
+            with HeadReports(self._hang_timeout_s) as reports:
                 code = await self._run_once(reports)
                 if outcome := reports.outcome():
                     return outcome
-            if self._stopping.is_set():
-                return STOPPED
+            end = self._describe_end(code, log_size)
             limit.succeeded()
-            left, end = limit.failed(time.monotonic()), self._describe_end(code, log_size)
+            left = limit.failed(time.monotonic())
             log.error("the head died: %s; engines continue; %d restarts left", end, left)
-            if left:
-                await asyncio.sleep(limit.delay_s)
+            if not left:
+                return self._crash_loop(end)
+            if await self._is_stopped_within(limit.delay_s):
+                return STOPPED
+
+    def _crash_loop(self, end: str) -> Outcome:
         minutes = RESTART_WINDOW_S / 60
         what = f"the head died {self._max_restarts + 1} times within {minutes:.0f} min: {end}"
         return Outcome(exit_code=1, message=f"{what}\n  log: {self._log_file}")
+
+    async def _is_stopped_within(self, delay_s: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                return await self._stopping.wait()
+        return False
 
     async def _run_once(self, reports: HeadReports) -> int:
         """Run one head until it ends. Returns its exit code."""
