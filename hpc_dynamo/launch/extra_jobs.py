@@ -61,6 +61,7 @@ async def submit(folder: ExtraJobFolder, time_s: float) -> str:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # a job on this machine continues if the head is killed
     )
     try:
         async with asyncio.timeout(SUBMIT_S):

@@ -17,6 +17,7 @@ from hpc_dynamo.backoff import RestartLimit
 from hpc_dynamo.engines.root_cause import root_cause
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.process.child import SAFE_PATH, Child
+from hpc_dynamo.process.supervisor import KEEP_HELPERS
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.tasks.head_reports import HeadReports
 
@@ -105,8 +106,15 @@ class HeadProcess:
         # The head submits extra jobs, so it needs Slurm's variables.
         environment = SAFE_PATH | dict(os.environ)
         try:
-            inherited = (control, write)
-            return await Child.start(argv, environment, self._log_file, self._grace_s, inherited)
+            return await Child.start(
+                argv,
+                environment,
+                self._log_file,
+                self._grace_s,
+                pass_fds=(control, write),
+                # Jobs that it submits on this machine continue without it.
+                helpers=KEEP_HELPERS,
+            )
         finally:
             os.close(write)
 

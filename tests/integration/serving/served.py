@@ -6,7 +6,7 @@ import os
 import signal
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -241,8 +241,9 @@ def serving(folder: Path, *words: str, tls: ssl.SSLContext | None = None) -> Ite
 
 def serves(served: Served) -> bool:
     """Return True if the endpoint is ready. No process may listen while the head restarts."""
-    with suppress(OSError, http.client.HTTPException):
-        return served.ask("GET", "/ready").status == 200
+    with closing(served.connect()) as connection, suppress(OSError, http.client.HTTPException):
+        connection.request("GET", "/ready")
+        return connection.getresponse().status == 200
     return False
 
 
