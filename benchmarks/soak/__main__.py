@@ -7,8 +7,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +18,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks import soak
+from benchmarks.soak.checks import checks
 from benchmarks.soak.clients import Bodies, LoadClients, bodies
+from benchmarks.soak.faults import FaultLoop
 from benchmarks.soak.job import SoakJob, start
-from benchmarks.soak.results import SoakResults, SoakSample, checks, p50_p99_ms, sample_line, tables
+from benchmarks.soak.report import p50_p99_ms, sample_line, tables
+from benchmarks.soak.results import SoakResults, SoakSample
+from hpc_dynamo.cli.chaos.schedule import ProcessKind
 from hpc_dynamo.demo.provision import provision
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.http import HttpClient
@@ -80,11 +84,29 @@ async def run(
         found.rate_hz = args.share * found.capacity_hz
         show.text(f"capacity {found.capacity_hz:.0f}/s; waiting until all is idle")
         await asyncio.sleep(SETTLE_S if found.minutes >= SETTLED_MIN else 0)
-        _, found.start = await job.wait_until_idle({})
-        async with HttpClient.bearer(job.key) as http:
+        found.start_gauges, found.start = await job.wait_until_idle({})
+        async with HttpClient.bearer(job.key) as http, _faults(args, job, found):
             await _load(job, LoadClients(http, job.url, make, args.leave), found, show)
         show.text("waiting until all is given back")
         found.gauges, found.end = await job.wait_until_idle(found.start)
+
+
+@asynccontextmanager
+async def _faults(
+    args: argparse.Namespace, job: SoakJob, found: SoakResults
+) -> AsyncIterator[None]:
+    """Inject faults meanwhile, if the arguments have a seed."""
+    if args.faults is None:
+        yield
+        return
+    found.with_faults = True
+    loop = FaultLoop(job.attempt, args.faults, args.fault_s, args.fault_kinds, found.faults)
+    task = asyncio.create_task(loop.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 async def _capacity(job: SoakJob, make: Bodies, known: float | None) -> float:
@@ -145,6 +167,7 @@ async def _sample(
         ttft_ms=p50_p99_ms(clients.ttft_s),
         gauges=await job.gauges(),
         processes=job.processes(),
+        run_folder_mib=job.run_folder_mib(),
     )
     clients.reset_samples()
     return sample
@@ -165,6 +188,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--frontends", type=int, help="frontend processes")
     parser.add_argument("--capacity", type=float, help="requests/s; default: measured, 20 s")
     parser.add_argument("--model", type=Path, help="folder with tokenizer.json; default: SmolLM2")
+    parser.add_argument("--faults", type=int, metavar="SEED", help="inject random faults")
+    about = "mean seconds between two faults (%(default)s)"
+    parser.add_argument("--fault-s", type=float, default=60.0, help=about)
+    parser.add_argument(
+        "--fault-kinds",
+        type=lambda text: [ProcessKind(kind) for kind in text.split(",")],
+        default=[ProcessKind.engine, ProcessKind.frontend],
+        help="processes of the faults, comma-separated (engine,frontend)",
+    )
     parser.add_argument("overrides", nargs="*", help="FIELD=VALUE, as for hpc-dynamo serve")
     parser.add_argument("--json", type=Path, help="write all results to this file")
     return parser

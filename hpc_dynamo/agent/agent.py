@@ -42,6 +42,7 @@ from hpc_dynamo.messages import (
 from hpc_dynamo.process.child import Child
 from hpc_dynamo.process.node_folder import private_node_folder
 from hpc_dynamo.process.shared_memory import remove_unused_segments
+from hpc_dynamo.process.stack_traces import abort_session
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.wire import ControlClient
@@ -243,11 +244,15 @@ class Agent:
     async def _kill(
         self, rank: int, process: EngineProcess, child: Child, hang: str
     ) -> EngineError:
-        """Kill an engine that hangs and return the error. Its requests are moved before."""
+        """Kill an engine that hangs and return the error. Its requests are moved before.
+
+        Its log then ends with the stack traces of its processes, if these are Python's.
+        """
         self._hangs[rank] += 1
         error = process.error(hang)
         await self._report(self._workers[rank], WorkerState.failed, detail=str(error))
         await asyncio.sleep(MOVE_REQUESTS_S)
+        await asyncio.to_thread(abort_session, child.session)
         await child.kill()
         return error
 

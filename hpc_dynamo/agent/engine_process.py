@@ -16,6 +16,7 @@ from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.launch import mpi_step
 from hpc_dynamo.process.child import Child, clean_environment
 from hpc_dynamo.process.session import SessionUsage, session_usage
+from hpc_dynamo.process.stack_traces import ENVIRONMENT
 from hpc_dynamo.run import Attempt, write_atomic
 
 TAIL_BYTES = 4000
@@ -62,7 +63,10 @@ class EngineProcess:
         log.info("%s starts: %s", self.name, " ".join(command.argv))
         for name, text in command.files.items():
             write_atomic(self._attempt.logs / name, text.encode(), mode=0o600)
-        env, grace_s = clean_environment(command.env), self._config.engine.stop_timeout_s
+        env, grace_s = (
+            clean_environment(ENVIRONMENT | dict(command.env)),
+            self._config.engine.stop_timeout_s,
+        )
         child = await Child.start(command.argv, env, self._log, grace_s)
         try:
             yield child

@@ -19,7 +19,7 @@ CHECKS = 8  # per hang_timeout_s
 MAX_INTERVAL_S = 2.5
 WAIT_FACTOR = 4.0
 COMPUTING_FACTOR = 10.0
-COMPUTING_CPUS = 0.2  # CPUs that an engine uses at least while it computes
+COMPUTING_CPUS = 0.2  # CPUs that a computing engine uses or waits for
 
 
 def check_interval_s(timeout_s: float) -> float:
@@ -73,7 +73,7 @@ def is_computing(before: SessionUsage | None, now: SessionUsage | None, elapsed_
     """
     if before is None or now is None:
         return True
-    # On a busy machine an engine may wait for a CPU most of the time.
-    waits_for_cpu = before.runnable and now.runnable
-    used_s = now.cpu_s - before.cpu_s
-    return not now.stopped and (waits_for_cpu or used_s >= COMPUTING_CPUS * elapsed_s)
+    # On a busy machine an engine waits for a CPU most of the time.
+    waited_s = max(0.0, now.waited_s - before.waited_s)
+    wanted_s = now.cpu_s - before.cpu_s + waited_s
+    return not now.stopped and wanted_s >= COMPUTING_CPUS * elapsed_s

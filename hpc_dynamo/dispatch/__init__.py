@@ -26,8 +26,9 @@ worker. If it fails in the middle of a stream, `migration` continues the stream 
 
     stream_record    what the client has, as bytes
     partial_answer   its content
-    continuation     the request that continues it, or why there is none
-    chunk_converter  the new events in the form of the client's stream (continued_stream)
+    continuation     the request that continues it, or why there is none (obstacles)
+    chunk_converter  the new events for the client (continued_stream)
+    stream_formats   forms of the four paths' streams
 
 `serve`, `route` and `batch` run this code in their own process.
 """

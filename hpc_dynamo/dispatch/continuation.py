@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpc_dynamo.dispatch.execution import LIMITS
+from hpc_dynamo.dispatch.obstacles import NotContinuable, Obstacle
 from hpc_dynamo.dispatch.partial_answer import PartialAnswer
-from hpc_dynamo.engines import CHAT, COMPLETIONS
 from hpc_dynamo.errors import RequestFailed
 
 Json = dict[str, Any]
-
-PATHS = frozenset({CHAT, COMPLETIONS})
 
 # Fields that are copied: they mean the same in both paths, and do not depend on earlier output.
 COPIED = frozenset(
@@ -52,10 +50,6 @@ LAST_WORD = re.compile(r"\s*\S*\Z")
 MAX_REPEATED_CHARS = 64
 
 
-class NotContinuable(Exception):
-    """The stream cannot be continued; the message is the reason."""
-
-
 class ContinuationDiffers(RequestFailed):
     """The continuation does not repeat the last word: other numerics led to another token."""
 
@@ -80,17 +74,17 @@ def check_continuable(body: Json) -> None:
         if value is None or name in COPIED or name in CONVERTED or name in IGNORED:
             continue
         if value not in NEUTRAL.get(name, ()):
-            raise NotContinuable(f"the request sets {name}")
+            raise NotContinuable(Obstacle.field, f"the request sets {name}")
     if body.get("seed") is not None and not is_greedy(body):
-        raise NotContinuable("the request sets seed, and a temperature other than 0")
+        raise NotContinuable(Obstacle.seed, "the request sets seed, and a temperature other than 0")
     if body.get("tools") and body.get("tool_choice") != "none":
-        raise NotContinuable("the request has tools")
+        raise NotContinuable(Obstacle.tools, "the request has tools")
     if body.get("stop") and (body.get("return_token_ids") or _wants_logprobs(body)):
-        raise NotContinuable("the request has stop strings and wants tokens or log-probabilities")
+        raise NotContinuable(Obstacle.stop_and_tokens, "it has stop strings and wants tokens")
     for message in body.get("messages") or ():
         content = message.get("content")
         if isinstance(content, list) and any(part.get("type") != "text" for part in content):
-            raise NotContinuable("the messages are not only text")
+            raise NotContinuable(Obstacle.content, "the messages are not only text")
 
 
 def cut_at(body: Json, answer: PartialAnswer, *, repeat: bool) -> Cut:
@@ -102,14 +96,14 @@ def cut_at(body: Json, answer: PartialAnswer, *, repeat: bool) -> Cut:
     With `repeat` False, and if tokens were sent, nothing is repeated.
     """
     if answer.parsed:
-        raise NotContinuable(f"the engine has parsed its output ({answer.parsed})")
+        raise NotContinuable(Obstacle.parsed, f"the engine has parsed its output ({answer.parsed})")
     stop, text = body.get("stop") or [], answer.text
     stops = [stop] if isinstance(stop, str) else stop
     if repeat and is_greedy(body) and not (answer.logprobs or answer.token_ids):
         kept = _without_last_word(text[: len(text) - max(map(len, stops), default=1) + 1])
         return Cut(kept, text[len(kept) :])
     if any(text.endswith(each[:size]) for each in stops for size in range(1, len(each))):
-        raise NotContinuable("the text ends with the beginning of a stop string")
+        raise NotContinuable(Obstacle.stop_begun, "the text may end with part of a stop string")
     return Cut(text)
 
 
@@ -121,25 +115,27 @@ def _without_last_word(text: str) -> str:
 
 
 def continuation_body(
-    path: str, body: Json, prompt: Sequence[int], output: Sequence[int], context_tokens: int
+    body: Json, prompt: Sequence[int], output: Sequence[int], context_tokens: int
 ) -> Json:
     """Return the body for /v1/completions; its `max_tokens` may be 0 or less.
 
-    `output` are the token ids that the client has; `context_tokens` is the model's limit, or 0.
+    `body` is that of a chat or a completion. `output` are the token ids that the client has;
+    `context_tokens` is the model's limit, or 0.
     """
+    completion = "prompt" in body
     result = {name: value for name, value in body.items() if name in COPIED}
     result["prompt"] = [*prompt, *output]
     limit = next((body[name] for name in LIMITS if body.get(name) is not None), None)
     if limit is not None:
         result["max_tokens"] = int(limit) - len(output)
-    elif path == COMPLETIONS and "max_tokens" not in body and len(output) <= 16:
+    elif completion and "max_tokens" not in body and len(output) <= 16:
         result["max_tokens"] = 16 - len(output)  # OpenAI's default
     else:
         rest = context_tokens - len(prompt) - len(output)
         result["max_tokens"] = rest if context_tokens else None
     if body.get("min_tokens"):
         result["min_tokens"] = max(0, int(body["min_tokens"]) - len(output))
-    if path == COMPLETIONS and body.get("logprobs") is not None:
+    if completion and body.get("logprobs") is not None:
         result["logprobs"] = body["logprobs"]
     elif body.get("logprobs"):
         result["logprobs"] = body.get("top_logprobs") or 0

@@ -5,7 +5,6 @@ from typing import Protocol
 
 import msgspec
 
-from hpc_dynamo.dispatch.continuation import ContinuationDiffers
 from hpc_dynamo.dispatch.merged_response import placeholder_lease
 from hpc_dynamo.dispatch.stream_record import StreamRecord
 from hpc_dynamo.dispatch.worker_client import IncomingResponse, ResponseSink
@@ -48,7 +47,12 @@ class ContinuedStream:
         await self._sink.receive(_ConvertedResponse(response, self, lease), lease)
 
     def convert(self, piece: bytes) -> bytes:
-        events = self._converter.feed(piece)
+        """Return the events for the client. Raises RequestFailed."""
+        try:
+            events = self._converter.feed(piece)
+        except CHUNK_ERRORS as e:
+            what = f"the engine's stream is not readable: {e!r}"
+            raise RequestFailed(what, status=502) from e
         self.started = self.started or bool(events)
         return events
 
@@ -64,45 +68,27 @@ class _ConvertedResponse:
         return self._stream.convert(await self._response.read())
 
     async def relay(self, sink: ByteSink) -> None:
-        pieces = _ConvertedPieces(self._stream, self._lease, sink)
-        await self._response.relay(pieces)
-        if pieces.error:
-            raise pieces.error
+        await self._response.relay(_ConvertedPieces(self._stream, self._lease, sink))
 
 
 class _ConvertedPieces:
-    """ByteSink that converts pieces of a stream. Errors are raised later, by `drain`."""
+    """ByteSink that converts pieces of a stream."""
 
     def __init__(self, stream: ContinuedStream, lease: Lease, sink: ByteSink) -> None:
         self._stream, self._lease, self._sink = stream, lease, sink
-        self._first, self.error = True, None
-
-    error: RequestFailed | None
+        self._first = True
+        self.drain = sink.drain
 
     def write(self, data: bytes) -> None:
-        if self.error:
-            return
         if self._first:
             self._first = False
             self._lease.report_first_token()
-        try:
-            events = self._stream.convert(data)
-        except ContinuationDiffers as e:
-            self.error = e
-        except CHUNK_ERRORS as e:
-            self.error = RequestFailed(f"the engine's stream is not readable: {e!r}", status=502)
-        else:
-            if events:
-                self._sink.write(events)
+        if events := self._stream.convert(data):
+            self._sink.write(events)
 
     @property
     def congested(self) -> bool:
-        return self.error is not None or self._sink.congested
-
-    async def drain(self) -> None:
-        if self.error:
-            raise self.error
-        await self._sink.drain()
+        return self._sink.congested
 
 
 class _Prepared:

@@ -93,7 +93,6 @@ class SampleStream:
 
     def __init__(self, stream: MergedStream, sample: int) -> None:
         self._stream, self._sample = stream, sample
-        self._error: RequestFailed | None = None
         self._chunks = 0  # not yet reported to the router
         self._lease: Lease
         self.started = False
@@ -105,29 +104,24 @@ class SampleStream:
             raise RequestFailed(what, status=502)
         self._lease = lease
         await response.relay(self)
-        if self._error:
-            raise self._error
         lease.report_progress(self._chunks)
         self._stream.sample_complete()
 
     def write(self, data: bytes) -> None:
-        """Merge a piece of the stream. Errors are raised later, by `drain` and `receive`."""
-        if self._error:
-            return
+        """Merge a piece of the stream. Raises RequestFailed."""
         if not self.started:
             self.started = True
             self._lease.report_first_token()
         try:
             events, error = self._stream.merger.feed(self._sample, data)
         except MERGE_ERRORS as e:
-            self._error = _merge_error(e)
-            return
+            raise _merge_error(e) from e
         if events:
             self._stream.sink.write(events)
         if error:
             message = parse_engine_error(error).message
             message = message or "the engine ended the stream with an error"
-            self._error = RequestFailed(message, status=500, body=error)
+            raise RequestFailed(message, status=500, body=error)
         self._count()
 
     def _count(self) -> None:
@@ -138,11 +132,9 @@ class SampleStream:
 
     @property
     def congested(self) -> bool:
-        return self._error is not None or self._stream.sink.congested
+        return self._stream.sink.congested
 
     async def drain(self) -> None:
-        if self._error:
-            raise self._error
         await self._stream.sink.drain()
 
 

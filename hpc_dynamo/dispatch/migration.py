@@ -11,12 +11,9 @@ from typing import Any
 
 import msgspec
 
-from hpc_dynamo.dispatch.chunk_converter import ChunkConverter, RepeatedChunks
+from hpc_dynamo.dispatch.chunk_converter import ChunkConverter, RepeatedEvents
 from hpc_dynamo.dispatch.continuation import (
-    PATHS,
     ContinuationDiffers,
-    Cut,
-    NotContinuable,
     check_continuable,
     continuation_body,
     cut_at,
@@ -30,10 +27,12 @@ from hpc_dynamo.dispatch.continued_stream import (
 )
 from hpc_dynamo.dispatch.dispatcher import Dispatcher
 from hpc_dynamo.dispatch.engine_tokenizer import EngineTokenizer
+from hpc_dynamo.dispatch.obstacles import NotContinuable, Obstacle
 from hpc_dynamo.dispatch.partial_answer import PartialAnswer, read_answer
 from hpc_dynamo.dispatch.request_builder import RequestBuilder
+from hpc_dynamo.dispatch.stream_formats import STREAM_FORMATS, StreamFormat
 from hpc_dynamo.dispatch.worker_client import EngineRequest, WorkerFailed
-from hpc_dynamo.engines import CHAT, COMPLETIONS
+from hpc_dynamo.engines import COMPLETIONS
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.json_reader import read_value
 from hpc_dynamo.preprocess import BegunOutput, Preprocessor, Tokens
@@ -66,7 +65,7 @@ class StreamMigrator:
     def records(self, request: EngineRequest) -> bool:
         """Return True if the client's stream has to be recorded."""
         streams = "stream" in request.body and request.samples == 1
-        return bool(self._limit) and streams and _path(request) in PATHS
+        return bool(self._limit) and streams and _path(request) in STREAM_FORMATS
 
     async def run(self, request: EngineRequest, sink: StreamSink) -> None:
         """Execute a request. See Dispatcher.run."""
@@ -101,44 +100,46 @@ class StreamMigrator:
     async def _continue(
         self, request: EngineRequest, sink: StreamSink, failure: WorkerFailed, *, repeat: bool
     ) -> None:
-        answer = _answer(sink)
+        stream_format = STREAM_FORMATS[_path(request)]
+        answer = _answer(sink, stream_format)
         # A broken connection is known to the router, and a worker may restart meanwhile.
         exclude = (failure.rank,) if failure.body else ()
         routing = msgspec.structs.replace(request.routing, exclude=exclude)
         request = replace(request, routing=routing)
         if answer.empty:
             log.warning("%s; the request is repeated", failure)
-            stream = ContinuedStream(sink, RepeatedChunks(answer))
+            stream = ContinuedStream(sink, RepeatedEvents(answer, stream_format))
             await self._dispatcher.run(request, stream, max_attempts=1)
         else:
-            cut = cut_at(read_value(request.content), answer, repeat=repeat)
-            await self._continue_output(request, answer, cut, sink, failure)
+            body = _chat_body(request, stream_format)
+            cut = cut_at(body, answer, repeat=repeat)
+            begun = await self._tokenize(body, answer, cut.kept, request)
+            _check_prompt(answer, begun)
+            log.warning(
+                "%s; the stream continues on another worker after %d tokens",
+                failure, len(begun.output),
+            )  # fmt: skip
+            converter = ChunkConverter(
+                answer, cut, stream_format.writer(answer, body),
+                prompt_tokens=len(begun.prompt), output_tokens=len(begun.output),
+            )  # fmt: skip
+            await self._continue_output(request, body, answer, begun, sink, converter)
 
     async def _continue_output(
-        self, request: EngineRequest, answer: PartialAnswer, cut: Cut, sink: StreamSink,
-        failure: WorkerFailed,
+        self, request: EngineRequest, body: dict[str, Any], answer: PartialAnswer,
+        begun: BegunOutput, sink: StreamSink, converter: ChunkConverter,
     ) -> None:  # fmt: skip
-        body, path = read_value(request.content), _path(request)
-        check_continuable(body)
-        begun = await self._tokenize(body, answer, cut.kept, request)
         prompt, output = begun.prompt.ids.tolist(), begun.output.ids.tolist()
-        usage = answer.usage or {}
-        converter = ChunkConverter(
-            answer, cut, chat=path == CHAT, top_logprobs=body.get("top_logprobs"),
-            prompt_tokens=usage.get("prompt_tokens") or len(prompt), output_tokens=len(output),
-        )  # fmt: skip
         limit = request.context.context_tokens
-        continued = continuation_body(path, body, prompt, output, limit)
-        log.warning(
-            "%s; the stream continues on another worker after %d tokens", failure, len(output)
-        )
+        continued = continuation_body(body, prompt, output, limit)
         left, usage_wanted = continued["max_tokens"], _wants_usage(body)
-        exhausted = left is not None and left < 1
+        exhausted, greedy = left is not None and left < 1, is_greedy(body)
         # Only an engine knows how many tokens a stop string and the end of the output had.
-        counted = answer.usage_sent or not usage_wanted or not is_greedy(body)
-        if exhausted or (answer.finished and counted):
-            closing = converter.closing(usage=usage_wanted, finish=not answer.finished)
-            await send_prepared(closing, sink)
+        counted = answer.usage_sent or not usage_wanted or not greedy
+        ended = answer.finished or (answer.text_ended and not greedy)
+        if exhausted or (ended and counted):
+            finish = "" if answer.finished else "length" if exhausted else "stop"
+            await send_prepared(converter.closing(finish=finish, usage=usage_wanted), sink)
             return
         built = await self._built(request, continued)
         await self._dispatcher.run(built, ContinuedStream(sink, converter), max_attempts=1)
@@ -170,9 +171,9 @@ class StreamMigrator:
         except WorkerFailed:
             raise
         except (RequestFailed, *CHUNK_ERRORS) as e:
-            raise NotContinuable(f"no tokenizer: {e}") from e
+            raise NotContinuable(Obstacle.prompt, f"no tokenizer: {e}") from e
         if not isinstance(begun, BegunOutput):
-            raise NotContinuable(begun.reason)
+            raise NotContinuable(Obstacle.prompt, begun.reason)
         return begun
 
 
@@ -180,14 +181,33 @@ def _wants_usage(body: dict[str, Any]) -> bool:
     return bool((body.get("stream_options") or {}).get("include_usage"))
 
 
-def _answer(sink: StreamSink) -> PartialAnswer:
+def _check_prompt(answer: PartialAnswer, begun: BegunOutput) -> None:
+    """Compare the tokens of the prompt with the engine's count. Raises NotContinuable."""
+    counted = (answer.usage or {}).get("prompt_tokens")
+    if counted and counted != len(begun.prompt):
+        here = len(begun.prompt)
+        what = f"its prompt has {counted} tokens in the engine, but {here} here"
+        raise NotContinuable(Obstacle.prompt, what)
+
+
+def _answer(sink: StreamSink, stream_format: StreamFormat) -> PartialAnswer:
     content = sink.record.content() if sink.record else None
     if content is None:
-        raise NotContinuable("it is too long to be kept")
+        raise NotContinuable(Obstacle.length, "it is too long to be kept")
     try:
-        return read_answer(content)
+        return read_answer(content, stream_format.add)
     except CHUNK_ERRORS as e:
-        raise NotContinuable(f"it is not a stream of chunks: {e!r}") from e
+        raise NotContinuable(Obstacle.unreadable, f"it has another format: {e!r}") from e
+
+
+def _chat_body(request: EngineRequest, stream_format: StreamFormat) -> dict[str, Any]:
+    """Return the body of a chat or a completion. Raises NotContinuable."""
+    try:
+        body = stream_format.chat_body(read_value(request.content))
+        check_continuable(body)
+    except CHUNK_ERRORS as e:
+        raise NotContinuable(Obstacle.prompt, f"the request has another format: {e!r}") from e
+    return body
 
 
 def _path(request: EngineRequest) -> str:

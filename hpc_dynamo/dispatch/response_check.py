@@ -11,8 +11,12 @@ from hpc_dynamo.engines import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from hpc_dynamo.http import ByteSink, HttpResponse
 
 JSON_PATHS = (CHAT, COMPLETIONS, MESSAGES, RESPONSES)  # responses are JSON objects, or streams
-# Ends of a complete stream. /v1/responses ends with an event of any length.
+# Ends of a complete stream; for /v1/responses, the beginnings of its last event's name.
 STREAM_ENDS = {CHAT: b"[DONE]", COMPLETIONS: b"[DONE]", MESSAGES: b"message_stop"}
+LAST_RESPONSE_EVENTS = (
+    b"response.completed", b"response.incomplete", b"response.failed", b"response.cancelled",
+    b"error",
+)  # fmt: skip
 STREAM = "text/event-stream"
 EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
@@ -54,7 +58,7 @@ class CheckedResponse:
         if self._type.startswith(STREAM) and not _starts_event(start.lstrip()):
             raise BadResponse("with a stream that has no events")
         await self._response.relay(sink)
-        if STREAM_ENDS.get(self._path, b"") not in self._response.tail:
+        if not _is_complete(self._path, self._response.tail):
             raise BadResponse("with a stream that ended early")
 
     def _check_content(self, content: bytes) -> None:
@@ -70,6 +74,14 @@ class CheckedResponse:
         except (msgspec.DecodeError, RecursionError) as e:
             what = "a JSON object" if object_expected else "JSON"
             raise BadResponse(f"without {what}: {e}") from e
+
+
+def _is_complete(path: str, tail: bytes) -> bool:
+    """Return True if a stream may end like this. The last event may be longer than the tail."""
+    if path == RESPONSES:
+        *before, last = tail.rsplit(b"\nevent: ", 1)
+        return not before or last.startswith(LAST_RESPONSE_EVENTS)
+    return STREAM_ENDS.get(path, b"") in tail
 
 
 def _starts_event(start: bytes) -> bool:

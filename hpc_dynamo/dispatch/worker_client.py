@@ -15,6 +15,7 @@ from hpc_dynamo.engine_errors import append_engine_error, parse_engine_error
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import ByteSink, HttpClient, HttpResponse
+from hpc_dynamo.http.sse import EventParser
 from hpc_dynamo.router import Lease, RoutingRequest, Target
 
 # Time for one worker to finish after the other worker or the client has ended.
@@ -146,7 +147,8 @@ def _error(target: Target, status: int, body: bytes) -> RequestFailed:
 
 def stream_error(rank: int, event: bytes) -> WorkerFailed | None:
     """Return the error of an event in a stream, None if the request is its cause (a 4xx code)."""
-    body = event.removeprefix(b"data:").partition(b"\n\n")[0].strip()
+    parsed = next(EventParser().feed(event + b"\n\n"), None)
+    body = (parsed.data if parsed else None) or b""
     code = parse_engine_error(body).code
     if isinstance(code, int) and code < 500:
         return None

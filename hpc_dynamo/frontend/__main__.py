@@ -159,6 +159,7 @@ async def _report(
     report.by_model = {"": stats} | {model.model: model.stats for model in models}
     while not router.closed.done():
         stats.connections, stats.rejections = server.connections, dict(server.rejections)
+        stats.tasks = len(asyncio.all_tasks())
         for model in models:
             model.stats.retried = model.dispatcher.retries
             model.stats.migrations = dict(model.migrator.outcomes)

@@ -57,6 +57,7 @@ class Exchange:
     request_id: str
     stats: FrontendStats  # counters of the process until the model is known
     path: str  # metric label
+    relay: ResponseRelay | None = None  # set once there is a stream or a response
 
     def allow(self, *methods: str) -> None:
         """Raises ApiError for other methods."""
@@ -90,9 +91,9 @@ class App:
         try:
             await self._answer(exchange)
         except ApiError as e:
-            outcome = _send_error(request, response, e)
+            outcome = _send_error(exchange, e)
         except RequestFailed as e:
-            outcome = _send_failure(request, response, e)
+            outcome = _send_failure(exchange, e)
         except asyncio.CancelledError:
             outcome = "cancelled"
             self._stats.cancelled += 1
@@ -173,8 +174,8 @@ class App:
                 model, request = await self._engine_request(exchange)
                 exchange.stats = model.stats
                 record = StreamRecord() if model.migrator.records(request) else None
-                relay = ResponseRelay(exchange.response, model.stats, record)
-                await model.migrator.run(request, relay)
+                exchange.relay = ResponseRelay(exchange.response, model.stats, record)
+                await model.migrator.run(request, exchange.relay)
         except TimeoutError as e:
             what = f"no complete response within {self._timeout_s:.0f} s"
             raise ApiError(504, f"{what} (serve.request_timeout_s)") from e
@@ -224,13 +225,15 @@ class App:
             raise ApiError(503, what, retry_after_s=DRAINING_RETRY_S)
 
 
-def _send_error(request: HttpRequest, response: ResponseWriter, error: ApiError) -> str:
+def _send_error(exchange: Exchange, error: ApiError) -> str:
     """Send an error; return the outcome for the metrics if the status does not show it."""
+    request, response = exchange.request, exchange.response
     kind = {"kind": error.status}
     log.info("%s: %d %s", request.path[:200], error.status, error.message, extra=kind)
     if response.status:
         # The status of a stream cannot change any more: the error is its last event.
-        response.write(errors.error_event(error, request.path))
+        before = exchange.relay.last_piece if exchange.relay else b""
+        response.write(errors.error_event(error, request.path, before))
         response.end()
         return "broken"
     headers = [JSON]
@@ -242,13 +245,14 @@ def _send_error(request: HttpRequest, response: ResponseWriter, error: ApiError)
     return ""
 
 
-def _send_failure(request: HttpRequest, response: ResponseWriter, failure: RequestFailed) -> str:
+def _send_failure(exchange: Exchange, failure: RequestFailed) -> str:
     """Send an error of the dispatcher, with the engine's own body if there is one."""
+    request, response = exchange.request, exchange.response
     status, body, message = failure.status, failure.body, failure.message
     if response.status or not body:
         error = errors.engine_error(status, body, message, request.path)
         error.retry_after_s = failure.retry_after_s if isinstance(failure, Overloaded) else 0.0
-        return _send_error(request, response, error)
+        return _send_error(exchange, error)
     log.info("%s: %s", request.path, message)
     response.send(status, errors.engine_error_body(status, body, message, request.path), [JSON])
     return ""

@@ -4,6 +4,7 @@ OpenAI (also used by engines): https://platform.openai.com/docs/guides/error-cod
 Anthropic (/v1/messages): https://docs.anthropic.com/en/api/errors.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ ERROR_TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
-MESSAGES = "/v1/messages"
+MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
+SEQUENCE_NUMBER = re.compile(rb'"sequence_number": ?([0-9]+)')
 UNKNOWN_PATH_MESSAGE = "Not Found"  # Starlette's message for an unknown path
 
 
@@ -54,13 +56,19 @@ def error_body(error: ApiError, path: str = "") -> bytes:
     return msgspec.json.encode(_object(error, path))
 
 
-def error_event(error: ApiError, path: str) -> bytes:
+def error_event(error: ApiError, path: str, before: bytes = b"") -> bytes:
     """Return the error as the last event of a stream, and the end of the stream.
 
-    The empty line at the start ends an incomplete event.
+    The empty line at the start ends an incomplete event. `before` are the last events that were
+    sent: those of /v1/responses are numbered.
     """
-    data = msgspec.json.encode(_object(error, path))
-    if path.startswith(MESSAGES):
+    content = _object(error, path)
+    if path == RESPONSES:
+        numbers = SEQUENCE_NUMBER.findall(before)
+        content = {"type": "error", "sequence_number": int(numbers[-1]) + 1 if numbers else 0}
+        content |= {"code": _code(error), "message": error.message, "param": error.param}
+    data = msgspec.json.encode(content)
+    if path == RESPONSES or path.startswith(MESSAGES):
         return b"\n\nevent: error\ndata: %b\n\n" % data
     return b"\n\ndata: %b\n\n%b" % (data, DONE_EVENT)
 
@@ -99,6 +107,10 @@ def _has_format(body: bytes, path: str) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("error"), dict):
         return False
     return value.get("type") == "error" or not path.startswith(MESSAGES)
+
+
+def _code(error: ApiError) -> str:
+    return str(error.code or error.error_type or ERROR_TYPES.get(error.status, "server_error"))
 
 
 def _object(error: ApiError, path: str) -> dict[str, Any]:

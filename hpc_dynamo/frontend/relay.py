@@ -1,10 +1,11 @@
 """Relays a worker's response to the client: streams piece by piece, other responses whole."""
 
+import re
 import time
 
 import msgspec
 
-from hpc_dynamo.dispatch import IncomingResponse, StreamRecord, WorkerFailed, stream_error
+from hpc_dynamo.dispatch import IncomingResponse, StreamRecord, stream_error
 from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.http import ResponseWriter
 from hpc_dynamo.router import Lease
@@ -13,7 +14,8 @@ from hpc_dynamo.router import Lease
 CHUNKS_PER_REPORT = 64
 EVENTS = b"text/event-stream"
 SEPARATORS = (b"\n\n", b"\n\r\n")  # empty lines end events
-ERROR = b'data: {"error"'  # engines report a failure in a stream like this
+# Engines report a failure in a stream like this. Texts in JSON have neither these quotes nor lines.
+ERROR = re.compile(rb'^(?:data: \{"error"|event: error\b)', re.MULTILINE)
 
 
 class ResponseRelay:
@@ -30,8 +32,8 @@ class ResponseRelay:
         self._started_at = self._last_chunk_at = time.monotonic()
         self._content_type = b"application/json"
         self._chunks = 0  # not yet reported to the router
+        self.last_piece = b""
         self._partial_event = b""
-        self._error: WorkerFailed | None = None
         self._lease: Lease
 
     @property
@@ -40,12 +42,10 @@ class ResponseRelay:
 
     async def receive(self, response: IncomingResponse, lease: Lease) -> None:
         """Relay the response; return when it is complete. Raises WorkerFailed."""
-        self._lease, self._partial_event, self._error = lease, b"", None
+        self._lease, self._partial_event = lease, b""
         self._content_type = response.headers.get("content-type", "application/json").encode()
         if self._content_type.startswith(EVENTS):
             await response.relay(self)
-            if self._error:
-                raise self._error
             if self._partial_event:
                 self._response.write(self._partial_event)
             if not self.started:
@@ -61,16 +61,29 @@ class ResponseRelay:
             self._response.send(200, content, [(b"content-type", self._content_type)])
 
     def write(self, data: bytes) -> None:
-        """Relay a piece of a stream. Each counts as one token, while the client keeps up."""
+        """Relay a piece of a stream. Each counts as one token, while the client keeps up.
+
+        Raises WorkerFailed.
+        """
         if self.record is not None:
             if self._partial_event or not data.endswith(b"\n\n"):
                 data = self._whole_events(data)
-            if data.startswith(ERROR) or self._error:
-                self._error = self._error or stream_error(self._lease.decode.rank, data)
-                if self._error:
-                    return
-            if not data:
+            if b"error" in data and (found := ERROR.search(data)):
+                self._relay_until_error(data, found.start())
                 return
+        self._relay(data)
+
+    def _relay_until_error(self, data: bytes, start: int) -> None:
+        """Relay what precedes an error, and raise it. Relay all if the request is the cause."""
+        error = stream_error(self._lease.decode.rank, data[start:])
+        self._relay(data[:start] if error else data)
+        if error:
+            raise error
+
+    def _relay(self, data: bytes) -> None:
+        if not data:
+            return
+        if self.record is not None:
             self.record.append(data)
         now = time.monotonic()
         if self._response.status:
@@ -84,6 +97,7 @@ class ResponseRelay:
             self._lease.report_first_token()
             self._stats.ttft.observe(now - self._started_at)
         self._last_chunk_at = now
+        self.last_piece = data
         self._response.write(data)
 
     def _whole_events(self, data: bytes) -> bytes:
@@ -96,11 +110,9 @@ class ResponseRelay:
 
     @property
     def congested(self) -> bool:
-        return self._error is not None or self._response.congested
+        return self._response.congested
 
     async def drain(self) -> None:
-        if self._error:
-            raise self._error
         await self._response.drain()
 
     def _begin(self) -> None:

@@ -14,6 +14,7 @@ REPORT_INTERVAL_S = 1.0  # between two reports of a process
 
 COUNTERS = (
     "active", "connections", "cancelled", "retried", "forwarded", "forwarding", "prompt_tokens",
+    "tasks",
 )  # fmt: skip
 
 
@@ -28,6 +29,7 @@ class FrontendStats(msgspec.Struct, kw_only=True):
     rejections: dict[str, int] = msgspec.field(default_factory=dict)  # see HttpServer.rejections
     active: int = 0  # requests in progress
     connections: int = 0  # open connections
+    tasks: int = 0  # asyncio's
     cancelled: int = 0  # requests whose client disconnected
     retried: int = 0  # attempts on another worker
     migrations: dict[str, int] = msgspec.field(default_factory=Counter)  # moved streams by outcome
@@ -74,6 +76,6 @@ class FrontendReport(msgspec.Struct):
     def after_exit(self) -> "FrontendReport":
         """Reset what ends with the process, and return self."""
         for stats in self.by_model.values():
-            stats.active = stats.connections = stats.forwarding = 0
+            stats.active = stats.connections = stats.forwarding = stats.tasks = 0
         self.notices.clear()
         return self

@@ -22,7 +22,8 @@ LAST_PIECES = 16
 class ByteSink(Protocol):
     """Destination of a relayed body; see `HttpResponse.relay`."""
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes) -> None:
+        """Take a piece. What it raises ends the relay, which raises it as well."""
 
     @property
     def congested(self) -> bool: ...
@@ -41,6 +42,7 @@ class HttpResponse(asyncio.Protocol):
         self._changed: asyncio.Future[None] | None = None
         self._error: ConnectionError | None = None
         self._sink: ByteSink | None = None
+        self._sink_error: Exception | None = None
         self.used = False  # an earlier response arrived on this connection
         self._prepare()
 
@@ -72,20 +74,23 @@ class HttpResponse(asyncio.Protocol):
     async def relay(self, sink: ByteSink) -> None:
         """Write the body to `sink` piece by piece as it arrives, without waking a task per piece.
 
-        A congested sink pauses reading, which in the end pauses the server's writing.
+        A congested sink pauses reading, which in the end pauses the server's writing. Raises what
+        the sink raises.
         """
         self._sink = sink
         if self._body:
             sink.write(b"".join(self._body))
             self._last_pieces.extend(self._body)
             self._body.clear()
-        while not self._complete:
+        while not (self._complete or self._sink_error):
             if sink.congested:
                 self._transport.pause_reading()
                 await sink.drain()
                 self._transport.resume_reading()
             else:
                 await self._wait_for_change()
+        if self._sink_error:
+            raise self._sink_error
 
     @property
     def reusable(self) -> bool:
@@ -96,7 +101,7 @@ class HttpResponse(asyncio.Protocol):
 
     def start(self, request: bytes) -> None:
         """Send a request and reset the response."""
-        self._sink = None
+        self._sink = self._sink_error = None
         self._prepare()
         self._transport.write(request)
 
@@ -166,11 +171,19 @@ class HttpResponse(asyncio.Protocol):
             if not self._body:
                 self._wake()
             self._body.append(part)
-            return
-        self._last_pieces.append(part)
-        self._sink.write(part)
-        if self._sink.congested:
+        elif not self._sink_error:
+            self._last_pieces.append(part)
+            self._write(self._sink, part)
+
+    def _write(self, sink: ByteSink, part: bytes) -> None:
+        try:
+            sink.write(part)
+        except Exception as e:  # noqa: BLE001  # `relay` raises it; the event loop calls this
+            self._sink_error = e
             self._wake()
+        else:
+            if sink.congested:
+                self._wake()
 
     def on_message_complete(self) -> None:
         if not self._head_received:  # an interim (1xx) response

@@ -1,7 +1,7 @@
 """Server-sent events, the format of streamed answers (WHATWG HTML, section 9.2)."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -45,3 +45,11 @@ def _data(lines: list[bytes]) -> bytes | None:
 def encode_event(content: object) -> bytes:
     """Return the event whose data is `content` as JSON."""
     return b"data: %b\n\n" % msgspec.json.encode(content)
+
+
+def encode_typed_events(*events: dict[str, Any]) -> bytes:
+    """Return events that have their `type` also as the event's name."""
+    return b"".join(
+        b"event: %b\ndata: %b\n\n" % (event["type"].encode(), msgspec.json.encode(event))
+        for event in events
+    )

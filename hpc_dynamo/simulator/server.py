@@ -28,8 +28,10 @@ from hpc_dynamo.simulator.generation_request import (
 )
 from hpc_dynamo.simulator.kv_handoff import METADATA_PATH
 from hpc_dynamo.simulator.kv_transfer_params import KvTransferParams
+from hpc_dynamo.simulator.messages_api import MessageBuilder, MessagesRequest
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.response_formats import AnyRequest, ResponseBuilder
+from hpc_dynamo.simulator.responses_api import ResponseObjectBuilder, ResponsesRequest
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.sglang_bootstrap import SglangRank
 
@@ -39,6 +41,11 @@ JsonHandler = Callable[[HttpRequest], dict[str, Any]]
 
 OPEN_PATHS = ("/health", "/ready", "/version", "/openapi.json")  # all others need the key
 VERSION = {"version": "simulator"}
+# Builders of responses that are not those of completions and chats.
+BUILDERS: dict[type[AnyRequest], type[ResponseBuilder]] = {
+    MessagesRequest: MessageBuilder,
+    ResponsesRequest: ResponseObjectBuilder,
+}
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,8 @@ class HttpApi:
         self._routes: dict[str, tuple[str, Handler]] = {
             "/v1/completions": ("POST", partial(self._generate, CompletionRequest)),
             "/v1/chat/completions": ("POST", partial(self._generate, ChatRequest)),
+            "/v1/messages": ("POST", partial(self._generate, MessagesRequest)),
+            "/v1/responses": ("POST", partial(self._generate, ResponsesRequest)),
             "/v1/embeddings": ("POST", _json(self._embeddings)),
             "/v1/models": ("GET", _json(self._models)),
             "/tokenize": ("POST", _json(self._tokenize)),
@@ -162,7 +171,7 @@ class HttpApi:
             adapter = engine.adapter_names.get(body.model, "")
             model = str(body.model) if adapter else engine.model
             options = {"report_cached": engine.report_cached, "trtllm": engine.trtllm}
-            builder = ResponseBuilder(body, request_id, model, **options)
+            builder = BUILDERS.get(kind, ResponseBuilder)(body, request_id, model, **options)
             limit, sglang = engine.max_model_len, engine.sglang
             groups = sequence_groups(body, request_id, limit, sglang, adapter)
         except RequestRejected:

@@ -150,6 +150,9 @@ def test_engine_that_answers_health_but_computes_nothing(
         while not sum(hangs(served).values()):
             assert len(set(ask(served))) == REQUESTS
             row.requests(REQUESTS)
+        (rank,) = (int(rank) for rank, count in hangs(served).items() if count)
+        log = served.attempt.worker_log(rank)
+        until("its stack traces", lambda: "most recent call first" in log.read_text())
 
 
 def test_stopped_frontend_is_restarted(pair: Served, fault: FaultRecorder) -> None:

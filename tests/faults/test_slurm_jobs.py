@@ -63,6 +63,7 @@ def test_only_one_job_works_on_a_run_after_a_node_is_set_down(
     row = fault("node of a batch set down (Slurm)", "one job continues, each result once")
     cluster.slurm(*down)
     until("the requeue", lambda: field(cluster, job, "JobState") == "PENDING", 60)
+    cluster.slurm("scontrol", "hold", job)  # Slurm may return the node to service by itself
     until("an outcome of the first execution", latest(run).outcome, 60)
 
     status = command(cluster, shared_dir, "status", "prompts", "--once")
@@ -72,6 +73,7 @@ def test_only_one_job_works_on_a_run_after_a_node_is_set_down(
     assert "is in use: attempt 1 is pending" in again.stderr
 
     resume(cluster, lost_node)
+    cluster.slurm("scontrol", "release", job)
     row.injected()
     until("the output", (run / "output.jsonl").exists, 200)
     row.recovered()
@@ -95,7 +97,8 @@ def test_stop_cancels_a_job_that_slurm_has_requeued(
     stopped = command(cluster, shared_dir, "stop", "prompts")
     assert stopped.returncode == 0, stopped.stderr
     assert "is not running" not in stopped.stdout
-    assert field(cluster, job, "JobState") == "CANCELLED"
+    # FAILED, if the first execution was still ending.
+    assert field(cluster, job, "JobState") in ("CANCELLED", "FAILED")
 
 
 def test_exit_codes_reach_dependent_jobs(

@@ -18,6 +18,7 @@ from hpc_dynamo.http import HttpClient, ResponseWriter
 from hpc_dynamo.json_reader import read_fields
 from hpc_dynamo.preprocess import Preprocessor
 from hpc_dynamo.router import AdmissionLimits, RequestRouter
+from tests.support.typed_streams import FORM, assert_unbroken_events
 
 CONTEXT_TOKENS = 512
 Json = dict[str, Any]
@@ -25,9 +26,11 @@ Json = dict[str, Any]
 
 @dataclass
 class Cutter:
-    """Bytes after which the next streams are cut."""
+    """Bytes after which the next streams are cut, from the first byte of the response's head."""
 
     after: list[int] = field(default_factory=list)
+    seen: bytes = b""  # last stream that was not cut, with its head
+    continued: asyncio.Event = field(default_factory=asyncio.Event)  # a stream runs after the cuts
 
 
 @dataclass
@@ -41,7 +44,7 @@ class CuttingProxy:
     async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream_reader, upstream_writer = await asyncio.open_connection(self.host, self.port)
         sending = asyncio.create_task(_copy(reader, upstream_writer))
-        streamed = 0
+        streamed, seen = 0, b""
         try:
             while data := await upstream_reader.read(65536):
                 if self.cutter.after and (streamed or b"event-stream" in data):
@@ -49,7 +52,11 @@ class CuttingProxy:
                         writer.write(data[: self.cutter.after.pop(0) - streamed])
                         return
                     streamed += len(data)
+                elif b"event-stream" in data:
+                    self.cutter.continued.set()
+                seen = data if b"event-stream" in data else seen + data
                 writer.write(data)
+                self.cutter.seen = seen
         except asyncio.CancelledError:
             pass  # the test ends
         finally:
@@ -81,8 +88,17 @@ class _Client:
 class MigratingClient:
     """Sends requests through the migrator, as a frontend process does."""
 
-    def __init__(self, migrator: StreamMigrator, builder: RequestBuilder, cutter: Cutter) -> None:
-        self.migrator, self._builder, self._cutter = migrator, builder, cutter
+    def __init__(
+        self, migrator: StreamMigrator, builder: RequestBuilder, router: RequestRouter,
+        cutter: Cutter,
+    ) -> None:  # fmt: skip
+        self.migrator, self.router, self.cutter = migrator, router, cutter
+        self._builder = builder
+
+    @property
+    def raw(self) -> bytes:
+        """The last stream that was not cut, as an engine sent it, with its head."""
+        return self.cutter.seen
 
     async def whole(self, path: str, body: Json) -> Json:
         """Return the response to a request that is not streamed."""
@@ -91,14 +107,26 @@ class MigratingClient:
 
     async def stream(self, path: str, body: Json, *cuts: int) -> list[Json]:
         """Return the chunks of a stream. Each cut closes one connection after as many bytes."""
-        self._cutter.after = [*cuts]
-        body = body | {"stream": True, "stream_options": {"include_usage": True}}
-        content = await self._send(path, body)
-        assert not self._cutter.after, "it was not cut"
+        body = body | {"stream_options": {"include_usage": True}}
+        content = await self.content(path, body, *cuts)
         data = [line[6:] for line in content.splitlines() if line.startswith(b"data: ")]
         assert data.count(b"[DONE]") == 1
         assert data.pop() == b"[DONE]"
         return [json.loads(each) for each in data]
+
+    async def content(self, path: str, body: Json, *cuts: int) -> bytes:
+        """Return a stream as the client receives it."""
+        self.cutter.after = [*cuts]
+        content = await self._send(path, body | {"stream": True})
+        assert not self.cutter.after, "it was not cut"
+        return content
+
+    async def unbroken(self, path: str, body: Json, whole: Json, *cuts: int) -> None:
+        """Cut a stream; assert that the client gets the same as `whole`, a response."""
+        if path in FORM:
+            assert_unbroken_events(path, await self.content(path, body, *cuts), whole)
+        else:
+            assert_unbroken(await self.stream(path, body, *cuts), whole)
 
     async def _send(self, path: str, body: Json, start: bytes = b"") -> bytes:
         client = _Client()
@@ -136,7 +164,7 @@ async def migrating(
         dispatcher = Dispatcher(router, protocol, client, tasks)
         builder = RequestBuilder(config, tokenizer)
         migrator = StreamMigrator(dispatcher, builder, limit=3, ask_engine=tokenizer is None)
-        yield MigratingClient(migrator, builder, cutter)
+        yield MigratingClient(migrator, builder, router, cutter)
 
 
 def text_of(answer: Json | list[Json]) -> str:

@@ -8,6 +8,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from hpc_dynamo.frontend.stats import FrontendStats
+from hpc_dynamo.head.telemetry import families
 from hpc_dynamo.head.telemetry.planner import planner_metrics
 from hpc_dynamo.head.telemetry.requests import connection_metrics, request_metrics, traffic_metrics
 from hpc_dynamo.head.telemetry.router import router_metrics
@@ -36,11 +37,13 @@ def exposition(
     loads: Iterable[WorkerLoad],
     workers: Iterable[WorkerReport],
     planner: PlannerStatus | None,
+    tasks: Mapping[str, int],
 ) -> str:
     """Return the text of all families that have a value; see `families` for their names.
 
     `models` is by name, which becomes a label. A job of one model has it under the empty name,
-    without a label. `rest` counts what belongs to no model. Engines export their own metrics.
+    without a label. `rest` counts what belongs to no model. `tasks` counts asyncio's tasks by
+    process. Engines export their own metrics.
     """
 
     class HeadCollector(Collector):
@@ -51,6 +54,7 @@ def exposition(
             yield from connection_metrics(rest)
             yield from worker_metrics(loads, workers)
             yield from planner_metrics(planner)
+            yield families.TASKS.values(((process,), count) for process, count in tasks.items())
 
     registry = CollectorRegistry()
     registry.register(HeadCollector())

@@ -236,7 +236,8 @@ class ServeWorkload:
             for model, route in self._context.routes.items()
         }
         rest = stats.get("", FrontendStats())
-        return exposition(models, rest, loads, workers, self._context.planner_status())
+        tasks = {"head": len(asyncio.all_tasks()), "frontends": rest.tasks}
+        return exposition(models, rest, loads, workers, self._context.planner_status(), tasks)
 
     def drain(self) -> None:
         self.phase = "draining"

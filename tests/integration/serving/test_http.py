@@ -56,16 +56,11 @@ def test_messages_errors_have_anthropic_format(aggregated: Served) -> None:
     assert (other.status, other.json["type"]) == (404, "error")
     assert other.json["error"]["type"] == "not_found_error"
     # The simulator has no such endpoint, and only OpenAI's error format.
-    passed = aggregated.post("/v1/messages", ask, {"x-api-key": aggregated.key})
+    count = "/v1/messages/count_tokens"
+    passed = aggregated.post(count, ask, {"x-api-key": aggregated.key})
     assert (passed.status, passed.json["type"]) == (404, "error")
     assert passed.json["error"]["type"] == "not_found_error"
-    assert "engine of this job has no endpoint /v1/messages" in passed.json["error"]["message"]
-
-
-def test_path_missing_in_engine_is_404(aggregated: Served) -> None:
-    reply = aggregated.post("/v1/responses", {"model": MODEL, "input": "hello"})
-    assert (reply.status, reply.json["error"]["code"]) == (404, "unknown_endpoint")
-    assert reply.json["error"]["message"].endswith("no endpoint /v1/responses")
+    assert f"engine of this job has no endpoint {count}" in passed.json["error"]["message"]
 
 
 # Responses of engines to an unknown path and to an error: vLLM, FastAPI, others.
@@ -137,6 +132,16 @@ def test_broken_stream_ends_with_engine_message(path: str) -> None:
     assert told["error"]["message"] == "the input is too long"
     assert (told.get("type") == "error") == (path == "/v1/messages")
     assert ("data: [DONE]" in lines) == (path != "/v1/messages")
+
+
+def test_broken_responses_stream_ends_with_a_numbered_event() -> None:
+    error = errors.engine_error(503, b"", "worker 0 left", "/v1/responses")
+    before = b'data: {"sequence_number":7,"delta":"x"}\n\ndata: {"sequence_number": 8}\n\n'
+    lines = errors.error_event(error, "/v1/responses", before).decode().split("\n")
+    assert lines[2] == "event: error"
+    told = json.loads(lines[3].removeprefix("data: "))
+    assert (told.pop("type"), told.pop("sequence_number")) == ("error", 9)
+    assert told == {"code": "overloaded_error", "message": "worker 0 left", "param": None}
 
 
 @pytest.mark.parametrize("path", ["/live", "/ready", "/health", "/openapi.json"])

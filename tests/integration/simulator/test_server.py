@@ -143,7 +143,7 @@ async def test_malformed_json_and_unknown_path_are_errors(client: Client, aggreg
         assert (answer.status, "error" in await answer.json()) == (400, True)
     async with client.session.get(url) as answer:
         assert (answer.status, "error" in await answer.json()) == (405, True)
-    for path in ("/v1/responses", "/v1/messages"):
+    for path in ("/v1/rerank", "/v1/messages/count_tokens"):
         status, body = await client.post(aggregated, path, {})
         assert (status, body["error"]["type"]) == (404, "NotFoundError")
 

@@ -8,7 +8,7 @@ from hpc_dynamo.engines import ENGINES, engine
 from hpc_dynamo.process.session import SessionUsage
 
 TIMEOUT_S = 20.0
-STARVED = SessionUsage(5.0, stopped=False, runnable=True)
+STARVED = SessionUsage(5.1, stopped=False, waited_s=3.0)
 IDLE, STOPPED = SessionUsage(5.0, stopped=False), SessionUsage(9.0, stopped=True)
 
 
@@ -74,8 +74,10 @@ def test_pause_of_the_agent_itself_does_not_count() -> None:
         (IDLE, SessionUsage(5.1, stopped=False), False),
         (IDLE, SessionUsage(6.0, stopped=False), True),
         (IDLE, STOPPED, False),
-        (STARVED, STARVED, True),
-        (IDLE, STARVED, False),
+        (IDLE, STARVED, True),
+        (STARVED, STARVED, False),
+        (STARVED, IDLE, False),
+        (IDLE, STARVED._replace(stopped=True), False),
         (None, IDLE, True),
         (IDLE, None, True),
     ],

@@ -10,12 +10,13 @@ from hpc_dynamo.dispatch.chunk_converter import ChunkConverter
 from hpc_dynamo.dispatch.continuation import (
     ContinuationDiffers,
     Cut,
-    NotContinuable,
     check_continuable,
     continuation_body,
     cut_at,
 )
+from hpc_dynamo.dispatch.obstacles import NotContinuable
 from hpc_dynamo.dispatch.partial_answer import PartialAnswer, read_answer
+from hpc_dynamo.dispatch.stream_formats import STREAM_FORMATS
 from hpc_dynamo.dispatch.stream_record import PACKED_BYTES, PLAIN_BYTES, StreamRecord
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -86,10 +87,11 @@ def test_fields_without_effect_do_not_prevent_continuation() -> None:
     ],
 )
 def test_remaining_tokens(path: str, fields: dict[str, Any], expected: int) -> None:
-    body = continuation_body(path, fields | {"min_tokens": 4}, [1, 2], [3, 4, 5], 100)
+    asked = fields | {"min_tokens": 4} | ({"prompt": "x"} if path == COMPLETIONS else {})
+    body = continuation_body(asked, [1, 2], [3, 4, 5], 100)
     assert (body["max_tokens"], body["min_tokens"]) == (expected, 1)
     assert body["prompt"] == [1, 2, 3, 4, 5]
-    unknown = continuation_body(CHAT, {}, [1], [2], 0)
+    unknown = continuation_body({}, [1], [2], 0)
     assert unknown["max_tokens"] is None
 
 
@@ -99,10 +101,8 @@ def event(**fields: Any) -> bytes:
 
 def converter(repeated: str) -> ChunkConverter:
     answer = PartialAnswer(head={"id": "a"}, text="one two", role_sent=True)
-    cut = Cut("one", repeated)
-    return ChunkConverter(
-        answer, cut, chat=True, top_logprobs=None, prompt_tokens=3, output_tokens=1
-    )
+    writer = STREAM_FORMATS[CHAT].writer(answer, {})
+    return ChunkConverter(answer, Cut("one", repeated), writer, prompt_tokens=3, output_tokens=1)
 
 
 def test_repeated_text_is_dropped() -> None:
@@ -125,7 +125,7 @@ def test_other_text_is_an_error() -> None:
 def test_parsed_output_is_not_continued(name: str) -> None:
     sent = event(choices=[{"index": 0, "delta": {"role": "assistant", name: "x"}}])
     with pytest.raises(NotContinuable, match=name):
-        cut_at({}, read_answer(sent), repeat=True)
+        cut_at({}, read_answer(sent, STREAM_FORMATS[CHAT].add), repeat=True)
 
 
 def test_record_keeps_long_streams_compressed() -> None:

@@ -1,5 +1,6 @@
 """Streams of real vLLM continue after any cut: the rest of a greedy answer is the same."""
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.support.vllm_serve import MODEL, Served
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 GREEDY: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_tokens": 40}
 QUESTIONS = (
     "Tell a story about the sea and its ships.",
@@ -62,6 +64,38 @@ async def test_logprobs_of_chat_continue(client: MigratingClient) -> None:
     rows = [row for chunk in chunks for c in chunk["choices"] for row in _logprobs(c)]
     assert [row["token"] for row in rows] == [r["token"] for r in _logprobs(whole["choices"][0])]
     assert all(len(row["top_logprobs"]) == 2 for row in rows)
+
+
+SYSTEM = "Answer in one paragraph."
+TYPED: dict[str, dict[str, Any]] = {
+    MESSAGES: {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": QUESTIONS[0]}]},
+            {"role": "assistant", "content": "Which sea?"},
+            {"role": "user", "content": QUESTIONS[2]},
+        ],
+        "system": SYSTEM, "max_tokens": 40,
+    },
+    RESPONSES: {
+        "input": [
+            {"role": "user", "content": QUESTIONS[0]},
+            {"role": "assistant", "content": "Which sea?"},
+            {"role": "user", "content": [{"type": "input_text", "text": QUESTIONS[2]}]},
+        ],
+        "instructions": SYSTEM, "max_output_tokens": 40,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", TYPED)
+async def test_typed_stream_is_unbroken(client: MigratingClient, path: str) -> None:
+    body = TYPED[path] | {"model": MODEL, "temperature": 0}
+    whole = await client.whole(path, body)
+    await client.content(path, body)
+    events = [match.end() for match in re.finditer(rb"\n\n", client.raw)]
+    for cut in (events[0], events[4], events[20], events[-3] - 5, events[-2], events[-1] - 1):
+        await client.unbroken(path, body, whole, cut)
+    await client.unbroken(path, body, whole, events[10], events[10])
 
 
 def _logprobs(choice: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """Deaths in a row: whatever is killed and whenever, each result is there once in the end."""
 
-import random
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +10,7 @@ import pytest
 from hpc_dynamo.run import Attempt
 from tests.cluster.slurm import SlurmCluster
 from tests.cluster.test_batch import THREE_NODES, batch
+from tests.support.fault_rows import FaultRecorder
 from tests.support.runs import answers, hpc_dynamo, latest, results_on_disk, until, write_prompts
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -22,6 +22,7 @@ SLOW = (
     "cluster.reconnect_timeout_s=4",
 )
 
+ONCE = "the same command completes it, each request once"
 Kill = Callable[[SlurmCluster, Attempt], None]
 
 
@@ -50,11 +51,14 @@ KILLS: dict[str, Kill] = {"job": the_job, "head": an_agent(0), "agent": an_agent
 
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(5, marks=pytest.mark.slow_fault)])
-def test_kills_at_random_moments(cluster: SlurmCluster, shared_dir: Path, rounds: int) -> None:
+def test_kills_at_random_moments(
+    cluster: SlurmCluster, shared_dir: Path, rounds: int, fault: FaultRecorder
+) -> None:
     """Each round has one kill of each kind."""
     ids = write_prompts(shared_dir / "prompts.jsonl", 110 * rounds, max_tokens=16)
     run = shared_dir / "runs/prompts"
-    chance = random.Random(20251123)
+    chance = fault.chance
+    row = fault(f"{3 * rounds} kills of job, head and an agent of a batch (Slurm)", ONCE)
     names = sorted(KILLS) * rounds
     chance.shuffle(names)
     for death, name in enumerate(names):
@@ -71,6 +75,7 @@ def test_kills_at_random_moments(cluster: SlurmCluster, shared_dir: Path, rounds
     assert results_on_disk(run) == len(ids), "a finished request was run again"
     found = answers(run / "output.jsonl")
     assert list(found) == ids
+    row.requests(len(ids))
     undisturbed = ("topology=aggregated", "topology.nodes=1", "name=all")
     words = [w for w in THREE_NODES if "workers" not in w and "nodes" not in w]
     reference = hpc_dynamo("batch", *words, *undisturbed, cwd=shared_dir, env=cluster.env)

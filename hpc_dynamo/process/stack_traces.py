@@ -1,0 +1,38 @@
+"""Stack traces of an engine that hangs: Python writes those of all threads at SIGABRT."""
+
+import os
+import select
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+ENVIRONMENT = {"PYTHONFAULTHANDLER": "1"}  # see the documentation of Python's faulthandler
+PATIENCE_S = 1.0  # per process; one that is stopped by a signal writes nothing
+
+
+def abort_session(leader: int) -> None:
+    """End the processes of a session by SIGABRT, the youngest first, but not its leader.
+
+    Those that were started with ENVIRONMENT write stack traces to their standard error. None
+    writes a core dump. Blocks for PATIENCE_S per process that does not end.
+    """
+    for pid in _members(leader):
+        with suppress(OSError):  # it has ended
+            Path(f"/proc/{pid}/coredump_filter").write_text("0")
+            descriptor = os.pidfd_open(pid)
+            try:
+                signal.pidfd_send_signal(descriptor, signal.SIGABRT)
+                select.select([descriptor], [], [], PATIENCE_S)
+            finally:
+                os.close(descriptor)
+
+
+def _members(leader: int) -> list[int]:
+    """Return the process ids of a session without its leader, the youngest first (proc(5))."""
+    found = list[tuple[int, int]]()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == leader != int(stat.parent.name):
+                found.append((int(fields[19]), int(stat.parent.name)))
+    return [pid for _, pid in sorted(found, reverse=True)]
