@@ -76,8 +76,8 @@ class Child:
         """Run `argv` with exactly `env`; append stdout and stderr to `log`.
 
         `limit_sizes` keeps the log short. After `stop()` the command has `grace_s` seconds to end.
-        It inherits the file descriptors `pass_fds`. `helpers` tells if processes that it started in
-        sessions of their own end with it.
+        It inherits the file descriptors `pass_fds`. With KEEP_HELPERS, processes that it started in
+        sessions of their own continue when it ends.
         """
         with log.open("ab") as out:
             process = await asyncio.create_subprocess_exec(

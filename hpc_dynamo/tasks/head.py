@@ -25,6 +25,7 @@ from hpc_dynamo.tasks.node import (
     on_stop_signal,
     run_to_outcome,
 )
+from hpc_dynamo.tasks.superseded import wait_for_earlier_execution
 from hpc_dynamo.wire import ControlServer
 
 
@@ -47,6 +48,7 @@ async def _run(attempt: Attempt, control_fd: int, reports_fd: int) -> Outcome:
         server = ControlServer(address, attempt.run.secrets().keys, CODEC, listening)
         progress = asyncio.create_task(_report_progress(reports_fd), name="progress")
         try:
+            await wait_for_earlier_execution(roster, attempt.config().task)
             head = Head(attempt, roster, server, partial(report_outcome, reports_fd))
             on_stop_signal(lambda: _stop(head, supervisor))
             on_preemption_signal(head.on_preemption_signal)

@@ -44,7 +44,7 @@ class HeadProcess:
         self._attempt, self._listening, self._on_start = attempt, listening, on_start
         self._max_restarts = max_restarts
         config, self._log_file = attempt.config(), attempt.agent_log(0)
-        self._hang_timeout_s = config.cluster.heartbeat_timeout_s
+        self._cluster = config.cluster
         stop_timeout_s = max(each.engine.stop_timeout_s for each in config.by_model.values())
         self._grace_s = stop_timeout_s + STOP_MARGIN_S
         self._stopping = asyncio.Event()
@@ -58,7 +58,7 @@ class HeadProcess:
         limit = RestartLimit(self._max_restarts, RESTART_WINDOW_S)
         while True:
             log_size = self._log_file.stat().st_size
-            with HeadReports(self._hang_timeout_s) as reports:
+            with HeadReports(self._cluster) as reports:
                 code = await self._run_once(reports)
                 if outcome := reports.outcome():
                     return outcome

@@ -13,11 +13,11 @@ from types import TracebackType
 
 import msgspec
 
+from hpc_dynamo.config import Cluster
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.wire.silence import SilenceWatch
 
 INTERVAL_S = 1.0
-START_TIMEOUT_S = 300.0  # to import the program from a busy shared file system
 PIPE_BYTES = 1 << 16
 HEAD = "head"
 
@@ -25,12 +25,14 @@ HEAD = "head"
 class HeadReports:
     """Receiving end of the pipe of one head. A context manager that closes it.
 
-    A head hangs if it is silent for `timeout_s`, or for START_TIMEOUT_S from its start. The head
-    gets the descriptor `write_end`, which the caller closes.
+    A head hangs if it is silent for `cluster.heartbeat_timeout_s`. It may start for as long as an
+    agent may (`cluster.bootstrap.timeout_s`). The head gets the descriptor `write_end`, which the
+    caller closes.
     """
 
-    def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._timeout_s, self._start_timeout_s = timeout_s, max(timeout_s, START_TIMEOUT_S)
+    def __init__(self, cluster: Cluster, clock: Callable[[], float] = time.monotonic) -> None:
+        self._timeout_s = cluster.heartbeat_timeout_s
+        self._start_timeout_s = max(self._timeout_s, cluster.bootstrap.timeout_s)
         self._read, self.write_end = os.pipe()
         os.set_blocking(self._read, False)
         self._started, self._data = False, b""

@@ -8,12 +8,22 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from hpc_dynamo.config import Task
 from hpc_dynamo.launch.node import restart_count
+from hpc_dynamo.messages import Roster
 from hpc_dynamo.run import Attempt
 
 CHECK_S = 5.0
+END_S = 5.0  # to cancel the requests of a batch
 
 log = logging.getLogger(__name__)
+
+
+async def wait_for_earlier_execution(roster: Roster, task: Task) -> None:
+    """Give an execution from before a requeue time to end, so that no request of a batch is run
+    twice. Engines start meanwhile."""
+    if roster.restart_count and task is not Task.serve:
+        await asyncio.sleep(CHECK_S + END_S)
 
 
 def is_superseded(attempt: Attempt) -> bool:

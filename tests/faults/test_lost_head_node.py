@@ -13,7 +13,8 @@ from tests.cluster.namespaces import node_pid
 from tests.cluster.slurm import ClusterError, SlurmCluster
 from tests.integration.serving.served import HEAD
 from tests.support.fault_rows import FaultRecorder
-from tests.support.runs import each_once, hpc_dynamo, latest, results_on_disk, until, write_prompts
+from tests.support.runs import answers as answers_of
+from tests.support.runs import hpc_dynamo, latest, results_on_disk, until, write_prompts
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -32,9 +33,10 @@ def head_host(attempt: Attempt, restart_count: int) -> str:
     return roster.nodes[0].host if roster and roster.restart_count == restart_count else ""
 
 
-def has_head(cluster: SlurmCluster, node: str) -> bool:
-    found = subprocess.run(cluster.on(node, "pgrep", "-f", HEAD), capture_output=True, check=False)
-    return found.returncode == 0
+def runs(cluster: SlurmCluster, node: str, words: str) -> bool:
+    """Return True if a process of a node has these words in its command line."""
+    argv = cluster.on(node, "pgrep", "-f", words)
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
 
 def set_down(cluster: SlurmCluster, node: str) -> None:
@@ -48,6 +50,8 @@ def repaired(cluster: SlurmCluster) -> Iterator[None]:
     for node in cluster.nodes:
         if node_pid(cluster.spec, node) is None:
             cluster.boot(node)
+        elif not runs(cluster, node, "slurmd"):
+            cluster.revive(node)
         with suppress(ClusterError):  # it has already returned to service
             cluster.slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
     until("all nodes idle", lambda: cluster.states() == {"idle"}, 90)
@@ -101,11 +105,11 @@ def test_node_that_runs_on_after_slurm_gave_it_up_does_not_disturb_the_batch(
     cluster.kill(lost)
     set_down(cluster, lost)
     until("the next execution", lambda: head_host(attempt, 1), 100)
-    until("the end of the old one", lambda: not has_head(cluster, lost), 60)
+    until("the end of the old one", lambda: not runs(cluster, lost, HEAD), 60)
     until("the output", (run / "output.jsonl").exists, 200)
     row.recovered()
     row.requests(len(ids))
-    each_once(run, ids)
+    assert list(answers_of(run / "output.jsonl")) == ids
     until("no jobs", lambda: not cluster.slurm("squeue", "--noheader").strip(), 60)
     outcome = attempt.outcome()
     assert outcome

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from hpc_dynamo.config import Bootstrap, Cluster
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.tasks.head_reports import HeadReports, report_outcome, report_progress
 
@@ -27,7 +28,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 def reports(clock: Clock) -> Iterator[HeadReports]:
-    with HeadReports(10.0, clock) as reports:
+    cluster = Cluster(heartbeat_timeout_s=10.0, bootstrap=Bootstrap(timeout_s=300.0))
+    with HeadReports(cluster, clock) as reports:
         yield reports
 
 
