@@ -1,6 +1,7 @@
 """Target: hpc-dynamo's frontend in front of external workers.
 
-    python -m benchmarks.frontend.hpc_dynamo_target FOLDER FRONTENDS POLICY MODEL_PATH WORKER_URL…
+    python -m benchmarks.frontend.hpc_dynamo_target FOLDER FRONTENDS MIGRATIONS POLICY MODEL_PATH \
+        WORKER_URL…
 
 Runs the processes of `hpc-dynamo route`: router and frontends.
 """
@@ -30,14 +31,19 @@ SEQUENCES = 4096  # workers without a limit, since the path to them is measured
 class HpcDynamoTarget(ProcessTarget):
     """Head and frontend processes in front of a FixedBackend, with KV-aware routing."""
 
-    def __init__(self, folder: Path, model: Path, frontends: int, backend: FixedBackend) -> None:
+    def __init__(
+        self, folder: Path, model: Path, frontends: int, backend: FixedBackend,
+        migrations: int = Serve.migrations,
+    ) -> None:  # fmt: skip
         super().__init__(f"hpc-dynamo x{frontends}", version("hpc-dynamo"), folder)
         self._model, self._frontends, self._backend = model, frontends, backend
+        self._migrations = migrations
 
     async def launch(self) -> str:
         await self._backend.start()
         urls = [f"http://{HOST}:{port}" for port in self._backend.ports]
-        words = [str(self.group.folder), str(self._frontends), "kv", str(self._model), *urls]
+        words = [str(self.group.folder), str(self._frontends), str(self._migrations)]
+        words += ["kv", str(self._model), *urls]
         pid = await self.group.start("head", [sys.executable, "-m", __name__, *words])
         self._pids = TargetPids((pid,), self._backend.pids().frontend)
         run = Run(self.group.folder / "runs" / "bench")
@@ -62,14 +68,14 @@ async def run_head(attempt: Attempt) -> None:
 
 
 def main() -> None:
-    folder, frontends, policy, model, *urls = sys.argv[1:]
+    folder, frontends, migrations, policy, model, *urls = sys.argv[1:]
     wanted = Config(
         task=Task.serve,
         name="bench",
         engine=EngineConfig(max_num_seqs=SEQUENCES),
         model=Model(path=model, name=MODEL),
         router=RouterConfig(policy=Policy(policy)),
-        serve=Serve(host=HOST, frontend_processes=int(frontends)),
+        serve=Serve(host=HOST, frontend_processes=int(frontends), migrations=int(migrations)),
         route=Route(workers=tuple(urls)),
     )
     config = resolve_route(wanted)

@@ -143,7 +143,7 @@ async def _wrk(url: str, key: str, load: Load, tokenizer: Path, folder: Path) ->
 
 
 async def _streams(url: str, key: str, load: Load, tokenizer: Path, folder: Path) -> Measurement:
-    argv = [sys.executable, "-m", streams.__name__, url, "--key", key, "--kind", load.kind]
+    argv = [sys.executable, "-m", streams.__name__, url, f"--key={key}", "--kind", load.kind]
     argv += ["--prompt-tokens", str(load.prompt_tokens), "--answer", str(load.answer_tokens)]
     argv += ["--streams", str(load.connections), "--seconds", str(load.seconds)]
     argv += ["--tokenizer", str(tokenizer)]

@@ -28,6 +28,7 @@ Protocol of a multi-node worker, one shard per node. All messages pass through t
       starts again on new ports
 """
 
-from hpc_dynamo.agent.agent import HEARTBEAT_S, Agent
+from hpc_dynamo.agent.agent import Agent
+from hpc_dynamo.agent.head_contact import HEARTBEAT_S
 
 __all__ = ["HEARTBEAT_S", "Agent"]

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import suppress
 from dataclasses import replace
 
@@ -12,6 +12,7 @@ from msgspec import structs
 from hpc_dynamo.agent.engine_process import EngineProcess
 from hpc_dynamo.agent.engine_start import wait_until_ready
 from hpc_dynamo.agent.events import KvEventRelay
+from hpc_dynamo.agent.hang_detector import check_interval_s
 from hpc_dynamo.agent.hang_watches import HangWatches
 from hpc_dynamo.agent.head_contact import HeadContact
 from hpc_dynamo.agent.placement import NodePlacer
@@ -20,16 +21,17 @@ from hpc_dynamo.agent.shard_followers import ShardFollowers
 from hpc_dynamo.agent.shard_leader import ShardLeader, wait_for_exit
 from hpc_dynamo.backoff import RestartLimit
 from hpc_dynamo.config import Config, Role, with_worker_options
-from hpc_dynamo.engines import Placement, ShardRendezvous, engine, is_mpi_step
+from hpc_dynamo.defects import contain_defects
+from hpc_dynamo.engines import Placement, engine, is_mpi_step
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import (
     AgentStopped,
     ControlMessage,
-    Heartbeat,
     Hello,
     HelloRequest,
     KvReplayRequest,
     NodeRecord,
+    NodesReplaced,
     SetAsleep,
     SetRole,
     ShardExited,
@@ -41,13 +43,13 @@ from hpc_dynamo.messages import (
 )
 from hpc_dynamo.process.child import Child
 from hpc_dynamo.process.node_folder import private_node_folder
+from hpc_dynamo.process.session import SessionMonitor
 from hpc_dynamo.process.shared_memory import remove_unused_segments
 from hpc_dynamo.process.stack_traces import abort_session
 from hpc_dynamo.run import Attempt
-from hpc_dynamo.topology import Plan, Worker
+from hpc_dynamo.topology import Plan, Worker, with_replacements
 from hpc_dynamo.wire import ControlClient
 
-HEARTBEAT_S = 1.0
 # Between the report of a hang and the end of the engine. A request that loses its connection first
 # may not be sent to the worker again, since it may be the cause.
 MOVE_REQUESTS_S = 1.0
@@ -60,20 +62,28 @@ class Agent:
     """Runs the workers of one node until the head stops it or falls silent."""
 
     def __init__(
-        self, attempt: Attempt, me: NodeRecord, client: ControlClient[ControlMessage], token: str
+        self,
+        attempt: Attempt,
+        me: NodeRecord,
+        client: ControlClient[ControlMessage],
+        token: str,
+        layout: Plan | None = None,  # not the plan if nodes failed at the start
     ) -> None:
         self._attempt, self._me, self._client, self._token = attempt, me, client, token
         self._config: Config = attempt.config()
-        self._plan: Plan = attempt.plan()
+        self._layout = layout or attempt.plan()
         self._stopped = asyncio.Event()
-        self._contact = HeadContact(self._config.cluster, attempt)
-        self._workers = {w.rank: w for w in self._plan.on_node(me.node)}  # in their present roles
+        self.contact = HeadContact(self._config.cluster, attempt)
+        self._workers = {w.rank: w for w in self._layout.on_node(me.node)}  # in their present roles
         self._ready_role = dict[int, Role]()  # last role in which a worker was ready
         self._was_ready = set[int]()  # since its last start
         self._worker_tasks = dict[int, asyncio.Task[None]]()
+        self._locks = defaultdict[int, asyncio.Lock](asyncio.Lock)
         self._reports = dict[int, WorkerReport]()  # by rank, as the head knows them
         self._shard_leader = ShardLeader(client.send)
         self._watches, self._hangs = HangWatches(token), Counter[int]()  # by rank
+        interval_s = check_interval_s(self._config.engine.hang_timeout_s)
+        self._sessions = SessionMonitor(interval_s / 4)
 
     def stop(self) -> None:
         """Stop this node's workers and end `run`. Other nodes continue."""
@@ -82,33 +92,28 @@ class Agent:
     async def run(self) -> None:
         """Run the node's workers. Returns once every engine process has exited."""
         await self._say_hello()
-        await self._remove_unused_segments()
+        await asyncio.to_thread(remove_unused_segments)
         with private_node_folder() as folder:
             await self._run(folder)
-        await self._remove_unused_segments()
+        await asyncio.to_thread(remove_unused_segments)
         with suppress(TimeoutError):  # the head may be dead
             async with asyncio.timeout(LAST_MESSAGE_S):
                 await self._client.send(AgentStopped(node=self._me.node))
 
-    async def _remove_unused_segments(self) -> None:
-        if names := await asyncio.to_thread(remove_unused_segments):
-            log.info(
-                "removed %d unused segments of shared memory: %s", len(names), ", ".join(names)
-            )
-
     async def _run(self, folder: str) -> None:
         me, logs = self._me, str(self._attempt.logs)
-        self._placer = NodePlacer(self._config, me.address, self._token, folder, logs)
+        place = self._placer = NodePlacer(self._config, me.address, self._token, folder, logs)
         async with asyncio.TaskGroup() as group:
             self._relay, self._group = KvEventRelay(folder, self._client.send, group), group
-            self._shard_followers = ShardFollowers(
-                me.node, self._plan.workers, self._follower_process, self._client.send, group
-            )
+            make, send = lambda *shard: self._process(place.follower(*shard)), self._client.send
+            workers = self._layout.workers
+            self._shard_followers = ShardFollowers(me.node, workers, make, send, group)
             for rank in self._workers:
                 self._start_worker(rank)
-            heartbeat = group.create_task(self._send_heartbeats(), name="heartbeat")
+            heartbeats = self.contact.send_heartbeats(self._client, me.node)
+            heartbeat = group.create_task(heartbeats, name="heartbeat")
             listener = group.create_task(self._listen(), name="listen")
-            watch = group.create_task(self._contact.watch(self.stop), name="head-contact")
+            watch = group.create_task(self.contact.watch(self.stop), name="head-contact")
             await self._stopped.wait()
             watch.cancel()
             listener.cancel()
@@ -122,21 +127,13 @@ class Agent:
         reports, shards = tuple(self._reports.values()), self._shard_leader.started
         await self._client.send(Hello(node=self._me, workers=reports, shards=shards))
 
-    async def _send_heartbeats(self) -> None:
-        while True:
-            await self._client.send(Heartbeat(node=self._me.node))
-            await asyncio.sleep(HEARTBEAT_S)
-
     async def _listen(self) -> None:
         """Handle messages of the head until it stops the agent."""
         while True:
             message = await self._client.receive()
-            self._contact.heard()
-            try:
+            self.contact.heard()
+            with contain_defects(log, message):
                 await self._handle(message)
-            # A defect in the handling of one message must not end the node's workers.
-            except Exception:
-                log.exception("this is a defect of hpc-dynamo: %.1000r", message)
 
     async def _handle(self, message: ControlMessage) -> None:
         match message:
@@ -156,6 +153,8 @@ class Agent:
             case SetAsleep(rank=rank, asleep=asleep) if rank in self._reports:
                 self._watches.set_asleep(rank, asleep)
                 self._reports[rank] = structs.replace(self._reports[rank], asleep=asleep)
+            case NodesReplaced(replacements=replacements):
+                self._use_layout(with_replacements(self._attempt.plan(), replacements))
             case SetRole(rank=rank) if rank in self._workers:
                 self._set_role(message)
 
@@ -164,27 +163,40 @@ class Agent:
         rank, role = message.rank, message.role
         self._workers[rank] = replace(self._workers[rank], role=role)
         if message.restart:
-            self._start_worker(rank, self._worker_tasks[rank])
+            self._start_worker(rank)
         else:
             self._ready_role[rank] = role
             self._reports[rank] = structs.replace(self._reports[rank], role=role)
 
-    def _start_worker(self, rank: int, previous: "asyncio.Task[None] | None" = None) -> None:
-        if previous:
-            previous.cancel()
-        task = self._group.create_task(self._keep_running(rank, previous), name=f"worker-{rank}")
+    def _use_layout(self, layout: Plan) -> None:
+        """Start the workers that have moved to this node or have shards on other nodes now, and
+        stop those that have left this node."""
+        before, here = self._workers, {w.rank: w for w in layout.on_node(self._me.node)}
+        self._workers = {r: replace(w, role=before.get(r, w).role) for r, w in here.items()}
+        self._shard_followers.place(layout.workers)
+        for rank in before.keys() - here.keys():
+            self._reports.pop(rank, None)
+            self._worker_tasks[rank].cancel()
+        for rank, worker in here.items():
+            if rank not in before or before[rank].shards != worker.shards:
+                self._start_worker(rank)
+
+    def _start_worker(self, rank: int) -> None:
+        """Start a worker, again if it runs already."""
+        if rank in self._worker_tasks:
+            self._worker_tasks[rank].cancel()
+        task = self._group.create_task(self._keep_running(rank), name=f"worker-{rank}")
         self._worker_tasks[rank] = task
 
-    async def _keep_running(self, rank: int, previous: "asyncio.Task[None] | None") -> None:
-        """Run a worker after `previous` has ended; restart it until `engine.max_restarts`."""
-        if previous:
-            await asyncio.wait([previous])
+    async def _keep_running(self, rank: int) -> None:
+        """Run a worker; restart it until `engine.max_restarts`."""
         settings = self._config_of(self._workers[rank]).engine
         limit = RestartLimit(settings.max_restarts, 60.0 * settings.restart_window_min)
         restarts_left = 1
         while restarts_left:
             try:
-                await self._run_worker(rank)
+                async with self._locks[rank]:  # held by its earlier process
+                    await self._run_worker(rank)
             except EngineError as e:
                 worker = self._workers[rank]
                 if self._ready_role.get(rank, worker.role) is not worker.role:
@@ -225,9 +237,8 @@ class Agent:
         began, worker = time.monotonic(), placement.worker
         config, process = self._config_of(worker), self._process(placement)
         async with process.running() as child:
-            exited = asyncio.create_task(
-                wait_for_exit(process, child, follower_exit, has_followers)
-            )
+            waiting = wait_for_exit(process, child, follower_exit, has_followers)
+            exited = asyncio.create_task(waiting)
             try:
                 models = await wait_until_ready(config, process, worker.role, self._token, exited)
                 start_s = time.monotonic() - began
@@ -261,12 +272,7 @@ class Agent:
 
     def _process(self, placement: Placement) -> EngineProcess:
         config = self._config_of(placement.worker)
-        return EngineProcess(self._attempt, config, placement, self._me.host)
-
-    def _follower_process(
-        self, worker: Worker, index: int, rendezvous: ShardRendezvous
-    ) -> EngineProcess:
-        return self._process(self._placer.follower(worker, index, rendezvous))
+        return EngineProcess(self._attempt, config, placement, self._me.host, self._sessions)
 
     async def _report(
         self,

@@ -15,7 +15,7 @@ from hpc_dynamo.engines.root_cause import killed_itself, last_line, root_cause
 from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.launch import mpi_step
 from hpc_dynamo.process.child import Child, clean_environment
-from hpc_dynamo.process.session import SessionUsage, session_usage
+from hpc_dynamo.process.session import SessionMonitor, SessionUsage
 from hpc_dynamo.process.stack_traces import ENVIRONMENT
 from hpc_dynamo.run import Attempt, write_atomic
 
@@ -32,8 +32,16 @@ log = logging.getLogger(__name__)
 class EngineProcess:
     """One execution of the process. Its errors name worker, shard, node, cause and log."""
 
-    def __init__(self, attempt: Attempt, config: Config, place: Placement, host: str) -> None:
+    def __init__(
+        self,
+        attempt: Attempt,
+        config: Config,
+        place: Placement,
+        host: str,
+        sessions: SessionMonitor,
+    ) -> None:
         self._attempt, self._config, self._place = attempt, config, place
+        self._sessions = sessions
         self._log = attempt.worker_log(place.worker.rank, place.shard_index)
         # Earlier executions have written to the same log.
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
@@ -52,9 +60,9 @@ class EngineProcess:
     def hang_timeout_s(self) -> float:
         return self._config.engine.hang_timeout_s
 
-    def usage(self, child: Child) -> SessionUsage | None:
+    async def usage(self, child: Child) -> SessionUsage | None:
         """Return the usage of its processes; None if they run in a Slurm step."""
-        return None if self._step else session_usage(child.session)
+        return None if self._step else await self._sessions.usage(child.session)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Child]:

@@ -13,13 +13,13 @@ are no progress.
 - While it sleeps, or this process was stopped itself, time does not count.
 """
 
-from hpc_dynamo.process.session import SessionUsage
+from hpc_dynamo.process.session import SessionUsage, wanted_cpus
 
 CHECKS = 8  # per hang_timeout_s
 MAX_INTERVAL_S = 2.5
 WAIT_FACTOR = 4.0
 COMPUTING_FACTOR = 10.0
-COMPUTING_CPUS = 0.2  # CPUs that a computing engine uses or waits for
+COMPUTING_CPUS = 0.2  # CPUs that a computing engine uses on an idle machine
 
 
 def check_interval_s(timeout_s: float) -> float:
@@ -66,14 +66,11 @@ class HangDetector:
         self._quiet_s = 0.0
 
 
-def is_computing(before: SessionUsage | None, now: SessionUsage | None, elapsed_s: float) -> bool:
+def is_computing(before: SessionUsage | None, now: SessionUsage | None) -> bool:
     """Return True if the processes of an engine have computed, or are unknown.
 
     One that is stopped blocks the others, even if they use CPU while they wait for it.
     """
     if before is None or now is None:
         return True
-    # On a busy machine an engine waits for a CPU most of the time.
-    waited_s = max(0.0, now.waited_s - before.waited_s)
-    wanted_s = now.cpu_s - before.cpu_s + waited_s
-    return not now.stopped and wanted_s >= COMPUTING_CPUS * elapsed_s
+    return not now.stopped and wanted_cpus(before, now) >= COMPUTING_CPUS

@@ -37,7 +37,7 @@ async def _wait_until_stopped(process: EngineProcess, child: Child) -> None:
     stopped_s = 0.0
     while stopped_s < timeout_s:
         await asyncio.sleep(interval_s)
-        usage = process.usage(child)
+        usage = await process.usage(child)
         stopped_s = stopped_s + interval_s if usage and usage.stopped else 0.0
 
 

@@ -5,17 +5,22 @@ import logging
 from collections.abc import Callable
 
 from hpc_dynamo.config import Cluster
+from hpc_dynamo.messages import ControlMessage, Heartbeat
 from hpc_dynamo.run import Attempt, ExtraJobFolder
+from hpc_dynamo.wire import ControlClient
 from hpc_dynamo.wire.silence import SilenceWatch
 
-CHECK_INTERVAL_S = 1.0
+HEARTBEAT_S = CHECK_INTERVAL_S = 1.0
 HEAD = "head"
 
 log = logging.getLogger(__name__)
 
 
 class HeadContact:
-    """Decides when an agent without a head stops its engines."""
+    """Decides when an agent without a head stops its engines.
+
+    `lost` is set if the head fell silent before the run had an outcome.
+    """
 
     def __init__(self, cluster: Cluster, attempt: Attempt) -> None:
         self._silence = SilenceWatch[str]()
@@ -24,13 +29,19 @@ class HeadContact:
         # The first head starts after the agents, maybe from a busy shared file system.
         self._lost_after_s = max(self._reconnect_s, cluster.bootstrap.timeout_s)
         self._attempt = attempt.attempt if isinstance(attempt, ExtraJobFolder) else attempt
-        self._reported = False
+        self._reported = self.lost = False
         self._silence.heard(HEAD)
 
     def heard(self) -> None:
         """Note a message of the head."""
         self._silence.heard(HEAD)
         self._lost_after_s, self._reported = self._reconnect_s, False
+
+    async def send_heartbeats(self, client: ControlClient[ControlMessage], node: int) -> None:
+        """Send the heartbeats of this node until cancelled."""
+        while True:
+            await client.send(Heartbeat(node=node))
+            await asyncio.sleep(HEARTBEAT_S)
 
     async def watch(self, stop: Callable[[], object]) -> None:
         """Call `stop` once the head is lost: silent for `cluster.reconnect_timeout_s`, or silent
@@ -44,6 +55,7 @@ class HeadContact:
 
     def _is_lost(self, silent_s: float) -> bool:
         if silent_s > self._lost_after_s:
+            self.lost = self._attempt.outcome() is None
             log.error("head lost, stopping this node's workers: no message for %.0f s", silent_s)
             return True
         if self._attempt.outcome() is not None:

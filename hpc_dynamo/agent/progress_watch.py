@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from hpc_dynamo.agent.hang_detector import HangDetector, is_computing
@@ -13,6 +13,10 @@ from hpc_dynamo.http import HttpClient
 from hpc_dynamo.process.session import SessionUsage
 
 COUNTERS_TIMEOUT_S = 10.0
+
+
+async def _unknown_usage() -> SessionUsage | None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class WatchedEngine:
     model: str
     fields: Body
     metrics: MetricNames
-    usage: Callable[[], SessionUsage | None] = lambda: None
+    usage: Callable[[], Awaitable[SessionUsage | None]] = _unknown_usage
 
 
 class ProgressWatch:
@@ -66,15 +70,15 @@ class ProgressWatch:
         self._progress_at = time.monotonic()
 
     async def _count_time(self) -> None:
-        at, usage = time.monotonic(), self._engine.usage()
+        at, usage = time.monotonic(), await self._engine.usage()
         while not self._detector.hung:
             await asyncio.sleep(self._detector.interval_s)
             elapsed_s, at = time.monotonic() - at, time.monotonic()
-            before, usage = usage, self._engine.usage()
+            before, usage = usage, await self._engine.usage()
             if self.asleep:
                 self._detector.reset()
             else:
-                computing = is_computing(before, usage, elapsed_s)
+                computing = is_computing(before, usage)
                 self._detector.on_tick(elapsed_s, computing=computing)
 
     async def _read(self) -> None:

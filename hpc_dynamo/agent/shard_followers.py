@@ -34,18 +34,29 @@ class ShardFollowers:
         send: Callable[[ShardExited], Coroutine[None, None, None]],
         group: asyncio.TaskGroup,
     ) -> None:
-        self._shards = {
-            worker.rank: (worker, index)
-            for worker in workers
-            for index, shard in enumerate(worker.shards)
-            if index and shard.node == node
-        }
+        self._node = node
+        self._shards = dict[int, tuple[Worker, int]]()  # worker and index of the shard, by rank
         self._make_process, self._send, self._group = make_process, send, group
         self._tasks = dict[int, asyncio.Task[None]]()
         self._started = dict[int, StartShard]()  # last message by rank
         self._exited = dict[int, ShardExited]()  # by rank
         # A shard starts only after its earlier process has ended, so that its GPUs are free.
         self._locks = defaultdict[int, asyncio.Lock](asyncio.Lock)
+        self.place(workers)
+
+    def place(self, workers: tuple[Worker, ...]) -> None:
+        """Use a new layout: stop the shards that are no longer on this node."""
+        before, self._shards = (
+            self._shards,
+            {
+                worker.rank: (worker, index)
+                for worker in workers
+                for index, shard in enumerate(worker.shards)
+                if index and shard.node == self._node
+            },
+        )
+        for rank in before.keys() - self._shards.keys():
+            self.stop(rank)
 
     def start(self, message: StartShard) -> None:
         """Start a shard, once its earlier process has ended.

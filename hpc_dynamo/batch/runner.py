@@ -17,14 +17,12 @@ from hpc_dynamo.batch.prefix_order import PrefixOrder
 from hpc_dynamo.config import Config, Policy, Role, Topology
 from hpc_dynamo.dispatch import (
     RESERVED_FIELDS,
-    VLLM_XARGS,
     BufferedResponse,
     Dispatcher,
     EngineRequest,
     PromptTokenizer,
     RequestBuilder,
     RequestContext,
-    nested_reserved_fields,
 )
 from hpc_dynamo.engines import Body, adapter_fields, field_value
 from hpc_dynamo.errors import RequestFailed
@@ -89,7 +87,8 @@ class BatchRunner:
 
     `remaining`: the requests without a result. `process_of` returns an object that identifies the
     running process of a rank, None if there is none. `prefill_ready` returns the number of ready
-    workers that compute prompts.
+    workers that compute prompts. `max_context_tokens` returns the longest sequence that any worker
+    accepts, 0 if unknown.
     """
 
     def __init__(
@@ -102,8 +101,9 @@ class BatchRunner:
         process_of: Callable[[int], object | None],
         tokenizer: PromptTokenizer | None = None,
         prefill_ready: Callable[[], int] = lambda: sys.maxsize,
+        max_context_tokens: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._process_of = process_of
+        self._process_of, self._max_context_tokens = process_of, max_context_tokens
         self._config, self._requests = config, requests
         self._ledger, self._dispatcher = results, dispatcher
         self._builder = RequestBuilder(config, tokenizer)
@@ -203,14 +203,15 @@ class BatchRunner:
         """Return the request with batch.body_defaults, for the run's model or an adapter."""
         defaults = {k: v for k, v in self._config.batch.body_defaults.items() if is_null(body, k)}
         body = {k: v for k, v in body.items() if k not in RESERVED_FIELDS} | defaults
-        if reserved := nested_reserved_fields(field_value(body.get(VLLM_XARGS))):
-            what = f"{VLLM_XARGS} holds {', '.join(sorted(reserved))}, which crashes engines"
-            raise RequestFailed(what, status=400)
         model, requested = self._config.model, field_value(body.get("model"))
         adapter = requested if isinstance(requested, str) and requested in model.lora else None
         body["model"] = adapter or model.served_name
         body |= adapter_fields(self._config, adapter) if adapter else {}
-        context = RequestContext(adapter=adapter, timeout_s=self._config.batch.request_timeout_s)
+        context = RequestContext(
+            adapter=adapter,
+            max_context_tokens=self._max_context_tokens(),
+            timeout_s=self._config.batch.request_timeout_s,
+        )
         return await self._builder.build(path, msgspec.json.encode(body), body, context)
 
     async def _execute(self, entry: RequestEntry, request: EngineRequest) -> BufferedResponse:

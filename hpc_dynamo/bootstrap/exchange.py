@@ -28,22 +28,25 @@ async def exchange_addresses(
     attempt: Attempt,
     settings: Bootstrap,
     step: mpi.MpiStep | None = None,
+    spare_nodes: int = 0,
 ) -> Roster:
     """Return the roster of all agents, one per host; agent 0 also writes it to the run folder.
 
-    Agent 0 starts the MPI `step`, if there is one, and uses TCP if it fails.
+    Agent 0 starts the MPI `step`, if there is one, and uses TCP if it fails. Up to `spare_nodes`
+    agents may be missing.
     Raises BootstrapError that names the rank, node and log of every agent that is missing.
     """
+    needed = len(hosts) - spare_nodes
     began = time.monotonic()
     me = replace(me, restart_count=tcp.restart_count())
     write_json(attempt.node_file(me.node), me)
     try:
-        found = await _collect(me, len(hosts), attempt, settings, step)
+        found = await _collect(me, len(hosts), needed, attempt, settings, step)
     except (BootstrapError, WireError) as e:
         missing = _missing(hosts, attempt, None)
         raise BootstrapError(f"{e.message}; {missing}", hint=e.hint) from e
     seconds = time.monotonic() - began
-    if len(found.nodes) < len(hosts):
+    if len(found.nodes) < needed:
         came = f"{len(found.nodes)} of {len(hosts)} agents came within {seconds:.0f} s"
         error = f"{came}; {_missing(hosts, attempt, found.nodes)}"
         late = BootstrapError(error, hint=LATE_HINT)
@@ -58,20 +61,64 @@ async def exchange_addresses(
 
 
 async def _collect(
-    me: NodeRecord, count: int, attempt: Attempt, settings: Bootstrap, step: mpi.MpiStep | None
+    me: NodeRecord,
+    count: int,
+    needed: int,
+    attempt: Attempt,
+    settings: Bootstrap,
+    step: mpi.MpiStep | None,
 ) -> Roster:
     file, keys = attempt.rendezvous_file, attempt.run.secrets().keys
     if me.node:
-        limit_s = settings.timeout_s + settings.mpi_timeout_s
+        limit_s = 2 * settings.timeout_s + settings.mpi_timeout_s
         by_tcp = tcp.send_record(me, file, keys, limit_s)
         return await _first(by_tcp, mpi.wait_for_roster(me, attempt))
-    if step:
-        try:
-            return await mpi.run_step(step, attempt, settings.mpi_timeout_s)
-        except (BootstrapError, OSError) as e:
-            log.warning("the exchange of addresses by MPI failed, TCP takes over: %s", e)
-    records = await tcp.collect_records(me, count, file, keys, settings.timeout_s)
-    return Roster(nodes=records, method="tcp", seconds=0.0)
+    with tcp.RecordCollector(me, file, keys) as collector:
+        collected = collector.collect(count, needed, settings.timeout_s)
+        roster = await _decide(collected, step, attempt, count, settings)
+        await collector.answer(roster)
+    return roster
+
+
+async def _decide(
+    by_tcp: Coroutine[Any, Any, tuple[NodeRecord, ...]],
+    step: mpi.MpiStep | None,
+    attempt: Attempt,
+    count: int,
+    settings: Bootstrap,
+) -> Roster:
+    """Return the roster by MPI, or by TCP if the MPI step fails or hangs.
+
+    Both run at the same time. A step that has not ended some time after all agents have come over
+    TCP hangs. This time is longer on a cluster on which the agents themselves took long to come.
+    """
+    began, expired = time.monotonic(), asyncio.Event()
+    records = asyncio.create_task(by_tcp)
+    gathered = asyncio.create_task(_by_mpi(step, attempt, expired))
+    try:
+        await asyncio.wait([records, gathered], return_when=asyncio.FIRST_COMPLETED)
+        if not gathered.done() and len(records.result()) == count:
+            wait_s = max(settings.mpi_timeout_s, time.monotonic() - began)
+            await asyncio.wait([gathered], timeout=wait_s)
+        expired.set()
+        roster = await gathered
+        return roster or Roster(nodes=await records, method="tcp", seconds=0.0)
+    finally:
+        records.cancel()
+        gathered.cancel()
+        await asyncio.wait([records, gathered])
+
+
+async def _by_mpi(
+    step: mpi.MpiStep | None, attempt: Attempt, expired: asyncio.Event
+) -> Roster | None:
+    if step is None:
+        return None
+    try:
+        return await mpi.run_step(step, attempt, expired)
+    except (BootstrapError, OSError) as e:
+        log.warning("the exchange of addresses by MPI failed, TCP takes over: %s", e)
+        return None
 
 
 async def _first(*ways: Coroutine[Any, Any, Roster]) -> Roster:

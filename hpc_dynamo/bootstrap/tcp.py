@@ -6,6 +6,7 @@ Records travel over the sockets of the control plane, so only holders of the run
 import asyncio
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -17,6 +18,7 @@ from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec
 
 # A shared disk has no event for a new file of another node.
 POLL_S = 0.1
+LATE_S = 10.0  # time for spare nodes to come after the others
 
 JoinMessage = Hello | Roster
 CODEC: MessageCodec[JoinMessage] = MessageCodec(JoinMessage)  # type: ignore[arg-type]  # a union is no type[T]
@@ -34,33 +36,47 @@ def restart_count() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
-async def collect_records(
-    me: NodeRecord, count: int, file: Path, keys: tuple[str, str], timeout_s: float
-) -> tuple[NodeRecord, ...]:
-    """Receive the records of all agents, send the roster to each, and return the records by node.
+class RecordCollector:
+    """Exchange at the head: receives the records of all agents and sends each the roster.
 
-    They include `me`, the head's own. Returns fewer than `count` records after `timeout_s`.
+    A context manager. The file with the address exists while the exchange runs: an agent that comes
+    later would wait in vain, and finds the roster in the run folder instead.
     """
-    began = time.monotonic()
-    known, peers = {me.node: me}, list[bytes]()
-    server = ControlServer(me.address, keys, CODEC)
-    try:
-        write_json(file, HeadAddress(endpoint=server.endpoint, restart_count=restart_count()))
-        async with asyncio.timeout(timeout_s):
-            while len(known) < count:
-                peer, message = await server.receive()
-                if isinstance(message, Hello):
-                    known[message.node.node] = message.node
-                    peers.append(peer)
-        records = tuple(known[node] for node in sorted(known))
-        roster = Roster(nodes=records, method="tcp", seconds=time.monotonic() - began)
-        for peer in peers:
-            await server.send(peer, roster)
-        return records
-    except TimeoutError:
-        return tuple(known[node] for node in sorted(known))
-    finally:
-        server.close()
+
+    def __init__(self, me: NodeRecord, file: Path, keys: tuple[str, str]) -> None:
+        self._file, self._known, self._peers = file, {me.node: me}, list[bytes]()
+        self._server = ControlServer(me.address, keys, CODEC)
+
+    def __enter__(self) -> "RecordCollector":
+        endpoint = self._server.endpoint
+        write_json(self._file, HeadAddress(endpoint=endpoint, restart_count=restart_count()))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.unlink(missing_ok=True)
+        self._server.close()
+
+    async def collect(self, count: int, needed: int, timeout_s: float) -> tuple[NodeRecord, ...]:
+        """Return the records by node, with the head's own: `count`, or fewer after `timeout_s`.
+
+        Once the job could do with those that have come, `needed` of them, the others have LATE_S.
+        """
+        loop = asyncio.get_running_loop()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s) as limit:
+                while len(self._known) < count:
+                    if len(self._known) == needed:
+                        limit.reschedule(min(limit.when() or 0.0, loop.time() + LATE_S))
+                    peer, message = await self._server.receive()
+                    if isinstance(message, Hello):
+                        self._known[message.node.node] = message.node
+                        self._peers.append(peer)
+        return tuple(self._known[node] for node in sorted(self._known))
+
+    async def answer(self, roster: Roster) -> None:
+        """Send the roster to the agents that have come."""
+        for peer in self._peers:
+            await self._server.send(peer, roster)
 
 
 async def send_record(

@@ -13,6 +13,7 @@ from hpc_dynamo.config import Config, Task
 from hpc_dynamo.errors import ConfigError, HpcDynamoError, RunBusy
 from hpc_dynamo.messages import Endpoint
 from hpc_dynamo.run import Attempt, Run
+from hpc_dynamo.run.privacy import require_private_folder
 
 
 def find_run(
@@ -73,9 +74,12 @@ def _hands_over(attempt: Attempt, to: Attempt) -> bool:
 def find_endpoint(args: Namespace) -> tuple[Attempt, Endpoint]:
     """Return the attempt and the endpoint of a serving run.
 
-    Raises HpcDynamoError if the run has no endpoint now.
+    Raises HpcDynamoError if the run has no endpoint now. Raises FileRefused if another user could
+    have written the URL, or the name of the file whose content is sent there as the key.
     """
-    attempt = serving_attempt(find_run(args, _serves, "serving run"))
+    run = find_run(args, _serves, "serving run")
+    require_private_folder(run.path)
+    attempt = serving_attempt(run)
     endpoint = attempt.endpoint()
     if endpoint is None or attempt.outcome():
         raise _no_endpoint(attempt)

@@ -5,6 +5,7 @@ The life of a request:
     HTTP request (frontend)   or   batch line (batch)
                       |
        request_builder: token ids, block hashes, RoutingRequest
+                        reserved_fields, context_limit: what is removed or refused
                         execution: aggregated, disaggregated, or several samples
                       |
                  dispatcher  --- RoutingRequest --->  router (this process or a socket)
@@ -37,11 +38,7 @@ from hpc_dynamo.dispatch.dispatcher import Dispatcher, LeaseProvider
 from hpc_dynamo.dispatch.migration import StreamMigrator
 from hpc_dynamo.dispatch.request_builder import PromptTokenizer, RequestBuilder
 from hpc_dynamo.dispatch.request_context import RequestContext
-from hpc_dynamo.dispatch.reserved_fields import (
-    RESERVED_FIELDS,
-    VLLM_XARGS,
-    nested_reserved_fields,
-)
+from hpc_dynamo.dispatch.reserved_fields import RESERVED_FIELDS, check_form
 from hpc_dynamo.dispatch.stream_record import StreamRecord
 from hpc_dynamo.dispatch.worker_client import (
     OBJECT_DECODER,
@@ -56,7 +53,6 @@ from hpc_dynamo.dispatch.worker_client import (
 __all__ = [
     "OBJECT_DECODER",
     "RESERVED_FIELDS",
-    "VLLM_XARGS",
     "BufferedResponse",
     "Dispatcher",
     "EngineRequest",
@@ -69,6 +65,6 @@ __all__ = [
     "StreamMigrator",
     "StreamRecord",
     "WorkerFailed",
-    "nested_reserved_fields",
+    "check_form",
     "stream_error",
 ]

@@ -83,6 +83,9 @@ class StreamMigrator:
                 self.outcomes[MigrationOutcome.failed] += 1
                 failure = e
             except ContinuationDiffers as e:
+                if not repeat:
+                    self.outcomes[MigrationOutcome.failed] += 1
+                    raise failure from e
                 log.warning("%s; it is continued without repeating the last word", e)
                 repeat = False
             except NotContinuable as e:

@@ -10,10 +10,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from hpc_dynamo.config import Config, Policy, TopologyKind
+from hpc_dynamo.dispatch.context_limit import require_context
 from hpc_dynamo.dispatch.execution import AGGREGATED, Execution, choose_execution
 from hpc_dynamo.dispatch.request_context import RequestContext
+from hpc_dynamo.dispatch.reserved_fields import check_fields
 from hpc_dynamo.dispatch.worker_client import EngineRequest
-from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, pd_protocol_of, prompt_check_of
+from hpc_dynamo.engines import (
+    CHAT,
+    COMPLETIONS,
+    Body,
+    pd_protocol_of,
+    prompt_check_of,
+    truncates_prompts,
+)
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Header
 from hpc_dynamo.json_reader import JsonError, read_value
@@ -51,6 +60,7 @@ class RequestBuilder:
         self.tokenizer: PromptTokenizer = tokenizer or TokenIdsOnly()
         self._model, self._protocol = model, pd_protocol_of(config)
         self._prompt_check = prompt_check_of(config)
+        self._truncates = truncates_prompts(config)
         self._policy, self._block_tokens = config.router.policy, config.router.block_tokens
         self._disaggregated = config.topology.kind is TopologyKind.disaggregated
 
@@ -66,11 +76,16 @@ class RequestBuilder:
         headers: Sequence[Header] = (),
     ) -> EngineRequest:  # fmt: skip
         """Return the request. `path` may have a query string; `body` is `content`, parsed at least
-        one level deep. Raises RequestFailed for a prompt that would crash the engine."""
+        one level deep. Raises RequestFailed for a request that could harm an engine, or that is
+        too long for the model."""
         bare = path.partition("?")[0]
+        check_fields(bare, body)
         if self._prompt_check and (reason := self._prompt_check.refusal(bare, body)):
             raise RequestFailed(reason, status=400)
-        routing, execution = await self._route_and_execution(bare, content, body, context)
+        prompts = await self._tokenize(bare, content, body, context)
+        if bare in (CHAT, COMPLETIONS) and not self._truncates:
+            require_context(body, len(_longest(prompts)), context.max_context_tokens)
+        routing, execution = self._route_and_execution(bare, body, context, prompts)
         samples = execution.samples
         return EngineRequest(path, content, body, routing, headers, samples, context)
 
@@ -78,13 +93,13 @@ class RequestBuilder:
         self, path: str, content: bytes, body: Body, context: RequestContext
     ) -> RoutingRequest:
         """Return only the routing request for this path and body."""
-        return (await self._route_and_execution(path, content, body, context))[0]
-
-    async def _route_and_execution(
-        self, path: str, content: bytes, body: Body, context: RequestContext
-    ) -> tuple[RoutingRequest, Execution]:
         prompts = await self._tokenize(path, content, body, context)
-        longest = max(prompts, key=len, default=Tokens(b""))
+        return self._route_and_execution(path, body, context, prompts)[0]
+
+    def _route_and_execution(
+        self, path: str, body: Body, context: RequestContext, prompts: Sequence[Tokens]
+    ) -> tuple[RoutingRequest, Execution]:
+        longest = _longest(prompts)
         execution = self._execution(path, body, context, len(longest))
         routing = RoutingRequest(
             prompt_tokens=sum(map(len, prompts)),
@@ -138,3 +153,7 @@ class RequestBuilder:
         if isinstance(result, Tokens):
             return [result]
         return result if isinstance(result, list) else []
+
+
+def _longest(prompts: Sequence[Tokens]) -> Tokens:
+    return max(prompts, key=len, default=Tokens(b""))

@@ -11,5 +11,6 @@ class RequestContext:
 
     hints: RoutingHints = field(default_factory=RoutingHints)
     adapter: str | None = None  # requested LoRA adapter; its KV blocks differ from the base model's
-    context_tokens: int = 0  # maximum length of the model; 0: unknown
+    context_tokens: int = 0  # sequence length that all workers accept; 0: unknown
+    max_context_tokens: int = 0  # longest sequence that any worker accepts; 0: unknown
     timeout_s: float = 0.0  # time limit in the queue; 0: the router's own

@@ -58,7 +58,7 @@ class CheckedResponse:
         if self._type.startswith(STREAM) and not _starts_event(start.lstrip()):
             raise BadResponse("with a stream that has no events")
         await self._response.relay(sink)
-        if not _is_complete(self._path, self._response.tail):
+        if not is_complete(self._path, self._response.tail):
             raise BadResponse("with a stream that ended early")
 
     def _check_content(self, content: bytes) -> None:
@@ -76,7 +76,7 @@ class CheckedResponse:
             raise BadResponse(f"without {what}: {e}") from e
 
 
-def _is_complete(path: str, tail: bytes) -> bool:
+def is_complete(path: str, tail: bytes) -> bool:
     """Return True if a stream may end like this. The last event may be longer than the tail."""
     if path == RESPONSES:
         *before, last = tail.rsplit(b"\nevent: ", 1)

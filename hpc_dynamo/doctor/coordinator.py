@@ -11,7 +11,7 @@ import msgspec
 
 from hpc_dynamo.doctor import analysis
 from hpc_dynamo.doctor.checks import ALL_CHECKS, run_checks
-from hpc_dynamo.doctor.mpi_step import mpi_step_error
+from hpc_dynamo.doctor.mpi_step import MPI_LIMIT_S, mpi_step_error
 from hpc_dynamo.doctor.records import (
     ConnectPeers,
     DoctorDone,
@@ -69,7 +69,7 @@ class DoctorCoordinator:
         """Run all checks and write the report. The nodes exit in any case."""
         began, bootstrap = time.monotonic(), self._attempt.config().cluster.bootstrap
         # Nodes may start late and then try MPI.
-        timeout_s = bootstrap.timeout_s + bootstrap.mpi_timeout_s
+        timeout_s = bootstrap.timeout_s + MPI_LIMIT_S
         try:
             ready = await self._receive(NodeReady, range(len(self._hosts)), timeout_s)
             nodes = [ready[node] for node in sorted(ready)]

@@ -17,6 +17,7 @@ from hpc_dynamo.process.child import clean_environment
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Worker
 
+MPI_LIMIT_S = 20.0  # for one trial
 MARK = "hpc-dynamo-world"
 PROGRAM = f"from mpi4py import MPI; print('{MARK}', MPI.COMM_WORLD.size, flush=True)"
 
@@ -31,12 +32,11 @@ async def mpi_step_error(attempt: Attempt) -> str:
     worker = next(workers, None)
     if worker is None:
         return ""
-    limit_s = config.cluster.bootstrap.mpi_timeout_s
     try:
-        async with asyncio.timeout(limit_s):
+        async with asyncio.timeout(MPI_LIMIT_S):
             return await _try(attempt, worker) and await _try(attempt, worker)
     except TimeoutError:
-        return f"the ranks of worker {worker.rank} did not meet within {limit_s:.0f} s"
+        return f"the ranks of worker {worker.rank} did not meet within {MPI_LIMIT_S:.0f} s"
     except (HpcDynamoError, OSError) as e:
         return f"the ranks of worker {worker.rank} cannot be started: {e}"
 
@@ -49,13 +49,12 @@ async def exchange_error(cluster: Cluster, hosts: Sequence[str]) -> str:
         *argv, env=env, stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    limit_s = cluster.bootstrap.mpi_timeout_s
     try:
-        async with asyncio.timeout(limit_s):
+        async with asyncio.timeout(MPI_LIMIT_S):
             output = (await process.communicate())[0].decode(errors="replace")
     except TimeoutError:
         process.terminate()  # srun ends its tasks
-        return f"the ranks did not meet within {limit_s:.0f} s"
+        return f"the ranks did not meet within {MPI_LIMIT_S:.0f} s"
     if output.count(f"{MARK} {len(hosts)}\n") == len(hosts):
         return ""
     return f"the {len(hosts)} ranks did not meet: {mpi_step.last_message(output)}"

@@ -1,5 +1,7 @@
 """The fast checks that every job runs before it loads a model."""
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
 from hpc_dynamo.config import Config
@@ -7,7 +9,7 @@ from hpc_dynamo.doctor.checks import PREFLIGHT_CHECKS, check_clock, run_checks
 from hpc_dynamo.doctor.facts import planned_gpus, preflight_facts
 from hpc_dynamo.doctor.records import FindingLevel
 from hpc_dynamo.errors import LaunchError
-from hpc_dynamo.messages import Roster
+from hpc_dynamo.messages import NodeRecord, Roster
 from hpc_dynamo.topology import Plan
 
 
@@ -20,22 +22,29 @@ def preflight(config: Config, plan: Plan, node: int, address: str, host: str) ->
     return tuple(str(finding) for finding in found if finding.level is FindingLevel.fault)
 
 
-def raise_for_faults(roster: Roster, submitted_at: float, now: float) -> None:
-    """Raise LaunchError if a node has a fault. Times are seconds since the epoch.
+def with_clock_faults(roster: Roster, submitted_at: float, now: float) -> Roster:
+    """Return the roster with faults of the nodes' clocks. Times are seconds since the epoch.
 
     Clocks are only compared by order: a node's start must lie between the submission and `now`.
     """
+    return replace(roster, nodes=tuple(_with_clock(n, submitted_at, now) for n in roster.nodes))
+
+
+def _with_clock(node: NodeRecord, submitted_at: float, now: float) -> NodeRecord:
+    ahead_s = clock_error_s(node.started_at, submitted_at or node.started_at, now)
+    finding = check_clock(ahead_s)
+    if finding is None:
+        return node
+    return replace(node, faults=(*node.faults, str(replace(finding, host=node.host))))
+
+
+def raise_for_faults(roster: Roster, missing_hosts: Sequence[str] = ()) -> None:
+    """Raise LaunchError if a node has a fault."""
     faults = [fault for node in roster.nodes for fault in node.faults]
-    bad_hosts = [node.host for node in roster.nodes if node.faults]
-    for node in roster.nodes:
-        ahead_s = clock_error_s(node.started_at, submitted_at or node.started_at, now)
-        if finding := check_clock(ahead_s):
-            faults.append(str(replace(finding, host=node.host)))
-            bad_hosts.append(node.host)
     if faults:
         hint = "`hpc-dynamo doctor` with the same overrides; --no-preflight skips these checks"
         error = LaunchError("the nodes are not fit for this run:\n" + "\n".join(faults), hint=hint)
-        error.bad_hosts = tuple(dict.fromkeys(bad_hosts))
+        error.bad_hosts = (*(n.host for n in roster.nodes if n.faults), *missing_hosts)
         raise error
 
 

@@ -140,6 +140,11 @@ def prompt_check_of(config: Config) -> PromptCheck | None:
     return adapter_of(config.engine).prompt_check(config)
 
 
+def truncates_prompts(config: Config) -> bool:
+    """Return True if engines shorten requests that are too long, and do not refuse them."""
+    return adapter_of(config.engine).truncates_prompts(config.engine)
+
+
 def diagnose(engine_config: Engine, log_tail: str) -> str:
     """Return what to try, from the last lines of a failed engine's log; empty if unknown."""
     return container_args.diagnose(engine_config, log_tail) or adapter_of(engine_config).diagnose(
@@ -181,4 +186,5 @@ __all__ = [
     "probe_fields",
     "prompt_check_of",
     "roles_can_change",
+    "truncates_prompts",
 ]

@@ -158,6 +158,10 @@ class EngineAdapter(ABC):
         """Return the check for prompts that would end an engine; None if engines refuse them."""
         return None
 
+    def truncates_prompts(self, engine: Engine) -> bool:
+        """Return True if the engine shortens requests that are too long for the model."""
+        return False
+
     def diagnose(self, log_tail: str) -> str:
         """Return what to try, from the last lines of a failed engine's log; empty if unknown."""
         return find_hint(self.known_failures, log_tail)

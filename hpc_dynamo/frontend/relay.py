@@ -102,9 +102,10 @@ class ResponseRelay:
 
     def _whole_events(self, data: bytes) -> bytes:
         """Return the events that are complete with this piece, and keep the rest."""
-        data = self._partial_event + data
-        found = ((data.rfind(separator), len(separator)) for separator in SEPARATORS)
-        end = max((at + size for at, size in found if at >= 0), default=0)
+        data, end = self._partial_event + data, 0
+        for separator in SEPARATORS:
+            at = data.rfind(separator, end)  # searches only the rest for the rare one
+            end = at + len(separator) if at >= 0 else end
         self._partial_event = data[end:]
         return data[:end]
 

@@ -8,26 +8,24 @@ import msgspec
 from hpc_dynamo.config import Config, Policy
 from hpc_dynamo.dispatch import (
     RESERVED_FIELDS,
-    VLLM_XARGS,
     EngineRequest,
     PromptTokenizer,
     RequestBuilder,
     RequestContext,
-    nested_reserved_fields,
+    check_form,
 )
 from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, adapter_fields
 from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.frontend.multipart import form_fields
-from hpc_dynamo.frontend.openapi import POST_OPERATIONS
 from hpc_dynamo.frontend.request_size import check_items, check_texts
 from hpc_dynamo.frontend.routing_hints import HINTS_FIELD, parse_routing_hints
 from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.http import HttpRequest
-from hpc_dynamo.json_reader import JsonError, read_fields, read_value
+from hpc_dynamo.json_reader import JsonError, read_fields
 from hpc_dynamo.preprocess import TokenIdsOnly
 from hpc_dynamo.router import RoutingRequest, RunView
 
-ENDPOINT_FIELDS = RESERVED_FIELDS | {HINTS_FIELD}
+ENDPOINT_FIELDS = frozenset({*RESERVED_FIELDS, HINTS_FIELD})
 NAME = msgspec.json.Decoder(str | None)
 
 
@@ -56,8 +54,6 @@ class RequestTranslator:
         """Return the request for an engine; `body` is the parsed body. Raises ApiError."""
         content, context = request.body, self._context(request, body, view)
         removed = body.keys() & ENDPOINT_FIELDS
-        known_path = request.path in POST_OPERATIONS
-        _check_nested_fields({VLLM_XARGS: body.get(VLLM_XARGS)} if known_path else body)
         adapter = adapter_fields(self._config, context.adapter) if context.adapter else {}
         replaced = adapter or self._served_name(body, view)
         if removed or replaced:
@@ -81,8 +77,7 @@ class RequestTranslator:
         fields = form_fields(request.body)
         if forbidden := sorted(fields.keys() & ENDPOINT_FIELDS):
             raise ApiError(400, f"the form has fields that only the endpoint may set: {forbidden}")
-        xargs = fields[VLLM_XARGS].encode() if VLLM_XARGS in fields else None
-        _check_nested_fields({VLLM_XARGS: xargs})
+        check_form(fields)
         hints = parse_routing_hints(request.headers, {})
         routing = RoutingRequest(may_disaggregate=False, hints=hints, model=self._model)
         content_type = request.headers["content-type"].encode("latin-1")
@@ -102,24 +97,8 @@ class RequestTranslator:
             hints=parse_routing_hints(request.headers, body),
             adapter=name if name in available.adapters else None,
             context_tokens=available.context_tokens,
+            max_context_tokens=available.max_context_tokens,
         )
-
-
-def _check_nested_fields(body: Body) -> None:
-    """Reject reserved fields inside other fields, where some engine paths read them.
-
-    Raises ApiError.
-    """
-    for name, value in body.items():
-        if value is None:
-            continue
-        try:
-            reserved = nested_reserved_fields(read_value(bytes(value)))
-        except JsonError as e:
-            raise ApiError(400, f"{name} is not JSON: {e}", param=name) from e
-        if reserved:
-            what = f"{name} holds {', '.join(sorted(reserved))}, which only the endpoint may set"
-            raise ApiError(400, what, param=name)
 
 
 def _target(request: HttpRequest) -> str:

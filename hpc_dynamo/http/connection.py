@@ -10,6 +10,7 @@ from typing import cast
 
 import httptools
 
+from hpc_dynamo.http.connection_table import Closable
 from hpc_dynamo.http.exchange import HttpRequest, ResponseWriter
 from hpc_dynamo.http.request_head import add_header, split_target
 from hpc_dynamo.http.server_context import ServerContext
@@ -28,10 +29,13 @@ class _Rejection:
 
 
 class HttpConnection(asyncio.Protocol):
-    """Connection of one client. Reads ahead while a request is served, to detect a disconnect."""
+    """Connection of one client, `opening` in the table until it is made.
 
-    def __init__(self, context: ServerContext) -> None:
-        self._context, self._limits = context, context.limits
+    Reads ahead while a request is served, to detect a disconnect.
+    """
+
+    def __init__(self, context: ServerContext, opening: Closable) -> None:
+        self._context, self._limits, self._opening = context, context.limits, opening
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport
         self._peer, self._headers = "", dict[str, str]()
@@ -51,14 +55,12 @@ class HttpConnection(asyncio.Protocol):
     # Called by the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Add the connection to those of the server, or close it at their limit."""
+        """Add the connection to those of the server."""
         # uvloop's transport is not a subclass of asyncio.Transport, but has its interface.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
         self._peer = str((transport.get_extra_info("peername") or ["?"])[0])
-        if not self._context.connections.add(self):
-            self._reject(503, "too many connections are open")
-            self._transport.close()
+        self._context.connections.replace(self._opening, self)
 
     def data_received(self, data: bytes) -> None:
         """Parse what the client sent."""
@@ -128,7 +130,9 @@ class HttpConnection(asyncio.Protocol):
         length = self._headers.get("content-length", "0")
         if self._context.has_key and not self._context.has_key(self._headers):
             if length != "0" or "transfer-encoding" in self._headers:
-                self._queue_without_body()
+                # The handler answers a client without a key; nothing more is read from it.
+                self._ignoring_input = True
+                self._queue_request(keep_alive=False)
             return
         self._context.connections.set_busy(self)
         if length.isdecimal():
@@ -161,11 +165,6 @@ class HttpConnection(asyncio.Protocol):
         if len(self._pending) > self._limits.pipelined:
             self._transport.pause_reading()
         self._next()
-
-    def _queue_without_body(self) -> None:
-        """Let the handler answer a client without a key; nothing more is read from it."""
-        self._ignoring_input = True
-        self._queue_request(keep_alive=False)
 
     # Limits.
 
@@ -229,7 +228,9 @@ class HttpConnection(asyncio.Protocol):
             if isinstance(item, _Rejection):
                 self._send_rejection(item)
             else:
-                run = self._serve(item, keep_alive and not self._closing, http10)
+                # A client that waits for a connection gets the place of this one.
+                closing = self._closing or self._context.connections.awaited
+                run = self._serve(item, keep_alive and not closing, http10)
                 self._task = self._context.tasks.create_task(run)
 
     async def _serve(self, request: HttpRequest, keep_alive: bool, http10: bool) -> None:

@@ -11,9 +11,12 @@ from typing import Protocol
 
 from hpc_dynamo.descriptors import connection_budget
 
-# Age at which a connection without a key may be closed: until then its request may be unread.
-# If the server is full, a younger one is closed too: a flood must not keep all others out.
-GRACE_S = 0.25
+# Age at which a connection without a key may be closed: until then its request may be unread, or
+# its client busy. Each one that is closed halves the age, so that a flood delays others less. Each
+# client that sends a key increases it again.
+MAX_GRACE_S, MIN_GRACE_S, GRACE_STEP_S = 2.0, 0.1, 0.01
+# A slow event loop has read from a connection after this number of tries to add another one.
+GRACE_TRIES = 5
 SERVER_SHARE = 0.5  # share of a process's connections; the rest go to engines
 ANONYMOUS_SHARE = 0.25  # share of the server's connections
 MAX_ANONYMOUS = 1024
@@ -46,9 +49,12 @@ class ConnectionTable:
         self.limit = limit or max(1, int(connection_budget() * SERVER_SHARE))
         share = max(1, min(MAX_ANONYMOUS, int(self.limit * ANONYMOUS_SHARE)))
         self.anonymous_limit = share if keys else self.limit
-        self._anonymous = dict[Closable, None]()
+        self._anonymous = dict[Closable, int]()  # value of `_tries` when it was added
+        self._tries = 0  # times that there was no room for a new connection
         self._idle = dict[Closable, None]()
         self._busy = dict[Closable, None]()
+        self._grace_s = MAX_GRACE_S
+        self.awaited = False  # a new connection waits for the end of another one
         self.rejections = Counter[str]()
 
     def __len__(self) -> int:
@@ -57,27 +63,28 @@ class ConnectionTable:
     def all(self) -> list[Closable]:
         return [*self._anonymous, *self._idle, *self._busy]
 
-    def add(self, connection: Closable) -> bool:
-        """Add a new connection, in place of another one at a limit.
-
-        Return False if no other one can be closed; the caller then closes the new one.
-        """
-        crowded = len(self._anonymous) >= self.anonymous_limit
-        if crowded:
-            self._close(self._oldest_anonymous())
+    def make_room(self) -> bool:
+        """Return True if a connection may be added. At a limit, another one is closed for it."""
         if len(self) >= self.limit:
-            idle = None if crowded else next(iter(self._idle), None)
-            victim = idle or self._oldest_anonymous(0.0)
-            if not victim:
-                self.rejections["connections"] += 1
-                return False
-            self._close(victim)
-        self._anonymous[connection] = None
-        return True
+            self._close_one()
+        self.awaited = len(self) >= self.limit
+        self._tries += self.awaited
+        return not self.awaited
+
+    def add(self, connection: Closable) -> None:
+        """Add a new connection, after `make_room`."""
+        self._anonymous[connection] = self._tries
+
+    def replace(self, connection: Closable, by: Closable) -> None:
+        """Add a connection in the place of another one."""
+        self.discard(connection)
+        self.add(by)
 
     def set_busy(self, connection: Closable) -> None:
         """Note that a connection has sent a request with a key."""
-        self._anonymous.pop(connection, None)
+        if connection in self._anonymous:
+            del self._anonymous[connection]
+            self._grace_s = min(MAX_GRACE_S, self._grace_s + GRACE_STEP_S)
         self._idle.pop(connection, None)
         self._busy[connection] = None
 
@@ -94,12 +101,22 @@ class ConnectionTable:
     def has_key(self, connection: Closable) -> bool:
         return connection not in self._anonymous
 
-    def _oldest_anonymous(self, min_age_s: float = GRACE_S) -> Closable | None:
-        old = time.monotonic() - min_age_s
-        return next((c for c in self._anonymous if c.opened_at < old and not c.serving), None)
+    def _close_one(self) -> None:
+        """Close an idle connection, or one without a key if they are too many."""
+        crowded = len(self._anonymous) > self.anonymous_limit
+        if self._idle and not crowded:
+            self._close(next(iter(self._idle)))
+        elif victim := self._oldest_anonymous():
+            self._grace_s = max(MIN_GRACE_S, self._grace_s / 2)
+            self._close(victim)
 
-    def _close(self, victim: Closable | None) -> None:
-        if victim:
-            self.rejections["connections"] += 1
-            self.discard(victim)
-            victim.abort()
+    def _oldest_anonymous(self) -> Closable | None:
+        old_s, old_tries = time.monotonic() - self._grace_s, self._tries - GRACE_TRIES
+        anonymous = self._anonymous.items()
+        old = (c for c, tries in anonymous if tries <= old_tries and c.opened_at < old_s)
+        return next((c for c in old if not c.serving), None)
+
+    def _close(self, victim: Closable) -> None:
+        self.rejections["connections"] += 1
+        self.discard(victim)
+        victim.abort()

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from typing import Self
 
 from hpc_dynamo.http.connection import HttpConnection
-from hpc_dynamo.http.connection_table import ConnectionTable
+from hpc_dynamo.http.connection_table import Closable, ConnectionTable
 from hpc_dynamo.http.exchange import Header, HttpLimits
+from hpc_dynamo.http.listener import Listener
 from hpc_dynamo.http.server_context import ErrorFormatter, Handler, KeyCheck, ServerContext
 
-BACKLOG = 4096  # connections that wait to be accepted
-HANDSHAKE_S = 10.0  # time for a TLS handshake
 CHECK_INTERVAL_S = 1.0  # between two checks for connections that are too slow
 
 
@@ -46,7 +45,7 @@ class HttpServer:
         self._context = ServerContext(
             handler, format_error, limits, asyncio.TaskGroup(), table, has_key
         )
-        self._listening = list[asyncio.Server]()
+        self._listening = list[Listener]()
 
     async def __aenter__(self) -> Self:
         await self._context.tasks.__aenter__()
@@ -72,33 +71,19 @@ class HttpServer:
 
     async def listen(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> int:
         """Accept connections on a new socket; return its port."""
-        created = asyncio.get_running_loop().create_server(
-            self._connection,
-            host,
-            port,
-            ssl=tls,
-            backlog=BACKLOG,
-            ssl_handshake_timeout=HANDSHAKE_S if tls else None,
-        )
-        return self._add(await created)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return await self.listen_on(socket.create_server((host, port), family=family), tls=tls)
 
     async def listen_on(self, bound: socket.socket, *, tls: ssl.SSLContext | None = None) -> int:
         """Accept connections on a socket that is already bound; return its port."""
-        created = asyncio.get_running_loop().create_server(
-            self._connection,
-            sock=bound,
-            ssl=tls,
-            backlog=BACKLOG,
-            ssl_handshake_timeout=HANDSHAKE_S if tls else None,
+        listener = Listener(
+            bound, self._connection, self._context.connections, self._context.tasks, tls
         )
-        return self._add(await created)
+        self._listening.append(listener)
+        return listener.port
 
-    def _connection(self) -> HttpConnection:
-        return HttpConnection(self._context)
-
-    def _add(self, server: asyncio.Server) -> int:
-        self._listening.append(server)
-        return int(server.sockets[0].getsockname()[1])
+    def _connection(self, opening: Closable) -> HttpConnection:
+        return HttpConnection(self._context, opening)
 
     async def drain(self) -> None:
         """Stop listening; return when every request in progress has its response."""
@@ -110,8 +95,8 @@ class HttpServer:
             await asyncio.wait([c.closed for c in connections.all()])
 
     def _stop_listening(self) -> None:
-        for server in self._listening:
-            server.close()
+        for listener in self._listening:
+            listener.close()
         self._listening.clear()
 
     async def _check_timeouts(self) -> None:

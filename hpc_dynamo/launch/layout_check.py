@@ -108,7 +108,8 @@ def _size_errors(
 def layout_warnings(config: Config, plan: Plan, nodes: Sequence[PartitionNodes]) -> Iterator[str]:
     """Yield warnings about a layout that may run but may not be intended."""
     used = sum(len(shard.gpus) for worker in plan.workers for shard in worker.shards)
-    allocated = sum(part.nodes * part.gpus_per_node for part in plan.group_plans)
+    groups = plan.group_plans
+    allocated = sum((group.nodes - group.spare_nodes) * group.gpus_per_node for group in groups)
     if used < allocated:
         idle = f"{allocated - used} of {allocated} GPUs are idle"
         yield f"{idle}: the job pays for GPUs that no worker uses"

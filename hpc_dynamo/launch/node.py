@@ -14,11 +14,12 @@ def node_index_and_hosts(count: int) -> tuple[int, list[str]]:
         return int(os.environ["SUBMITIT_LOCAL_GLOBALID"]), [socket.gethostname()] * count
     if "SLURM_NODEID" in os.environ:
         nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]
-        return int(os.environ["SLURM_NODEID"]), _index_order(_expand(nodes))
+        return int(os.environ["SLURM_NODEID"]), _index_order(expand_hosts(nodes))
     raise LaunchError("an agent was started outside a job", hint="start it by `hpc-dynamo batch …`")
 
 
-def _expand(nodes: str) -> list[str]:
+def expand_hosts(nodes: str) -> list[str]:
+    """Return the host names in a node list of Slurm, such as n[1-3]."""
     return slurm_command("scontrol", "show", "hostnames", nodes).split()
 
 
@@ -27,7 +28,7 @@ def _index_order(hosts: list[str]) -> list[str]:
     by component, while the node list of a step is sorted by name."""
     components = int(os.environ.get("SLURM_HET_SIZE", "0"))
     lists = (os.environ.get(f"SLURM_JOB_NODELIST_HET_GROUP_{i}") for i in range(components))
-    known = _expand(",".join(filter(None, lists))) if components else []
+    known = expand_hosts(",".join(filter(None, lists))) if components else []
     return [host for host in known if host in hosts] or hosts
 
 
@@ -36,7 +37,7 @@ def het_component() -> int | None:
     count = int(os.environ.get("SLURM_HET_SIZE", "0"))
     name = os.environ.get("SLURMD_NODENAME", "")
     lists = (os.environ.get(f"SLURM_JOB_NODELIST_HET_GROUP_{index}", "") for index in range(count))
-    return next((i for i, nodes in enumerate(lists) if nodes and name in _expand(nodes)), None)
+    return next((i for i, nodes in enumerate(lists) if nodes and name in expand_hosts(nodes)), None)
 
 
 def restart_count() -> int:

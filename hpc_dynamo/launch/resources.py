@@ -81,6 +81,8 @@ def sbatch_options(config: Config, plan: Plan) -> Options:
         "constraint": slurm.constraint,
         "reservation": slurm.reservation,
         "exclusive": slurm.exclusive or None,
+        # With spare nodes the job continues after the loss of a node.
+        "no-kill": bool(plan.spare_nodes),
         **({} if {"requeue", "no-requeue"} & extra.keys() else _requeue(config)),
         **({} if asks_for_gpus(extra) else gpus),
     }

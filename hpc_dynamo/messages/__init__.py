@@ -11,6 +11,7 @@
      │ ─── KvReplayRequest ─────▶ │   if batches of KV events are missing
      │ ─── SetRole ─────────────▶ │   role change
      │ ─── SetAsleep ───────────▶ │   a client puts a worker to sleep, or wakes it
+     │ ─── NodesReplaced ───────▶ │   spare nodes run the workers of failed nodes
      │ ◀─▶ StartShard, StopShard, │   multi-node workers: see agent/shard_leader
      │     ShardExited            │
      │ ◀── Preempted ──────────── │   Slurm ends this extra job soon
@@ -27,6 +28,7 @@ from hpc_dynamo.messages.control import (
     KvEvents,
     KvReplayRequest,
     NodeRecord,
+    NodesReplaced,
     Preempted,
     Roster,
     SetAsleep,
@@ -37,6 +39,7 @@ from hpc_dynamo.messages.control import (
     StopShard,
     WorkerReport,
     WorkerState,
+    max_context_tokens,
 )
 from hpc_dynamo.messages.run_folder import (
     BatchSummary,
@@ -72,6 +75,7 @@ __all__ = [
     "KvReplayRequest",
     "ModelStatus",
     "NodeRecord",
+    "NodesReplaced",
     "Outcome",
     "PlannerStatus",
     "Preempted",
@@ -92,4 +96,5 @@ __all__ = [
     "WorkerLoad",
     "WorkerReport",
     "WorkerState",
+    "max_context_tokens",
 ]

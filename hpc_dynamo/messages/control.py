@@ -4,6 +4,7 @@ Fields that end in `_at` are seconds since the epoch, those in `_s` durations in
 is the rank of a worker, `node` the index of a node in the plan.
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
@@ -80,6 +81,12 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         return f"{self.model} {self.role}".lstrip()
 
 
+def max_context_tokens(workers: Iterable[WorkerReport]) -> int:
+    """Return the longest sequence that any ready worker accepts; 0 if unknown."""
+    contexts = [w.context_tokens for w in workers if w.state is WorkerState.ready]
+    return max(contexts, default=0) if all(contexts) else 0
+
+
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """First message of an agent to the head, also to a head that does not know it any more.
 
@@ -112,6 +119,17 @@ class StopAgent(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Sent by the head: stop all engines of the node, then exit."""
 
     reason: str
+
+
+class NodesReplaced(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Sent by the head to all agents: spare nodes run the workers of failed nodes.
+
+    Also written to the run folder, for a head that is restarted. Each message replaces the one
+    before.
+    """
+
+    replacements: dict[int, int] = {}  # node of the plan -> node that runs its workers
+    restart_count: int = 0  # as in the records of nodes
 
 
 class AgentStopped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -201,6 +219,7 @@ ControlMessage = (
     | KvReplayRequest
     | SetRole
     | SetAsleep
+    | NodesReplaced
     | StopAgent
     | Preempted
     | AgentStopped

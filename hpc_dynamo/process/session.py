@@ -3,10 +3,14 @@
 Source: proc(5), file stat; file schedstat of Linux (Documentation/scheduler/sched-stats.rst).
 """
 
+import asyncio
 import os
-from collections.abc import Iterator
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 STOPPED = "T"  # by SIGSTOP, SIGTSTP or a similar signal
@@ -14,39 +18,96 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 NS_PER_S = 1e9
 
 
+class ThreadTimes(NamedTuple):
+    """Time that a thread ran, and time that it was ready to run but had no CPU."""
+
+    ran_s: float
+    waited_s: float
+
+
 class SessionUsage(NamedTuple):
-    """CPU time that a session has used, and the states of its processes."""
+    """CPU time that a session has used, ended children included, and its present threads.
+
+    `threads` is empty on a kernel that does not count their times. `at_s` is the clock's time.
+    """
 
     cpu_s: float
     stopped: bool  # one of its processes is
-    waited_s: float = 0.0  # time that its threads were ready to run and had no CPU
+    threads: Mapping[int, ThreadTimes] = MappingProxyType({})
+    at_s: float = 0.0
 
 
-def session_usage(leader: int) -> SessionUsage:
-    """Return the usage of the session of process `leader`.
-
-    CPU time includes ended children. Waiting time does not include ended threads, so it may shrink.
-    """
-    rows = list(_processes(leader))
-    ticks = sum(int(value) for _, row in rows for value in row[11:15])
-    stopped = any(row[0] == STOPPED for _, row in rows)
-    return SessionUsage(ticks / TICKS_PER_S, stopped, sum(_waited_s(pid) for pid, _ in rows))
+NO_PROCESSES = SessionUsage(0.0, stopped=False)
 
 
-def _processes(leader: int) -> Iterator[tuple[Path, list[str]]]:
-    """Yield the folder of each process of the session, and its fields from its state on."""
+class SessionMonitor:
+    """Usage of the sessions of this node's engines. One scan of /proc, in a thread, serves all
+    callers for `max_age_s`."""
+
+    def __init__(self, max_age_s: float) -> None:
+        self._max_age_s, self._leaders = max_age_s, set[int]()
+        self._scan: asyncio.Task[dict[int, SessionUsage]] | None = None
+        self._scanned_at = 0.0
+
+    async def usage(self, leader: int) -> SessionUsage:
+        """Return the usage of the session of process `leader`."""
+        scan, now = self._scan, time.monotonic()
+        old = scan is None or (scan.done() and now - self._scanned_at > self._max_age_s)
+        if scan is None or old or leader not in self._leaders:
+            self._leaders.add(leader)
+            scan = self._scan = asyncio.create_task(_scan(frozenset(self._leaders)))
+            self._scanned_at = now
+        return (await asyncio.shield(scan)).get(leader, NO_PROCESSES)
+
+
+async def _scan(leaders: frozenset[int]) -> dict[int, SessionUsage]:
+    return await asyncio.to_thread(session_usages, leaders)
+
+
+def session_usages(leaders: Collection[int]) -> dict[int, SessionUsage]:
+    """Return the usage of the sessions of these processes that are alive."""
+    sessions = defaultdict[int, list[tuple[Path, list[str]]]](list)
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == leader:
-                yield stat.parent, fields
+            fields = stat.read_text().rpartition(")")[2].split()  # from the state on
+            if int(fields[3]) in leaders:
+                sessions[int(fields[3])].append((stat.parent, fields))
+    return {leader: _usage(rows) for leader, rows in sessions.items()}
 
 
-def _waited_s(process: Path) -> float:
-    """Return the time in the run queue, of all threads; 0 on a kernel that does not count it."""
-    waited_ns = 0
+def _usage(rows: list[tuple[Path, list[str]]]) -> SessionUsage:
+    ticks = sum(int(value) for _, row in rows for value in row[11:15])
+    stopped = any(row[0] == STOPPED for _, row in rows)
+    threads = dict(pair for process, _ in rows for pair in _threads(process))
+    return SessionUsage(ticks / TICKS_PER_S, stopped, threads, time.monotonic())
+
+
+def _threads(process: Path) -> Iterator[tuple[int, ThreadTimes]]:
+    """Yield the id and the times of each thread of a process."""
     with suppress(OSError):  # the process has ended
         for schedstat in process.glob("task/*/schedstat"):
             with suppress(OSError):  # the thread has ended
-                waited_ns += int(schedstat.read_text().split()[1])
-    return waited_ns / NS_PER_S
+                ran_ns, waited_ns, _ = map(int, schedstat.read_text().split())
+                times = ThreadTimes(ran_ns / NS_PER_S, waited_ns / NS_PER_S)
+                yield int(schedstat.parent.name), times
+
+
+def wanted_cpus(before: SessionUsage, now: SessionUsage) -> float:
+    """Return the CPUs that a session would have used if no other process had used them.
+
+    Threads that wake often wait as long as computing ones on a busy machine. Without others, they
+    would mostly sleep. So the time that a thread waited for a CPU is left out.
+    """
+    elapsed_s = now.at_s - before.at_s
+    if elapsed_s <= 0:  # it has ended
+        return 0.0
+    used = (now.cpu_s - before.cpu_s) / elapsed_s
+    both = now.threads.keys() & before.threads.keys()
+    shares = (_share(before.threads[tid], now.threads[tid], elapsed_s) for tid in both)
+    return max(used, sum(shares))
+
+
+def _share(before: ThreadTimes, now: ThreadTimes, elapsed_s: float) -> float:
+    ran_s, waited_s = now.ran_s - before.ran_s, now.waited_s - before.waited_s
+    slept_s = max(0.0, elapsed_s - ran_s - waited_s)
+    return ran_s / (ran_s + slept_s) if ran_s else 0.0

@@ -1,5 +1,6 @@
 """Shared memory that dead engines have left in /dev/shm. It counts as memory of the node or job."""
 
+import logging
 import os
 import stat
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 SHARED_MEMORY = Path("/dev/shm")
 # Python's multiprocessing, PyTorch, NCCL, UCX and vLLM.
 PREFIXES = ("psm_", "torch_", "nccl-", "ucx_shm_", "sem.mp-", "vllm_")
+
+log = logging.getLogger(__name__)
 
 
 def remove_unused_segments(folder: Path = SHARED_MEMORY) -> list[str]:
@@ -24,7 +27,10 @@ def remove_unused_segments(folder: Path = SHARED_MEMORY) -> list[str]:
     unused = [path for (_, inode), path in candidates.items() if inode not in used]
     for path in unused:
         path.unlink(missing_ok=True)
-    return sorted(path.name for path in unused)
+    names = sorted(path.name for path in unused)
+    if names:
+        log.info("removed %d unused segments of shared memory: %s", len(names), ", ".join(names))
+    return names
 
 
 def _segments(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:

@@ -22,7 +22,7 @@ class _Details(msgspec.Struct):
     cached_tokens: int | None = None
 
 
-class _Usage(msgspec.Struct):
+class _TokenCounts(msgspec.Struct):
     """Token counts of a stream so far."""
 
     completion_tokens: int = 0
@@ -33,7 +33,7 @@ class _Event(msgspec.Struct):
     """An event of an OpenAI completion stream."""
 
     choices: list[msgspec.Raw] = []
-    usage: _Usage | None = None
+    usage: _TokenCounts | None = None
 
 
 @dataclass

@@ -17,6 +17,7 @@ from hpc_dynamo.messages import (
     ExtraJobStatus,
     JobRecord,
     NodeRecord,
+    NodesReplaced,
     Outcome,
     Roster,
     Status,
@@ -76,6 +77,7 @@ class Attempt:
         self.job_file = path / "job.json"
         self.roster_file = path / "roster.json"
         self.rendezvous_file = path / "rendezvous.json"
+        self.replacements_file = path / "replacements.json"
         self.status_file = path / "status.json"
         self.outcome_file = path / "outcome.json"
         self.endpoint_file = path / "endpoint.json"
@@ -128,6 +130,9 @@ class Attempt:
 
     def roster(self) -> Roster | None:
         return read_json(self.roster_file, Roster)
+
+    def replacements(self) -> NodesReplaced | None:
+        return read_json(self.replacements_file, NodesReplaced)
 
     def status(self) -> Status | None:
         return read_json(self.status_file, Status)

@@ -61,6 +61,26 @@ def _append(record: logging.LogRecord, note: str) -> None:
     record.msg, record.args = f"{record.getMessage()} ({note})", None
 
 
+class BoundedFileHandler(logging.FileHandler):
+    """Appends to a log and keeps it near `max_bytes`, with a check every few seconds.
+
+    Several processes may append to the same file.
+    """
+
+    def __init__(
+        self, file: Path, max_bytes: int = MAX_LOG_BYTES, interval_s: float = CHECK_INTERVAL_S
+    ) -> None:
+        super().__init__(file)
+        self._file, self._max_bytes, self._interval_s = file, max_bytes, interval_s
+        self._next_check_at = time.monotonic() + interval_s
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        if (now := time.monotonic()) >= self._next_check_at:
+            self._next_check_at = now + self._interval_s  # the check logs to this handler
+            _limit_each([self._file], self._max_bytes)
+
+
 async def limit_sizes(files: Iterable[Path]) -> None:
     """Keep logs near MAX_LOG_BYTES, with a check every few seconds. Runs until cancelled."""
     while True:
@@ -68,10 +88,10 @@ async def limit_sizes(files: Iterable[Path]) -> None:
         await asyncio.to_thread(_limit_each, files)
 
 
-def _limit_each(files: Iterable[Path]) -> None:
+def _limit_each(files: Iterable[Path], max_bytes: int = MAX_LOG_BYTES) -> None:
     for file in files:
         try:
-            limit_size(file)
+            limit_size(file, max_bytes)
         except OSError as e:  # a full disk, or a run folder that was deleted
             log.warning("%s is not shortened: %s", file, e)
 

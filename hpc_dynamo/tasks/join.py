@@ -17,7 +17,7 @@ from hpc_dynamo import launch
 from hpc_dynamo.agent import Agent
 from hpc_dynamo.bootstrap.address import job_address
 from hpc_dynamo.descriptors import raise_descriptor_limit
-from hpc_dynamo.doctor.preflight import preflight, raise_for_faults
+from hpc_dynamo.doctor.preflight import preflight, raise_for_faults, with_clock_faults
 from hpc_dynamo.errors import BootstrapError
 from hpc_dynamo.launch import JobState
 from hpc_dynamo.launch.node import node_index_and_hosts
@@ -66,7 +66,8 @@ async def _join(job: ExtraJobFolder, node: int, host: str) -> Outcome:
     me = _record(job, node, host, roster)
     me = replace(me, faults=preflight(job.config(), job.plan(), node, me.address, host))
     write_json(job.node_file(node), me)
-    raise_for_faults(replace(roster, nodes=(me,)), 0.0, time.time())
+    own = replace(roster, nodes=(me,))
+    raise_for_faults(with_clock_faults(own, 0.0, time.time()))
     client = ControlClient(roster.control_endpoint, secrets.keys, CODEC)
     try:
         agent = Agent(job, me, client, secrets.token)

@@ -25,17 +25,19 @@ from hpc_dynamo.bootstrap import MpiStep, exchange_addresses, rank_command
 from hpc_dynamo.bootstrap.address import address_for_extra_jobs, job_address
 from hpc_dynamo.config import Task
 from hpc_dynamo.descriptors import raise_descriptor_limit
-from hpc_dynamo.doctor.preflight import preflight, raise_for_faults
+from hpc_dynamo.doctor.preflight import preflight
 from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error, file_error_in
 from hpc_dynamo.head import Standalone
 from hpc_dynamo.launch import bootstrap_step, detached_submit, retry
+from hpc_dynamo.launch.headless_job import restart_headless_job
 from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_count
 from hpc_dynamo.launch.sole_use import wait_for_earlier_jobs
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome, Preempted
 from hpc_dynamo.run import Attempt, Run, write_json
-from hpc_dynamo.run.logs import RateLimit
+from hpc_dynamo.run.logs import BoundedFileHandler, RateLimit
 from hpc_dynamo.run.privacy import PRIVATE_UMASK, require_private_folder
 from hpc_dynamo.tasks.head_process import HeadProcess
+from hpc_dynamo.tasks.start_layout import start_layout
 from hpc_dynamo.tasks.superseded import is_superseded, stop_if_superseded
 from hpc_dynamo.wire import ControlClient, MessageCodec
 from hpc_dynamo.wire.control import endpoint_of, listening_socket
@@ -166,16 +168,15 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
     try:
         settings = config.cluster.bootstrap
         step = await asyncio.to_thread(_bootstrap_step, attempt, hosts) if listening else None
-        roster = await exchange_addresses(me, hosts, attempt, settings, step)
-        if config.cluster.preflight:
-            job = attempt.job()
-            raise_for_faults(roster, job.submitted_at if job else 0.0, time.time())
+        spare_nodes = attempt.plan().spare_nodes
+        roster = await exchange_addresses(me, hosts, attempt, settings, step, spare_nodes)
+        roster, layout = start_layout(attempt, roster, hosts, is_head=index == 0)
         client = ControlClient(roster.control_endpoint, secrets.keys, CODEC)
         try:
-            agent = Agent(attempt, me, client, secrets.token)
+            agent = Agent(attempt, me, client, secrets.token, layout)
             if listening:
                 return await _run_with_head(attempt, listening, agent, client, preempted)
-            return await _run_agent(agent)
+            return await _run_agent(attempt, agent)
         finally:
             client.close()
     finally:
@@ -244,10 +245,13 @@ async def _run_with_head(
     return outcome
 
 
-async def _run_agent(agent: Agent) -> Outcome:
+async def _run_agent(attempt: Attempt, agent: Agent) -> Outcome:
     """Run the agent. A stop signal ends this node only; the head watches the walltime."""
     on_stop_signal(agent.stop)
     await agent.run()
+    if agent.contact.lost:
+        on_stop_signal(asyncio.current_task().cancel)  # type: ignore[union-attr]  # runs in a task
+        await restart_headless_job(attempt)
     return Outcome(exit_code=0)
 
 
@@ -265,7 +269,7 @@ def on_preemption_signal(action: Callable[[], object]) -> None:
 def log_to_file(file: Path, *, to_slurm: bool = True) -> None:
     """Log to a file, and warnings also to Slurm's output, which is that of this process."""
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    to_file, output = logging.FileHandler(file), logging.StreamHandler()
+    to_file, output = BoundedFileHandler(file), logging.StreamHandler()
     output.setLevel(logging.WARNING)
     root = logging.getLogger()
     root.setLevel(logging.INFO)

@@ -55,7 +55,13 @@ def _plan_groups(config: Config, demands: list[Demand]) -> Plan:
     used = dict.fromkeys(pool.hardware for _, pool in demands)
     if any(used):
         return _plan_by_hardware(config, demands, tuple(used))
-    return _plan_group(config, demands)
+    return _with_spare_nodes(_plan_group(config, demands), config.cluster.spare_nodes)
+
+
+def _with_spare_nodes(layout: Plan, spare: int) -> Plan:
+    """Add nodes without workers at the end of a plan of identical nodes."""
+    groups = tuple(replace(group, nodes=group.nodes + spare) for group in layout.node_groups)
+    return replace(layout, nodes=layout.nodes + spare, node_groups=groups, spare_nodes=spare)
 
 
 def _plan_by_hardware(config: Config, demands: list[Demand], used: tuple[str, ...]) -> Plan:
@@ -69,7 +75,8 @@ def _plan_by_hardware(config: Config, demands: list[Demand], used: tuple[str, ..
         groups.append(NodeGroup(kind, group.nodes, group.gpus_per_node))
         nodes += group.nodes
     most = max(group.gpus_per_node for group in groups)
-    return Plan(nodes, most, tuple(workers[rank] for rank in sorted(workers)), tuple(groups))
+    layout = Plan(nodes, most, tuple(workers[rank] for rank in sorted(workers)), tuple(groups))
+    return _with_spare_nodes(layout, config.cluster.spare_nodes) if len(used) == 1 else layout
 
 
 def _plan_group(config: Config, demands: list[Demand]) -> Plan:

@@ -54,6 +54,7 @@ class Plan:
 
     With named hardware, `node_groups` lists the groups in the order of their nodes, and
     `gpus_per_node` is that of the largest. `separate_jobs`: each group is a Slurm job of its own.
+    The last `spare_nodes` of the nodes have no workers until another node fails.
     """
 
     nodes: int
@@ -61,6 +62,7 @@ class Plan:
     workers: tuple[Worker, ...]
     node_groups: tuple[NodeGroup, ...] = ()
     separate_jobs: bool = False
+    spare_nodes: int = 0
 
     def on_node(self, node: int) -> tuple[Worker, ...]:
         """Return the workers whose HTTP is served from this node."""
@@ -96,7 +98,8 @@ class Plan:
 
     def _group_plan(self, group: NodeGroup, end: int) -> "Plan":
         here = tuple(w for w in self.workers if end - group.nodes <= w.node < end)
-        return Plan(group.nodes, group.gpus_per_node, here, (group,))
+        spare = self.spare_nodes if end == self.nodes else 0
+        return Plan(group.nodes, group.gpus_per_node, here, (group,), spare_nodes=spare)
 
     def gpus_on(self, node: int) -> int:
         """Return the GPUs of a node. Nodes after the plan count to the last group."""

@@ -5,16 +5,17 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from hpc_dynamo.cli.chaos import on_node
 from hpc_dynamo.cli.chaos.schedule import Process, ProcessKind, schedule
+from tests.cluster.slurm import SlurmCluster
 from tests.integration.serving.served import Served, serving
 from tests.support.fault_rows import FaultRecorder
-from tests.support.runs import hpc_dynamo, until
+from tests.support.runs import each_once, hpc_dynamo, latest, results_on_disk, until, write_prompts
 
 PROCESSES = [
     *(Process(ProcessKind.engine, rank, "n1") for rank in range(3)),
@@ -46,6 +47,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("chaos")
     words = ("topology=aggregated", "topology.aggregated.workers=2", "serve.frontend_processes=1")
     with serving(folder, *words) as served:
+        until("both workers", lambda: len(served.workers().get("aggregated", [])) == 2)
         yield served
 
 
@@ -102,3 +104,39 @@ def test_run_of_another_user_is_refused(served: Served, tmp_path: Path) -> None:
         os.chown(path, 0, -1)
     assert refused.returncode != 0
     assert "belongs to another user" in refused.stderr
+
+
+BATCH = (
+    *("batch", "engine=simulator", "topology=aggregated", "topology.aggregated.workers=2"),
+    *("engine.args.time-scale=20", "batch.concurrency=4", "input=prompts.jsonl", "--detach"),
+)
+
+
+def faults_in_a_batch(folder: Path, *words: str, env: Mapping[str, str] | None = None) -> None:
+    """Kill two engines of a batch; it ends with each result once."""
+    ids, run = write_prompts(folder / "prompts.jsonl", 60, max_tokens=16), folder / "runs/prompts"
+    started = hpc_dynamo(*BATCH, *words, cwd=folder, env=env)
+    assert started.returncode == 0, started.stderr
+    until("some results", lambda: results_on_disk(run) >= 4)
+    kinds = ("--only=engine", "--faults=2", "--interval=1", "--seed=1")
+    done = hpc_dynamo("chaos", *kinds, cwd=folder, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "answers after" in done.stdout
+    assert " requests, 0 lost" in done.stdout
+    until("the output", (run / "output.jsonl").exists, 120)
+    each_once(run, ids)
+    until("the outcome", latest(run).outcome)
+    refused = hpc_dynamo("chaos", "prompts", cwd=folder, env=env)
+    assert "is no batch that runs now" in refused.stderr
+
+
+def test_faults_in_a_batch(tmp_path: Path) -> None:
+    faults_in_a_batch(tmp_path, "cluster.launcher=local")
+
+
+@pytest.mark.cluster
+@pytest.mark.slow_fault
+def test_faults_on_all_nodes_of_a_slurm_job(cluster: SlurmCluster, shared_dir: Path) -> None:
+    """The signals reach other nodes by a Slurm step."""
+    words = ("cluster.launcher=slurm", "topology.nodes=2")
+    faults_in_a_batch(shared_dir, *words, env=cluster.env)

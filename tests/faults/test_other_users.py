@@ -88,9 +88,16 @@ def test_planted_run_folder_is_refused(scratch: Path) -> None:
         assert f"(owner {ATTACKER}, mode 0755)" in done.stderr
     assert sorted(path.name for path in run.iterdir()) == ["attempts", "secrets.json"]
     plant(run / "attempts/1")
-    done = as_user(VICTIM, *program("stop", "planted/run"), cwd=scratch)
-    assert done.returncode == 3, "it would cancel the jobs that the attacker names"
-    assert f"{run.parent}: it belongs to another user" in done.stderr
+    # `stop` would cancel the jobs that the attacker names; `chat` would send the key of a file that
+    # the attacker names to a URL of the attacker.
+    for command in (
+        ("stop", "planted/run"),
+        ("endpoint", "planted/run"),
+        ("chat", "planted/run", "x"),
+    ):
+        done = as_user(VICTIM, *program(*command), cwd=scratch)
+        assert done.returncode == 3, command
+        assert f"{run.parent}: it belongs to another user" in done.stderr
 
 
 class Payload:

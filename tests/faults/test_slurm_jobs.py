@@ -2,7 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -135,25 +135,53 @@ def test_exit_codes_reach_dependent_jobs(
     until("the follower", lambda: field(cluster, follower, "JobState") == "COMPLETED", 60)
 
 
-def test_bad_node_does_not_cost_the_run(
-    cluster: SlurmCluster, shared_dir: Path, fault: FaultRecorder
-) -> None:
-    """The next job excludes the node that failed the checks before the start."""
-    ids = write_prompts(shared_dir / "prompts.jsonl", 10, max_tokens=2)
-    bad, resize = cluster.nodes[1], ("mount", "-o", "remount,size=1m", "/dev/shm")
-    row = fault("`/dev/shm` of one node too small (Slurm)", "the next attempt excludes the node")
-    subprocess.run(cluster.on(bad, *resize), check=True)
+@contextmanager
+def small_shared_memory(cluster: SlurmCluster, node: str) -> Iterator[None]:
+    """Let a node fail the checks before a start while the context is open."""
+    resize = ("mount", "-o", "remount,size=1m", "/dev/shm")
+    subprocess.run(cluster.on(node, *resize), check=True)
     try:
-        words = [word for word in BATCH if word != "--detach"]
-        done = command(cluster, shared_dir, *words)
+        yield
     finally:
-        subprocess.run(cluster.on(bad, *resize[:2], "remount,size=50%", "/dev/shm"), check=True)
+        subprocess.run(cluster.on(node, *resize[:2], "remount,size=50%", "/dev/shm"), check=True)
+
+
+@pytest.mark.parametrize("spare_nodes", [0, 1])
+def test_bad_node_does_not_cost_the_run(
+    cluster: SlurmCluster, shared_dir: Path, fault: FaultRecorder, spare_nodes: int
+) -> None:
+    """A spare node runs the workers of a node that fails the checks before the start, or else the
+    next job excludes that node."""
+    ids = write_prompts(shared_dir / "prompts.jsonl", 10, max_tokens=2)
+    good, bad, last = cluster.nodes
+    promises = ("the next attempt excludes the node", "its workers start on a spare node")
+    row = fault("`/dev/shm` of one node too small (Slurm)", promises[spare_nodes])
+    with small_shared_memory(cluster, bad):
+        words = [word for word in BATCH if word != "--detach"]
+        done = command(cluster, shared_dir, *words, f"cluster.spare_nodes={spare_nodes}")
     row.recovered()
     row.requests(len(ids))
     assert done.returncode == 0, done.stdout + done.stderr
     run = shared_dir / "runs/prompts"
     each_once(run, ids)
-    roster = latest(run).roster()
-    assert roster is not None
-    assert [node.host for node in roster.nodes] == [cluster.nodes[0], cluster.nodes[2]]
-    assert f"attempt 2 starts without {bad}" in done.stdout
+    status = latest(run).status()
+    assert status
+    assert [worker.host for worker in status.workers] == [good, last]
+    assert latest(run).number == 2 - spare_nodes
+    assert (f"attempt 2 starts without {bad}" in done.stdout) is not bool(spare_nodes)
+
+
+def test_fault_on_all_nodes_ends_the_job(
+    cluster: SlurmCluster, shared_dir: Path, fault: FaultRecorder
+) -> None:
+    row = fault("`/dev/shm` of all nodes too small (Slurm)", "the job ends at once")
+    write_prompts(shared_dir / "prompts.jsonl", 10, max_tokens=2)
+    with ExitStack() as stack:
+        for node in cluster.nodes:
+            stack.enter_context(small_shared_memory(cluster, node))
+        words = [word for word in BATCH if word != "--detach"]
+        done = command(cluster, shared_dir, *words, "cluster.spare_nodes=1")
+    row.recovered()
+    assert done.returncode != 0
+    assert "the nodes are not fit for this run" in done.stdout + done.stderr
+    assert latest(shared_dir / "runs/prompts").number == 1

@@ -16,10 +16,16 @@ BUSY_FACTOR = 3.0
 
 
 def hpc_dynamo(
-    *words: str, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 240
+    *words: str,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float = 240,
+    open_files: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+    """Run a command to its end. `open_files` is its soft and hard limit."""
     argv = [sys.executable, "-m", "hpc_dynamo", *words]
+    if open_files:
+        argv = ["prlimit", f"--nofile={open_files}:{open_files}", *argv]
     environment = {**os.environ, "COLUMNS": "200", **(env or {})}
     return subprocess.run(
         argv, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s

@@ -3,9 +3,13 @@
 import json
 from typing import Any
 
+from openai.types.responses import ResponseStreamEvent
+from pydantic import TypeAdapter
+
 Json = dict[str, Any]
 
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
+RESPONSE_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 TEXT_DELTAS = ("content_block_delta", "response.output_text.delta")
 FORM = {
     MESSAGES: [
@@ -55,6 +59,9 @@ def assert_message(by_kind: dict[str, Json], events: list[Json], whole: Json) ->
 
 def assert_response(by_kind: dict[str, Json], events: list[Json], whole: Json) -> None:
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    for event in events:
+        if "response" not in event:  # that of the simulator has only some fields
+            RESPONSE_EVENT.validate_python(event)
     created = by_kind["response.created"]["response"]
     completed = by_kind["response.completed"]["response"]
     assert created | {"output": 0} == by_kind["response.in_progress"]["response"] | {"output": 0}

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ REQUEST_S = 200.0  # on a busy machine
 # vLLM's choice on GPUs for a worker of one process. On CPUs it starts another process, only to set
 # the number of OpenMP threads. conf/engine/vllm-cpu.yaml sets it, and a start costs 7 core-s less.
 ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+START_ONCE = (f"engine.args.distributed-executor-backend={ONE_PROCESS}",)
 
 
 @dataclass
@@ -76,7 +77,7 @@ class Served:
 def serving(vllm: DemoEngine, folder: Path, *words: str) -> Iterator[Served]:
     """Yield `hpc-dynamo serve` of the small model, from its endpoint to the end of its engines."""
     own = [f"engine.python={vllm.python}", f"model.path={vllm.model}", f"model.name={MODEL}"]
-    own += [f"engine.args.distributed-executor-backend={ONE_PROCESS}"]
+    own += START_ONCE
     argv = [sys.executable, "-m", "hpc_dynamo", "serve", "engine=vllm-cpu", "name=v"]
     argv += ["cluster.launcher=local", *own, *words]
     with (folder / "serve.log").open("wb") as out:
@@ -103,9 +104,34 @@ def _endpoint(run: Run, process: subprocess.Popen[bytes], log: Path) -> Served:
     return served
 
 
-def send(url: str, key: str, body: bytes | None, method: str = "POST") -> tuple[int, Any]:
-    """Return the status and the JSON content of a response."""
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+def engine_pid(url: str) -> int:
+    """Return the process id of the server at a URL, by its command line."""
+    port = url.rsplit(":", 1)[1]
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = entry.read_bytes().split(b"\0")
+            server = words[1:3] == [b"-m", b"vllm.entrypoints.openai.api_server"]
+            if server and port.encode() in words:
+                return int(entry.parent.name)
+    raise AssertionError(f"no server on port {port}")
+
+
+def process_of(url: str, title: str) -> int:
+    """Return the process of the engine at a URL whose title begins so, as VLLM::EngineCore."""
+    session = os.getsid(engine_pid(url))
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            pid = int(entry.parent.name)
+            if entry.read_text().startswith(title) and os.getsid(pid) == session:
+                return pid
+    raise AssertionError(f"the engine at {url} has no process {title}")
+
+
+def send(
+    url: str, key: str, body: bytes | None, method: str = "POST", **more: str
+) -> tuple[int, Any]:
+    """Return the status and the JSON content of a response. `more` are headers."""
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", **more}
     request = Request(url, body, headers, method=method)
     try:
         with urlopen(request, timeout=REQUEST_S) as got:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc_dynamo.run.logs import INTERVAL_S, RateLimit, limit_size
+from hpc_dynamo.run.logs import INTERVAL_S, BoundedFileHandler, RateLimit, limit_size
 
 APPEND = """
 import os, sys
@@ -71,6 +71,24 @@ def test_other_kinds_are_not_affected(
     flood(lines, 1, kind=500)
     lines.error("another place")
     assert caplog.messages == ["refused: 500 100%", "another place"]
+
+
+def test_log_of_an_agent_is_bounded(tmp_path: Path) -> None:
+    file, logger = tmp_path / "agent-0.log", logging.getLogger("agent-log")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handlers = [BoundedFileHandler(file, 1000, interval_s=0.0) for _ in range(2)]
+    for number in range(300):
+        handler = handlers[number % 2]  # the head and the agent of its node share a log
+        logger.addHandler(handler)
+        logger.info("line %d", number)
+        logger.removeHandler(handler)
+        assert file.stat().st_size <= 1000
+    for handler in handlers:
+        handler.close()
+    kept = (tmp_path / "agent-0.log.1").read_text() + file.read_text()
+    assert kept.endswith("line 298\nline 299\n")
+    assert kept.count("\n") > 100
 
 
 def test_short_log_is_kept(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from tests.support import tiny_models
 from tests.support.runs import until
 from tests.support.vllm import provisioned
-from tests.support.vllm_serve import MODEL, POLL_S, READY_S, Served, serving
+from tests.support.vllm_serve import MODEL, POLL_S, READY_S, Served, engine_pid, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -112,13 +111,3 @@ def test_restarted_engine_has_empty_index(served: Served) -> None:
     assert where(served, text)[1][1] == 0
     compute(served, 1, text)
     leads(served, text, 1)
-
-
-def engine_pid(url: str) -> int:
-    """Return the process id of the server at a URL, by its command line."""
-    port = url.rsplit(":", 1)[1]
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        words = entry.read_bytes().split(b"\0")
-        if port.encode() in words and words[1:3] == [b"-m", b"vllm.entrypoints.openai.api_server"]:
-            return int(entry.parent.name)
-    raise AssertionError(f"no server on port {port}")

@@ -24,7 +24,7 @@ VERBS = {
     "endpoint": "print the base URL of a serving run",
     "status": "show the state of a run, live on a terminal",
     "report": "show and plot the decisions of a run's planner",
-    "chaos": "inject random faults into a serving run of yours",
+    "chaos": "inject random faults into an endpoint or a batch of yours",
     "logs": "show the logs of agents, workers and frontends",
     "stop": "stop the job of a run",
     "completion": "print the completion script for bash, zsh or fish",

@@ -1,29 +1,34 @@
-"""`hpc-dynamo chaos`: inject random faults into a serving run of yours."""
+"""`hpc-dynamo chaos`: inject random faults into a run of yours."""
 
+import shlex
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections import Counter
+from contextlib import suppress
 
 from hpc_dynamo.cli.arguments import add_run
+from hpc_dynamo.cli.chaos.batch_progress import BatchProgress
 from hpc_dynamo.cli.chaos.injection import FaultInjection, Recovery
 from hpc_dynamo.cli.chaos.probe import Probe
 from hpc_dynamo.cli.chaos.processes import RunProcesses
 from hpc_dynamo.cli.chaos.schedule import ProcessKind, schedule
 from hpc_dynamo.cli.chat.client import ChatClient
 from hpc_dynamo.cli.render.console import print_line
-from hpc_dynamo.cli.run_lookup import find_endpoint
-from hpc_dynamo.errors import ConfigError, ExitCode
-from hpc_dynamo.run import Attempt
+from hpc_dynamo.cli.run_lookup import find_endpoint, find_run, serving_attempt
+from hpc_dynamo.config import Task
+from hpc_dynamo.errors import ConfigError, ExitCode, HpcDynamoError
+from hpc_dynamo.run import Attempt, Run
 
 LAST_ANSWERS_S = 30.0  # limit for requests that run at the end
 
 # prose: ignore (commands)
 EXAMPLES = """\
-  hpc-dynamo chaos --seed 1 --dry-run  # show the faults for the newest serving run
+  hpc-dynamo chaos --seed 1 --dry-run  # show the faults for the newest run that has not ended
   hpc-dynamo chaos name=afternoon --seed 1
   hpc-dynamo chaos afternoon --seed 2 --faults 20 --interval 60 --only engine,frontend"""
 NOTES = """\
 Each fault is a SIGKILL, or a SIGSTOP of 5 to 25 s. Ctrl-C ends the faults and undoes SIGSTOPs. The
-same seed gives the same faults. Exit code 1: requests were lost or the run has ended."""
+same seed gives the same faults. The requests of a batch show if it works. Exit code 1: requests
+were lost, or the endpoint has ended or the batch has failed."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -50,7 +55,7 @@ def _targets(text: str) -> tuple[ProcessKind, ...]:
 
 def run(args: Namespace) -> int:
     """Inject the faults, report each one, and return the exit code."""
-    attempt, endpoint = find_endpoint(args)
+    attempt = _attempt(args)
     processes = RunProcesses(attempt)
     found = [process for process in processes.find() if process.target in args.only]
     if not found:
@@ -60,7 +65,7 @@ def run(args: Namespace) -> int:
         for fault in faults:
             print_line(str(fault))
         return ExitCode.done
-    probe = Probe(lambda: _client(attempt), endpoint.model, 1 / args.rate)
+    probe = _probe(attempt, args.rate)
     with probe:
         injection = FaultInjection(attempt, processes, probe)
         try:
@@ -71,6 +76,32 @@ def run(args: Namespace) -> int:
             injection.undo()
     probe.wait(LAST_ANSWERS_S)
     return _summary(attempt, probe)
+
+
+def _attempt(args: Namespace) -> Attempt:
+    """Return the attempt of a batch or an endpoint that runs. Raises HpcDynamoError without one."""
+    run = find_run(args, _is_running, "running batch or endpoint")
+    attempt = serving_attempt(run)
+    if attempt.config().task is Task.serve:
+        return find_endpoint(args)[0]
+    if attempt.config().task is not Task.batch or attempt.outcome() or not attempt.status():
+        what = f"{run.path} is no batch that runs now"
+        raise ConfigError(what, hint=f"hpc-dynamo status {shlex.quote(str(run.path))}")
+    return attempt
+
+
+def _is_running(run: Run) -> bool:
+    with suppress(HpcDynamoError):  # incomplete, or written by another version
+        return any(attempt.outcome() is None for attempt in run.attempts()[-1:])
+    return False
+
+
+def _probe(attempt: Attempt, rate: float) -> Probe | BatchProgress:
+    """Return what shows if the run works: requests of a client, or the progress of a batch."""
+    endpoint = attempt.endpoint()
+    if endpoint is None:
+        return BatchProgress(attempt)
+    return Probe(lambda: _client(attempt), endpoint.model, 1 / rate)
 
 
 def _client(attempt: Attempt) -> ChatClient:
@@ -94,15 +125,17 @@ def _row(recovery: Recovery) -> str:
     return f"{recovery.fault}: {', '.join(texts)}"
 
 
-def _summary(attempt: Attempt, probe: Probe) -> int:
+def _summary(attempt: Attempt, probe: Probe | BatchProgress) -> int:
     """Print the number of lost requests with their errors; return the exit code."""
     errors = Counter(result.error for result in probe.results if result.error)
     lost = errors.total() + probe.unanswered
-    print_line(f"{len(probe.results) + probe.unanswered} requests sent, {lost} lost")
+    print_line(f"{len(probe.results) + probe.unanswered} requests, {lost} lost")
     for error, count in errors.most_common(5):
         print_line(f"  {count} x {error}")
     if probe.unanswered:
         print_line(f"  {probe.unanswered} x not answered within {LAST_ANSWERS_S:.0f} s")
-    if outcome := attempt.outcome():
-        print_line(f"the run has ended: {outcome.message}")
-    return ExitCode.failed if lost or outcome else ExitCode.done
+    outcome = attempt.outcome()
+    if outcome:
+        print_line(f"the run has ended: {outcome.message or 'all done'}")
+    ended = outcome and (outcome.exit_code or attempt.config().task is Task.serve)
+    return ExitCode.failed if lost or ended else ExitCode.done

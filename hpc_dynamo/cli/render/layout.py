@@ -23,7 +23,8 @@ def layout_table(config: Config, plan: Plan) -> RenderableType:
     for _, group in groups:
         for node in range(group.first_node, group.first_node + group.nodes):
             rows = _workers_on(group, node, with_model=bool(models))
-            for row in rows or [("-", *("-" for _ in models), "idle", "-")]:
+            idle = "spare" if node >= plan.nodes - plan.spare_nodes else "idle"
+            for row in rows or [("-", *("-" for _ in models), idle, "-")]:
                 name = " ".join(filter(None, (str(node), group.hardware)))
                 table.add_row(*map(escape, (name, *row)))
     return Group(table, *itertools.starmap(_resources_line, groups))

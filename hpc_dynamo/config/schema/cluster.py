@@ -108,7 +108,11 @@ class Bootstrap:
         120.0, "Maximum time until all agents have connected.", unit="s", gt=0
     )
     mpi_timeout_s: float = setting(
-        20.0, "Maximum time of the MPI step. After it, TCP is used.", unit="s", gt=0
+        3.0,
+        "Time of the MPI step after all agents have connected over TCP, and at least as long as "
+        "they took. After it, TCP is used.",
+        unit="s",
+        gt=0,
     )
 
 
@@ -152,6 +156,12 @@ class Cluster:
         "Number of jobs to try if some nodes fail at the start. The next job excludes them.",
         unit="jobs",
         ge=1,
+    )
+    spare_nodes: int = setting(
+        0,
+        "Additional nodes of the job. They run the workers of nodes that fail.",
+        unit="nodes",
+        ge=0,
     )
     preflight: bool = setting(True, "Check each node before a model is loaded there.")
     hardware: dict[str, Hardware] = setting({}, "Kinds of nodes, by names of your choice.")

@@ -20,6 +20,9 @@ def check_hardware(config: Config) -> None:
     if len(used) > 1 and config.planner.mode is not PlannerMode.off:
         what = "workers on nodes of different kinds cannot change their role"
         raise ConfigError(what, hint="the same hardware for both pools, or planner=off")
+    if len(used) > 1 and config.cluster.spare_nodes:
+        what = f"cluster.spare_nodes={config.cluster.spare_nodes}: pools use nodes of several kinds"
+        raise ConfigError(what, hint="cluster.spare_nodes=0, or the same hardware for all pools")
     if len(used) > 1 and config.cluster.bootstrap.method is BootstrapMethod.mpi:
         what = "cluster.bootstrap.method=mpi: PMIx of Slurm fails on nodes of several kinds"
         raise ConfigError(what, hint="cluster.bootstrap.method=tcp")

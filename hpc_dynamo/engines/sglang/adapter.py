@@ -128,6 +128,9 @@ class SglangAdapter(EngineAdapter):
     def prompt_check(self, config: Config) -> PromptCheck | None:
         return sglang_prompt_check(config)
 
+    def truncates_prompts(self, engine: Engine) -> bool:
+        return bool(user_options(engine).get("allow-auto-truncate"))
+
     def block_tokens(self, config: Config) -> int:
         """Return the page size. Some attention backends use another one."""
         return positive_option(config.engine, "page-size", BLOCK_TOKENS)

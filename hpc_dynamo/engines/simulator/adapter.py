@@ -143,6 +143,9 @@ class SimulatorAdapter(EngineAdapter):
     def prompt_check(self, config: Config) -> PromptCheck | None:
         return simulated_engine(config.engine).prompt_check(config)
 
+    def truncates_prompts(self, engine: Engine) -> bool:
+        return simulated_engine(engine).truncates_prompts(engine)
+
     def block_tokens(self, config: Config) -> int:
         return positive_option(config.engine, "block-size", BLOCK_TOKENS)
 

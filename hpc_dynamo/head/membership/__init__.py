@@ -1,9 +1,11 @@
 """Workers of a job, as they join, report and leave.
 
-    agents      agents of the job and their workers, over the control plane
-    shards      messages between the shards of multi-node workers
-    external    engines that hpc_dynamo did not start
-    peer_heads  other heads in front of the same engines
+    agents       agents of the job and their workers, over the control plane
+    spare_nodes  layout while nodes fail and return
+    losses       last report of a worker, failure of a model without workers
+    shards       messages between the shards of multi-node workers
+    external     engines that hpc_dynamo did not start
+    peer_heads   other heads in front of the same engines
 
 `agents` and `external` implement WorkerDirectory for the workloads.
 """

@@ -13,10 +13,12 @@ from msgspec.structs import replace
 
 from hpc_dynamo.agent import HEARTBEAT_S
 from hpc_dynamo.config import Role
-from hpc_dynamo.engines.adapter import roles_can_change
+from hpc_dynamo.defects import contain_defects
 from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.head.membership.links import HEARTBEAT, AgentLinks
+from hpc_dynamo.head.membership.losses import ModelFailure, lost_report
 from hpc_dynamo.head.membership.shards import MultiNodeCoordinator
+from hpc_dynamo.head.membership.spare_nodes import SpareNodes
 from hpc_dynamo.messages import (
     AgentStopped,
     ControlMessage,
@@ -43,7 +45,6 @@ from hpc_dynamo.wire import ControlServer
 Reports = asyncio.Queue[WorkerReport]
 
 EXITED = (WorkerState.failed, WorkerState.lost, WorkerState.stopped)
-GONE = (WorkerState.lost, WorkerState.stopped)  # will not come back
 UNEXPECTED = StopAgent(reason="the head does not expect this job, or no longer")
 
 log = logging.getLogger(__name__)
@@ -64,13 +65,13 @@ class Membership:
         fail_job: Callable[[EngineError], None],
     ) -> None:
         self._attempt, self._roster, config = attempt, roster, attempt.config()
-        plan = attempt.plan()
-        self._placed = {worker.rank: worker for worker in plan.head_plan.workers}
-        self._first_extra_node = plan.nodes
+        self._spares = SpareNodes(attempt, roster)
+        self._placed = {worker.rank: worker for worker in self._spares.layout.head_plan.workers}
+        self._first_extra_node = self._spares.layout.nodes
         self._nodes = {node.node: node for node in roster.nodes}
         self._expected = dict[int, tuple[Worker, ...]]()  # workers of extra jobs' nodes
-        self._roles_can_change = roles_can_change(config)
-        self._server, self._routers, self._fail_job = server, routers, fail_job
+        self._failure = ModelFailure(config, routers, fail_job)
+        self._server, self._routers = server, routers
         self._links = AgentLinks(server, self._nodes, config.cluster)
         self._stop_reason = ""  # given to all agents
         self._changed = asyncio.Condition()
@@ -92,13 +93,8 @@ class Membership:
         """Handle the messages of agents until cancelled."""
         while True:
             peer, message = await self._server.receive()
-            try:
+            with contain_defects(log, message, passed=HpcDynamoError):
                 await self._handle(peer, message)
-            except HpcDynamoError:
-                raise
-            # A defect in the handling of one message must not end the job.
-            except Exception:
-                log.exception("this is a defect of hpc-dynamo: %.1000r", message)
 
     async def _handle(self, peer: bytes, message: ControlMessage) -> None:
         match message:
@@ -106,7 +102,7 @@ class Membership:
                 await self._admit_agent(peer, message)
             case Heartbeat(node=node):
                 await self._on_heartbeat(peer, node)
-            case WorkerReport(rank=rank) if rank in self._placed:
+            case WorkerReport(rank=rank, node=node) if self._runs(node, rank):
                 await self._update_worker(message)
             case StartShard(rank=rank) | ShardExited(rank=rank) if rank in self._placed:
                 await self._shards.on_message(self._placed[rank], message)
@@ -117,7 +113,7 @@ class Membership:
             case AgentStopped(node=node) if node in self._nodes:
                 await self._remove_agent(node, WorkerState.stopped, "its agent has exited")
             case KvEvents():
-                await self._receive_kv_events(message)
+                await self._receive_kv_events(peer, message)
                 await asyncio.sleep(0)  # many events must not delay other tasks
             case _:
                 name = type(message).__name__
@@ -138,32 +134,44 @@ class Membership:
         record, node = hello.node, hello.node.node
         if node in self._expected:
             self._placed |= {worker.rank: worker for worker in self._expected.pop(node)}
-            self._nodes[node] = record
-        elif node not in self._nodes or self._stop_reason:
+        elif not self._is_known(node) or self._stop_reason:
             log.warning("agent %d on %s is not expected; stopping it", node, record.host)
             await self._server.send(peer, UNEXPECTED)
             return
+        self._nodes[node] = record
         self._links.connect(node, peer)
         log.info("agent %d on %s joined, %d workers", node, record.host, len(hello.workers))
+        if self._spares.owns(node):
+            moved = self._spares.joined(record)
+            await self._links.send(node, self._spares.message)
+            if moved:
+                await self._move_workers()
         for report in hello.workers:
-            if report.rank in self._placed and self.workers.get(report.rank) != report:
+            if self._runs(node, report.rank) and self.workers.get(report.rank) != report:
                 await self._update_worker(report)
         for start in hello.shards:
-            if start.rank in self._placed:
+            if self._runs(node, start.rank):
                 await self._shards.on_message(self._placed[start.rank], start)
         await self._shards.node_joined(node)
 
     async def _on_heartbeat(self, peer: bytes, node: int) -> None:
-        if node not in self._nodes and node not in self._expected:
+        if not self._is_known(node):
             await self._server.send(peer, UNEXPECTED)
         else:
             known = self._links.heard(node, peer)
             await self._server.send(peer, HEARTBEAT if known else HelloRequest())
 
-    async def _receive_kv_events(self, events: KvEvents) -> None:
+    def _is_known(self, node: int) -> bool:
+        return node in self._nodes or node in self._expected or self._spares.owns(node)
+
+    def _runs(self, node: int, rank: int) -> bool:
+        """Return True if a node runs the first shard of a worker now."""
+        return rank in self._placed and self._placed[rank].node == node
+
+    async def _receive_kv_events(self, peer: bytes, events: KvEvents) -> None:
         rank = events.rank
-        # Events of an extra job may still arrive after its end.
-        if rank in self._placed:
+        # Events may still arrive after the end of an extra job, or from a node that was replaced.
+        if rank in self._placed and self._links.is_peer(self._placed[rank].node, peer):
             state = self._router(rank).kv_state
             first_missing = state.receive_events(rank, events.seq, events.payload)
             if first_missing is not None:
@@ -233,34 +241,43 @@ class Membership:
             await self._shards.stop_worker(worker.rank)
         for reports in self._subscribers:
             reports.put_nowait(worker)
-        self._fail_model_without_workers(worker)
+        self._check_model(worker)
 
     async def _remove_agent(self, node: int, state: WorkerState, reason: str) -> None:
-        """Remove an agent that has exited or is silent; its workers get this state."""
+        """Remove an agent that has exited or is silent; its workers get this state, or move."""
         if state is not WorkerState.failed:  # a silent agent may connect again
             self._links.drop(node)
+        moved = self._spares.owns(node) and not self._stop_reason and self._spares.failed(node)
         async with self._changed:
             self._changed.notify_all()
         host, agent_log = self._nodes[node].host, self._attempt.agent_log(node)
         log.info("node %d (%s) is gone: %s", node, host, reason)
         lost = f"node {node} ({host}) is gone: {reason}; log: {agent_log}"
+        state = WorkerState.failed if moved else state
         for worker in [w for w in self._placed.values() if w.node == node]:
-            before = self.workers.get(worker.rank)
-            report = WorkerReport(
-                rank=worker.rank,
-                role=self._role(worker),
-                model=worker.model,
-                node=node,
-                host=host,
-                state=state,
-                detail="" if state is WorkerState.stopped else lost,
-                log=str(self._attempt.worker_log(worker.rank)),
-                start_s=before.start_s if before else 0.0,
-            )
+            rank, role = worker.rank, self._role(worker)
+            log_file, before = self._attempt.worker_log(rank), self.workers.get(rank)
+            report = lost_report(before, worker, role, host, state, lost, log_file)
             await self._update_worker(report)
-        await self._shards.node_lost(node, lost)
+        if moved:
+            await self._move_workers()
+        else:
+            await self._shards.node_lost(node, lost, for_good=state is not WorkerState.failed)
         if node >= self._first_extra_node and state is not WorkerState.failed:
             self._drop_node(node)  # nodes of extra jobs do not come back
+
+    async def _move_workers(self) -> None:
+        """Place the workers of failed nodes on spare nodes, and inform all agents."""
+        layout, before = self._spares.layout, self._placed
+        self._placed = before | {worker.rank: worker for worker in layout.head_plan.workers}
+        for node in self._links.connected:
+            await self._links.send(node, self._spares.message)
+        for rank, worker in self._placed.items():
+            role = self._role(worker)
+            if worker.node != before[rank].node:
+                log.info("worker %d moves to node %d", rank, worker.node)
+                if role is not worker.role:
+                    await self._links.send(worker.node, SetRole(rank=rank, role=role, restart=True))
 
     def _drop_node(self, node: int) -> None:
         del self._nodes[node]
@@ -275,25 +292,9 @@ class Membership:
     def _router(self, rank: int) -> RequestRouter:
         return self._routers[self._placed[rank].model]
 
-    def _fail_model_without_workers(self, last: WorkerReport) -> None:
-        """Fail the model (or the job) once every worker of this role is permanently lost."""
-        if self._roles_can_change and any(w.state not in GONE for w in self.workers.values()):
-            return  # the planner gives the role another worker
-        same = [w.rank for w in self._placed.values() if self._same_role(w, last)]
-        reports = [self.workers[rank] for rank in same if rank in self.workers]
-        if reports and len(reports) == len(same) and all(w.state in GONE for w in reports):
-            model = f" of model {last.model}" if last.model else ""
-            cause = reports[-1].detail or f"stopped on {reports[-1].host}"
-            error = f"no {last.role} worker{model} is left; the last one: {cause}"
-            self._fail_model(last.model, error)
+    def _check_model(self, last: WorkerReport) -> None:
+        same = [rank for rank, w in self._placed.items() if self._same_role(w, last)]
+        self._failure.check(last, [self.workers.get(r) for r in same], self.workers.values())
 
     def _same_role(self, worker: Worker, other: WorkerReport) -> bool:
         return worker.model == other.model and self._role(worker) is other.role
-
-    def _fail_model(self, model: str, error: str) -> None:
-        router = self._routers[model]
-        if all(other.failure for other in self._routers.values() if other is not router):
-            self._fail_job(EngineError(error))
-        elif not router.failure:
-            log.error("%s", error)
-            router.fail(error)

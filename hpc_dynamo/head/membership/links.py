@@ -45,9 +45,13 @@ class AgentLinks:
         self._silent.discard(node)
         self._silence.heard(node)
 
+    def is_peer(self, node: int, peer: bytes) -> bool:
+        """Return True if `peer` is the agent of a node."""
+        return self._peers.get(node) == peer
+
     def heard(self, node: int, peer: bytes) -> bool:
         """Note a heartbeat. Returns False if the agent has to introduce itself first."""
-        if self._peers.get(node) != peer:
+        if not self.is_peer(node, peer):
             return False
         self._silence.heard(node)
         return True

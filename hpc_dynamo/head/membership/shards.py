@@ -42,9 +42,11 @@ class MultiNodeCoordinator:
         for _, message in self._with_follower_on(node):
             await self._send(node, message)
 
-    async def node_lost(self, node: int, reason: str) -> None:
-        """Report the shards of a node to their leaders as exited."""
-        self._lost_nodes[node] = reason
+    async def node_lost(self, node: int, reason: str, *, for_good: bool) -> None:
+        """Report the shards of a node to their leaders as exited. If the node may return, shards
+        that are started later wait for it."""
+        if for_good:
+            self._lost_nodes[node] = reason
         for worker, message in list(self._with_follower_on(node)):
             await self._report_lost(worker, message, reason)
 

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from hpc_dynamo import launch
 from hpc_dynamo.config import Config
 from hpc_dynamo.errors import HpcDynamoError, LaunchError
-from hpc_dynamo.head.membership.agents import GONE, Membership
+from hpc_dynamo.head.membership.agents import Membership
+from hpc_dynamo.head.membership.losses import GONE
 from hpc_dynamo.launch import extra_jobs
 from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, WorkerState
 from hpc_dynamo.planner.scale_out import JobCapacity

@@ -16,7 +16,7 @@ from hpc_dynamo.engines import engine, pd_protocol_of
 from hpc_dynamo.errors import InputError
 from hpc_dynamo.head.workloads import batch_prompts
 from hpc_dynamo.head.workloads.workload import HeadContext
-from hpc_dynamo.messages import Outcome, Progress, Status
+from hpc_dynamo.messages import Outcome, Progress, Status, max_context_tokens
 from hpc_dynamo.router import AdmissionLimits, StartShare
 from hpc_dynamo.run import Run
 
@@ -51,6 +51,7 @@ class BatchWorkload:
 
     def __init__(self, context: HeadContext) -> None:
         self._attempt, self._config = context.attempt, context.config
+        self._members = context.members
         self._router, self._client = context.route.router, context.client
         self._runner: BatchRunner | None = None
         self._notices: tuple[str, ...] = ()
@@ -76,7 +77,7 @@ class BatchWorkload:
             self._notices = batch_prompts.routing_notices(prompts, config)
             runner = self._runner = BatchRunner(
                 config, requests, remaining, ledger, dispatcher, self._alive, prompts,
-                self._prefill_ready,
+                self._prefill_ready, self._max_context_tokens,
             )  # fmt: skip
             self._router.set_limits(start_limits(config, runner.in_flight))
             if self.phase == "draining":
@@ -97,6 +98,9 @@ class BatchWorkload:
     def _alive(self, rank: int) -> object | None:
         """Return an object that identifies this execution of a worker; None if it is dead."""
         return next((m for m in self._router.workers if m.rank == rank), None)
+
+    def _max_context_tokens(self) -> int:
+        return max_context_tokens(self._members.workers.values())
 
     def _prefill_ready(self) -> int:
         return sum(m.role is not Role.decode for m in self._router.workers)

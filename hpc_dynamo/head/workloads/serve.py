@@ -33,6 +33,7 @@ from hpc_dynamo.messages import (
     WorkerLoad,
     WorkerReport,
     WorkerState,
+    max_context_tokens,
 )
 from hpc_dynamo.process.child import Child, clean_environment
 from hpc_dynamo.process.node_folder import private_node_folder
@@ -213,6 +214,7 @@ class ServeWorkload:
             names=tuple(dict.fromkeys(name for w in ready for name in w.models)),
             adapters={name: base for w in ready for name, base in w.adapters.items()},
             context_tokens=min(contexts, default=0),
+            max_context_tokens=max_context_tokens(ready),
             aliases=self._aliases(model),
             operations=tuple(dict.fromkeys(o for w in ready for o in w.operations)),
         )

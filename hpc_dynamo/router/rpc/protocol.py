@@ -10,6 +10,7 @@ from typing import cast
 
 import msgspec
 
+from hpc_dynamo.defects import contain_defects
 from hpc_dynamo.router.rpc.view import RunView
 from hpc_dynamo.router.scheduling.lease import LeaseEvent, NonNegativeInt, RoutingRequest, Target
 
@@ -144,13 +145,8 @@ class FramedConnection(asyncio.Protocol):
         del self._in[:start]
 
     def _handle(self, content: bytes | bytearray) -> None:
-        """Handle one record. A defect in its handling must not affect other requests."""
-        try:
+        with contain_defects(log, bytes(content[:100]), passed=msgspec.DecodeError):
             self.on_message(content)
-        except msgspec.DecodeError:
-            raise
-        except Exception:
-            log.exception("this is a defect of hpc-dynamo: a message of the router or a frontend")
 
     def _abort(self, what: str) -> None:
         """Close the connection after a protocol error."""

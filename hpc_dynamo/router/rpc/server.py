@@ -4,12 +4,14 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Self
 
 import msgspec
 
+from hpc_dynamo.defects import contain_defects
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router.router import RequestRouter
 from hpc_dynamo.router.rpc.protocol import (
@@ -149,15 +151,16 @@ class _Client(FramedConnection):
         try:
             message = self.decoder.decode(content)
         except msgspec.ValidationError as e:
-            return self._reject(content, e)
-        try:
+            self._reject(content, e)
+            return
+        then = None
+        if isinstance(message, RouteCall | ExplainCall | LoadsCall):
+            then = partial(self._send_defect, message.id)
+        with contain_defects(log, message, passed=msgspec.DecodeError, then=then):
             self._dispatch(message)
-        except msgspec.DecodeError:
-            raise
-        except Exception:
-            log.exception("this is a defect of hpc-dynamo: %.1000r", message)
-            if isinstance(message, RouteCall | ExplainCall | LoadsCall):
-                self.send(_internal_error(message.id))
+
+    def _send_defect(self, id_: int) -> None:
+        self.send(_internal_error(id_))
 
     def _reject(self, content: bytes | bytearray, error: msgspec.ValidationError) -> None:
         """Answer a call with an invalid request. Raises `error` for any other record."""
@@ -208,27 +211,23 @@ class _Client(FramedConnection):
             self.send(CallResult(id_, msgspec.json.encode(explanation)))
 
     async def _set_sleep(self, id_: int, rank: int, asleep: bool) -> None:
-        try:
-            result = await self._server.set_sleep(rank, asleep)
-        except RequestFailed as e:
-            self.send(_failure(id_, e))
-        # Any defect must affect only this call: an exception would end the server's tasks.
-        except Exception:
-            log.exception("this is a defect of hpc-dynamo: sleep mode of worker %d", rank)
-            self.send(_internal_error(id_))
-        else:
-            self.send(CallResult(id_, result))
+        what = f"sleep mode of worker {rank}"
+        with contain_defects(log, what, then=partial(self._send_defect, id_)):
+            try:
+                result = await self._server.set_sleep(rank, asleep)
+            except RequestFailed as e:
+                self.send(_failure(id_, e))
+            else:
+                self.send(CallResult(id_, result))
 
     def _on_granted(self, id_: int, granted: asyncio.Future[Lease]) -> None:
         if self._queued.pop(id_, None) is None:
             return  # cancelled
-        try:
-            self._grant(id_, granted.result())
-        except RequestFailed as e:
-            self.send(_failure(id_, e))
-        except Exception:
-            log.exception("this is a defect of hpc-dynamo: a queued request")
-            self.send(_internal_error(id_))
+        with contain_defects(log, "a queued request", then=partial(self._send_defect, id_)):
+            try:
+                self._grant(id_, granted.result())
+            except RequestFailed as e:
+                self.send(_failure(id_, e))
 
     def _grant(self, id_: int, lease: Lease) -> None:
         self._leases[id_] = lease

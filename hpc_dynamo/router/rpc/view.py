@@ -14,7 +14,8 @@ class ModelAvailability(msgspec.Struct, frozen=True, kw_only=True):
     failure: str = ""  # reason of a permanent failure
     names: tuple[str, ...] = ()  # model names that its workers accept
     adapters: dict[str, str] = {}  # LoRA adapter -> base model; both are in `names`
-    context_tokens: int = 0  # maximum sequence length of all workers; 0: unknown
+    context_tokens: int = 0  # sequence length that all workers accept; 0: unknown
+    max_context_tokens: int = 0  # longest sequence that any worker accepts; 0: unknown
     aliases: dict[str, str] = {}  # other accepted name -> name in `names`
     operations: tuple[str, ...] = ()  # HTTP operations of its workers; empty: unknown
 

@@ -101,7 +101,7 @@ async def test_other_shards_are_stopped_once_when_the_first_has_ended(
     sent.clear()
     await coordinator.on_message(WORKER, EXITED)
     await coordinator.node_joined(5)
-    await coordinator.node_lost(6, "silent")
+    await coordinator.node_lost(6, "silent", for_good=True)
     assert sent == [], "the worker has ended"
 
 
@@ -109,7 +109,7 @@ async def test_lost_node_ends_this_start_and_later_ones(
     coordinator: MultiNodeCoordinator, sent: Sent
 ) -> None:
     sent.clear()
-    await coordinator.node_lost(6, "node 6 (n6) is gone: silent for 4 s")
+    await coordinator.node_lost(6, "node 6 (n6) is gone: silent for 4 s", for_good=True)
     ((node, died),) = sent
     assert node == 4
     assert isinstance(died, ShardExited)
@@ -122,11 +122,27 @@ async def test_lost_node_ends_this_start_and_later_ones(
     assert [m.incarnation for n, m in sent if n == 4 and isinstance(m, ShardExited)] == [2]
 
 
+async def test_start_waits_for_a_node_that_is_only_silent(
+    coordinator: MultiNodeCoordinator, sent: Sent
+) -> None:
+    """Otherwise the leader would use up its restarts before the node returns."""
+    await coordinator.node_lost(6, "silent", for_good=False)
+    sent.clear()
+    await coordinator.on_message(WORKER, again := replace(START, incarnation=2))
+    assert sent == [(5, again), (6, again)]
+    sent.clear()
+    await coordinator.node_joined(6)
+    assert sent == [(6, again)]
+    sent.clear()
+    await coordinator.node_lost(6, "its connection is closed", for_good=True)
+    assert [m.incarnation for _, m in sent if isinstance(m, ShardExited)] == [2]
+
+
 async def test_lost_node_without_shards_has_no_effect(
     coordinator: MultiNodeCoordinator, sent: Sent
 ) -> None:
     sent.clear()
-    await coordinator.node_lost(7, "silent")
+    await coordinator.node_lost(7, "silent", for_good=True)
     assert sent == []
 
 

@@ -225,9 +225,12 @@ def _parse(page: bytes) -> dict[str, float]:
 
 
 @contextmanager
-def serving(folder: Path, *words: str, tls: ssl.SSLContext | None = None) -> Iterator[Served]:
+def serving(
+    folder: Path, *words: str, tls: ssl.SSLContext | None = None, open_files: int | None = None
+) -> Iterator[Served]:
     """Start a run and yield it when it is ready; its processes end with the block."""
-    done = hpc_dynamo("serve", *SIMULATOR, *words, "name=s", "--detach", cwd=folder)
+    command = ("serve", *SIMULATOR, *words, "name=s", "--detach")
+    done = hpc_dynamo(*command, cwd=folder, open_files=open_files)
     assert done.returncode == 0, done.stdout + done.stderr
     served = Served(Run(folder / "runs" / "s").attempts()[-1], tls)
     try:

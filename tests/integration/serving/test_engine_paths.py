@@ -9,6 +9,7 @@ from typing import Any
 import openai
 import pytest
 
+from hpc_dynamo.dispatch.reserved_fields import REFUSED_FIELDS, RESERVED_FIELDS
 from tests.integration.serving.routed import routing, rows
 from tests.integration.serving.served import Served
 from tests.support.paths_engine import ADMINISTRATION, MODEL, started
@@ -72,6 +73,28 @@ def test_administration_is_not_forwarded(served: Served, urls: list[str], path: 
 def test_forwarded_paths_need_the_key(served: Served) -> None:
     for method, path in (("POST", "/v1/rerank"), ("GET", "/version"), ("GET", "/v1/responses/x")):
         assert served.ask(method, path, b"{}", headers={}).status == 401
+
+
+def test_fields_that_address_processes_are_removed(served: Served) -> None:
+    reserved = dict.fromkeys(RESERVED_FIELDS, "x")
+    allowed = {"model": MODEL, "cache_salt": "s", "priority": 1}
+    assert served.post("/v1/rerank", allowed | reserved).json["body"] == allowed
+
+
+@pytest.mark.parametrize("name", REFUSED_FIELDS)
+def test_fields_that_run_code_are_refused(served: Served, name: str) -> None:
+    for path, body in (
+        ("/v1/rerank", {name: "x"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], name: "x"}),
+        ("/v1/completions", {"prompt": "x", "vllm_xargs": {name: "x"}}),
+        ("/classify", {"sampling_params": [{name: {}}]}),
+    ):
+        reply = served.post(path, body)
+        assert reply.status == 400
+        assert name in reply.json["error"]["message"]
+    sound, extra = ("a.wav", b""), {name: "x"}
+    with pytest.raises(openai.BadRequestError, match=name):
+        served.client.audio.transcriptions.create(model=MODEL, file=sound, extra_body=extra)
 
 
 @pytest.mark.parametrize(

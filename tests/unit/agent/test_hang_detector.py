@@ -5,11 +5,11 @@ import pytest
 from hpc_dynamo.agent.hang_detector import HangDetector, is_computing
 from hpc_dynamo.agent.progress_watch import progress_names
 from hpc_dynamo.engines import ENGINES, engine
-from hpc_dynamo.process.session import SessionUsage
+from hpc_dynamo.process.session import NO_PROCESSES, SessionUsage, ThreadTimes
 
 TIMEOUT_S = 20.0
-STARVED = SessionUsage(5.1, stopped=False, waited_s=3.0)
-IDLE, STOPPED = SessionUsage(5.0, stopped=False), SessionUsage(9.0, stopped=True)
+BEFORE = SessionUsage(5.0, stopped=False)
+IDLE = BEFORE._replace(at_s=2.5)
 
 
 def wait(detector: HangDetector, seconds: float, *, computing: bool = False) -> None:
@@ -70,14 +70,11 @@ def test_pause_of_the_agent_itself_does_not_count() -> None:
 @pytest.mark.parametrize(
     ("before", "now", "expected"),
     [
-        (IDLE, IDLE, False),
-        (IDLE, SessionUsage(5.1, stopped=False), False),
-        (IDLE, SessionUsage(6.0, stopped=False), True),
-        (IDLE, STOPPED, False),
-        (IDLE, STARVED, True),
-        (STARVED, STARVED, False),
-        (STARVED, IDLE, False),
-        (IDLE, STARVED._replace(stopped=True), False),
+        (BEFORE, IDLE, False),
+        (BEFORE, IDLE._replace(cpu_s=5.1), False),
+        (BEFORE, IDLE._replace(cpu_s=6.0), True),
+        (BEFORE, IDLE._replace(cpu_s=9.0, stopped=True), False),
+        (IDLE, NO_PROCESSES, False),
         (None, IDLE, True),
         (IDLE, None, True),
     ],
@@ -85,7 +82,49 @@ def test_pause_of_the_agent_itself_does_not_count() -> None:
 def test_engine_computes_if_it_uses_cpu_or_is_unknown(
     before: SessionUsage | None, now: SessionUsage | None, expected: bool
 ) -> None:
-    assert is_computing(before, now, 2.5) is expected
+    assert is_computing(before, now) is expected
+
+
+# Seconds of 2.5 that the busiest threads of vLLM ran and waited for a CPU, at a load average of
+# 20 on two CPUs. The prefill worker was in one step of its model for 87 s.
+PREFILL = (
+    ((0.42, 2.20), (0.04, 0.05), (0.03, 0.0), (0.01, 0.28)),
+    ((0.38, 2.03), (0.04, 0.05), (0.02, 0.0), (0.01, 0.18)),
+    ((0.29, 2.23), (0.04, 0.05), (0.02, 0.0), (0.01, 0.15)),
+    ((0.33, 2.13), (0.03, 0.10), (0.02, 0.0), (0.01, 0.00)),
+)
+# An idle decode worker, whose threads wake often. The last row is of NIXL's thread.
+IDLE_DECODE = (
+    ((0.03, 0.08), (0.03, 0.13), (0.01, 0.05), (0.00, 0.08)),
+    ((0.07, 0.18), (0.02, 0.10), (0.02, 0.00), (0.01, 0.03)),
+    ((0.03, 1.68), (0.03, 0.00), (0.01, 0.33), (0.01, 0.13)),
+)
+
+
+def usage(*threads: tuple[float, float]) -> SessionUsage:
+    times = {tid: ThreadTimes(*each) for tid, each in enumerate(threads)}
+    return SessionUsage(sum(each.ran_s for each in times.values()), stopped=False, threads=times)
+
+
+def after(seconds: float, usage: SessionUsage) -> SessionUsage:
+    return usage._replace(at_s=seconds)
+
+
+@pytest.mark.parametrize(
+    ("threads", "expected"),
+    [*((each, True) for each in PREFILL), *((each, False) for each in IDLE_DECODE)],
+)
+def test_recorded_engines_on_an_overloaded_machine(
+    threads: tuple[tuple[float, float], ...], *, expected: bool
+) -> None:
+    before, now = usage(*[(0.0, 0.0)] * len(threads)), after(2.5, usage(*threads))
+    assert is_computing(before, now) is expected
+    assert not is_computing(before, now._replace(stopped=True))
+
+
+def test_threads_that_started_or_ended_do_not_count() -> None:
+    assert not is_computing(usage((0.0, 0.0)), after(2.5, usage((0.0, 0.0), (0.4, 2.1))))
+    assert not is_computing(usage((0.4, 2.1), (9.0, 9.0)), after(2.5, usage((0.4, 2.1))))
 
 
 @pytest.mark.parametrize("name", ENGINES)

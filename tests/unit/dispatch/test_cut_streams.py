@@ -64,6 +64,16 @@ async def test_cut_at_each_event(client: MigratingClient, path: str) -> None:
 
 
 @PATHS
+async def test_cut_of_a_sampled_stream(client: MigratingClient, path: str) -> None:
+    """The simulator ignores the temperature, so that even this text is the same."""
+    body = body_of(path, temperature=0.7)
+    whole = await client.whole(path, body)
+    await client.content(path, body)
+    for end in (ends(client)[4], *ends(client)[-5:-1]):
+        await client.unbroken(path, body, whole, end)
+
+
+@PATHS
 async def test_cut_before_a_stop_string(client: MigratingClient, path: str) -> None:
     body = body_of(path)
     whole = await client.whole(path, body)
@@ -113,6 +123,28 @@ def test_events_in_pieces_of_any_size(path: str) -> None:
         converter = ChunkConverter(answer, Cut(""), writer, prompt_tokens=1, output_tokens=0)
         events = converter.feed(content[:at]) + converter.feed(content[at:])
         assert read_answer(events, stream_format.add).text == text
+
+
+@PATHS
+@pytest.mark.parametrize("finish", ["length", "stop"])
+def test_end_without_another_worker(path: str, finish: str) -> None:
+    """The last token was sent, but not the reason why it is the last."""
+    stream_format = STREAM_FORMATS[path]
+    answer = PartialAnswer(head={"id": "a"})
+    writer = stream_format.writer(answer, {})
+    begun = writer.write([{"text": "one", "finish_reason": None}], None, {})
+    sent = read_answer(begun, stream_format.add)
+    sent.head = {"id": "a"}
+    writer = stream_format.writer(sent, {})
+    converter = ChunkConverter(sent, Cut("one"), writer, prompt_tokens=3, output_tokens=1)
+    closed = converter.closing(finish=finish, usage=True)
+    answer = read_answer(begun + closed, stream_format.add)
+    assert answer.finished
+    assert answer.usage_sent
+    expected = {MESSAGES: {"stop": "end_turn", "length": "max_tokens"}}
+    expected[RESPONSES] = {"stop": "completed", "length": "incomplete"}
+    assert expected.get(path, {finish: finish})[finish].encode() in closed
+    assert b"3" in closed
 
 
 def text_of(path: str, whole: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from aiohttp import web
 from hpc_dynamo.config import Role, TopologyKind
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.dispatch import BufferedResponse, Dispatcher, EngineRequest, WorkerFailed
+from hpc_dynamo.dispatch.dispatcher import MAX_ATTEMPTS
 from hpc_dynamo.engines import PdProtocol
 from hpc_dynamo.engines.vllm.pd_protocol import UNKNOWN_MODEL, VllmPdProtocol
 from hpc_dynamo.errors import RequestFailed
@@ -375,6 +376,23 @@ async def test_single_attempt_reaches_one_worker_only(house: House) -> None:
     )
     assert (await broken(dispatcher)).reached
     assert sum(len(engine.bodies) for engine in engines) == 1
+
+
+async def test_a_request_that_kills_its_worker_is_tried_once_more(house: House) -> None:
+    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        deaths.append(writer.get_extra_info("sockname"))
+        writer.close()
+
+    deaths = list[object]()
+    dispatcher = await house.dispatcher(TopologyKind.aggregated)
+    async with AsyncExitStack() as stack:
+        for rank in range(5):
+            server = await asyncio.start_server(die, "127.0.0.1", 0)
+            port = (await stack.enter_async_context(server)).sockets[0].getsockname()[1]
+            await dispatcher.add_worker(rank, Role.aggregated, f"http://127.0.0.1:{port}")
+        assert (await broken(dispatcher)).reached
+    assert len(set(deaths)) == len(deaths) == MAX_ATTEMPTS == 2
 
 
 async def broken(dispatcher: Sender) -> WorkerFailed:

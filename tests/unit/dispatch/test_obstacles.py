@@ -63,7 +63,7 @@ CASES: dict[str, tuple[Obstacle, str, Json, list[Json]]] = {
     "n": (Obstacle.field, CHAT, TALK | {"n": 2}, TEXT),
     "penalty": (Obstacle.field, CHAT, TALK | {"presence_penalty": 1}, TEXT),
     "grammar": (Obstacle.field, CHAT, TALK | {"response_format": {"type": "json_object"}}, TEXT),
-    "unknown field": (Obstacle.field, COMPLETIONS, {"prompt": "x", "what": 1}, TEXT),
+    "unknown field": (Obstacle.field, CHAT, TALK | {"what": 1}, TEXT),
     "thinking": (
         Obstacle.field, MESSAGES, MESSAGE | {"thinking": {"type": "disabled"}}, block("text"),
     ),
@@ -112,17 +112,17 @@ CASES: dict[str, tuple[Obstacle, str, Json, list[Json]]] = {
 
 
 class BreakingEngine:
-    """An engine whose streams break after `events`."""
+    """An engine whose streams break after `events`; those that continue send `continued`."""
 
     def __init__(self) -> None:
-        self.events = list[Json]()
+        self.events, self.continued = list[Json](), list[Json]()
 
     async def handle(self, request: HttpRequest, reply: ResponseWriter) -> None:
         if request.path == "/tokenize":
             reply.send(200, b'{"tokens": [1, 2, 3]}', [(b"content-type", b"application/json")])
             return
         reply.begin(200, [EVENTS])
-        for event in self.events:
+        for event in self.continued if request.path == COMPLETIONS else self.events:
             reply.write(b"data: %b\n\n" % json.dumps(event).encode())
             await reply.drain()
         raise ConnectionError("the engine ends")
@@ -154,6 +154,17 @@ async def test_stream_ends_with_error(
     assert isinstance(failed.value.__cause__, NotContinuable), failed.value.__cause__
     assert failed.value.__cause__.obstacle is obstacle
     assert client.migrator.outcomes == {"impossible": 1}
+
+
+async def test_other_text_after_the_end_is_a_failure(
+    client: MigratingClient, engine: BreakingEngine
+) -> None:
+    """Two workers disagree where the text ends: nothing more is sent."""
+    engine.events = [*block("text"), {"type": "content_block_stop", "index": 0}]
+    engine.continued = [{"choices": [{"text": " b and more", "finish_reason": None}]}]
+    with pytest.raises(WorkerFailed):
+        await client.content(MESSAGES, MESSAGE | GREEDY)
+    assert client.migrator.outcomes == {"failed": 1}
 
 
 def test_each_obstacle_is_tried() -> None:

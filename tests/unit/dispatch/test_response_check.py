@@ -9,6 +9,7 @@ import pytest
 from aiohttp import web
 
 from hpc_dynamo.dispatch import EngineRequest, IncomingResponse, WorkerFailed
+from hpc_dynamo.dispatch.response_check import is_complete
 from hpc_dynamo.engines import Body
 from hpc_dynamo.router import Lease, RoutingRequest
 from tests.unit.dispatch.test_dispatch import PATH, SOON_S, House, Reply, Sender
@@ -111,6 +112,18 @@ async def test_stream_without_its_end_fails(house: House, content: bytes) -> Non
     sender, _ = await house.whole(replying(content, EVENTS))
     with pytest.raises(WorkerFailed, match="stream that ended early"):
         await send(sender, {"prompt": "x", "stream": True})
+
+
+DELTA = b'event: response.output_text.delta\ndata: {"delta": "a\\nevent: response.completed"}\n\n'
+COMPLETED = b'event: response.completed\ndata: {"text": "a\\nevent: x"}\n\n'
+
+
+def test_end_of_responses_stream_is_its_last_event() -> None:
+    for content in (DELTA * 2, b": a comment\n\n" + DELTA):
+        assert not is_complete("/v1/responses", b"\n" + content)
+    for content in (DELTA + COMPLETED, COMPLETED, DELTA + COMPLETED + b"data: [DONE]\n\n"):
+        assert is_complete("/v1/responses", b"\n" + content)
+    assert is_complete("/v1/responses", b"the rest of a long event\n\n")
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 7, len(STREAM)])

@@ -8,7 +8,7 @@ import pytest
 
 from hpc_dynamo.doctor import analysis
 from hpc_dynamo.doctor.checks import ALL_CHECKS, MAX_CLOCK_ERROR_S, check_clock, run_checks
-from hpc_dynamo.doctor.preflight import raise_for_faults
+from hpc_dynamo.doctor.preflight import raise_for_faults, with_clock_faults
 from hpc_dynamo.doctor.records import FindingLevel, LinkResult, NodeFacts, NodeReady
 from hpc_dynamo.errors import LaunchError
 from hpc_dynamo.messages import NodeRecord, Roster
@@ -62,7 +62,7 @@ def test_preflight_checks_order_of_clocks(case: str) -> None:
     roster = Roster(nodes=(record,), method="tcp", seconds=0.1)
     expected = pytest.raises(LaunchError, match="n1: its clock is 10") if wrong else nullcontext()
     with expected:
-        raise_for_faults(roster, submitted_at, now)
+        raise_for_faults(with_clock_faults(roster, submitted_at, now))
 
 
 def test_preflight_error_names_the_bad_nodes() -> None:
@@ -71,7 +71,7 @@ def test_preflight_error_names_the_bad_nodes() -> None:
         for n in range(4)
     ]
     with pytest.raises(LaunchError) as refused:
-        raise_for_faults(Roster(nodes=tuple(records), method="tcp", seconds=0.1), 0.0, 1.0)
+        raise_for_faults(Roster(nodes=tuple(records), method="tcp", seconds=0.1))
     assert refused.value.bad_hosts == ("n1", "n3")
 
 

@@ -9,6 +9,7 @@ from hpc_dynamo.agent.engine_process import EngineProcess
 from hpc_dynamo.config import Config, Engine, Model, Role
 from hpc_dynamo.engines import Placement
 from hpc_dynamo.engines.root_cause import killed_itself, last_line, root_cause
+from hpc_dynamo.process.session import SessionMonitor
 from hpc_dynamo.run import Run, Secrets
 from hpc_dynamo.topology import Plan, Shard, Worker
 
@@ -137,7 +138,7 @@ def part(tmp_path: Path, engine: str, log: str) -> EngineProcess:
     shard = Shard(node=0, gpus=())
     worker = Worker(rank=0, role=Role.aggregated, shards=(shard,))
     place = Placement(worker, "127.0.0.1", (1, 2), (), token="t")
-    made = EngineProcess(attempt, config, place, "n1")
+    made = EngineProcess(attempt, config, place, "n1", SessionMonitor(1.0))
     attempt.worker_log(0).write_text(log)
     return made
 

@@ -219,6 +219,32 @@ async def test_relay_forwards_stream_as_it_arrives() -> None:
     assert sink.parts == [b"first", b"second"]
 
 
+@pytest.mark.parametrize("after", [1, 2, 5])
+async def test_relay_raises_what_its_sink_raises(after: int) -> None:
+    ended = asyncio.Event()
+
+    async def stream(request: HttpRequest, reply: ResponseWriter) -> None:
+        reply.begin(200)
+        try:
+            while True:
+                reply.write(b"piece")
+                await asyncio.sleep(0)
+        finally:
+            ended.set()
+
+    class Full(Kept):
+        def write(self, data: bytes) -> None:
+            if len(self.parts) == after:
+                raise ValueError("full")
+            super().write(data)
+
+    async with serving(stream) as (_, port), HttpClient() as client:
+        with pytest.raises(ValueError, match="full"):
+            async with client.send("GET", f"http://{HOST}:{port}", "/") as answer:
+                await answer.relay(Full())
+        await ended.wait()  # the connection is closed
+
+
 async def test_slow_reader_blocks_only_its_own_writer() -> None:
     written = 0
 

@@ -1,0 +1,1 @@
+"""Benchmark of the exchange of addresses; see `__main__`."""

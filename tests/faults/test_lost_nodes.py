@@ -1,0 +1,152 @@
+"""Nodes that Slurm loses: set down, powered off, rebooted, drained; with and without a spare."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import namespaces
+from tests.cluster.cluster import SlurmCluster
+from tests.faults.test_slurm_jobs import BATCH, SLOW, command, field, job_id, resume
+from tests.support.fault_rows import FaultMeasurement, FaultRecorder
+from tests.support.runs import each_once, latest, results_on_disk, until, write_prompts
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
+
+SHORT = ("cluster.heartbeat_timeout_s=4", "cluster.reconnect_timeout_s=6")
+SPARE = (*BATCH, *SLOW, *SHORT, "cluster.spare_nodes=1")
+REQUESTS = 60
+
+Failure = Callable[[SlurmCluster, str], object]
+
+
+def set_down(cluster: SlurmCluster, node: str) -> None:
+    cluster.slurm("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+
+
+def drain(cluster: SlurmCluster, node: str) -> None:
+    cluster.slurm("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
+
+
+def reboot(cluster: SlurmCluster, node: str) -> None:
+    cluster.crash(node)
+    cluster.boot(node)
+
+
+def restart_slurmd(cluster: SlurmCluster, node: str) -> None:
+    cluster.kill(node)
+    cluster.revive(node)
+
+
+FAILURES: dict[str, Failure] = {
+    "set down": set_down,
+    "powered off": SlurmCluster.crash,
+    "rebooted": reboot,
+    "drained": drain,
+    "slurmd restarted": restart_slurmd,
+}
+HARMLESS = ("drained", "slurmd restarted")
+# The others run by `make faults`.
+SHORT_SAMPLE = ("powered off",)
+
+
+def cases(names: list[str]) -> list[object]:
+    return [
+        name if name in SHORT_SAMPLE else pytest.param(name, marks=pytest.mark.slow_fault)
+        for name in names
+    ]
+
+
+@pytest.fixture
+def healthy(cluster: SlurmCluster) -> Iterator[SlurmCluster]:
+    """Yield the cluster; repair all nodes at the end."""
+    yield cluster
+    cluster.slurm("scancel", "--user=root")
+    for node in cluster.nodes:
+        if not alive(cluster, node):
+            cluster.boot(node)
+        resume(cluster, node)
+    until("all nodes idle", lambda: cluster.states() == {"idle"}, 60)
+
+
+def alive(cluster: SlurmCluster, node: str) -> bool:
+    return namespaces.node_pid(cluster.spec, node) is not None
+
+
+def begin(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[list[str], Path]:
+    """Start a batch and wait for its first results. Return its ids and its run folder."""
+    ids, run = (
+        write_prompts(folder / "prompts.jsonl", REQUESTS, max_tokens=16),
+        folder / "runs/prompts",
+    )
+    started = command(cluster, folder, *words)
+    assert started.returncode == 0, started.stderr
+    until("some results", lambda: results_on_disk(run) >= 5, 120)
+    return ids, run
+
+
+@pytest.mark.parametrize("how", cases([*FAILURES]))
+def test_batch_with_a_spare_node_ends_as_one_job(
+    healthy: SlurmCluster, shared_dir: Path, how: str, fault: FaultRecorder
+) -> None:
+    ids, run = begin(healthy, shared_dir, *SPARE)
+    job, spare = job_id(shared_dir), healthy.nodes[2]
+    promise = "nothing happens" if how in HARMLESS else "its workers move to the spare node"
+    row = fault(f"node {how}, batch with a spare node (Slurm)", promise)
+    FAILURES[how](healthy, healthy.nodes[1])
+    if how not in HARMLESS:
+        until("a worker on the spare node", lambda: spare in hosts_of_ready(run), 60)
+        row.recovered()
+    ended(run, ids, row)
+    assert (spare in hosts_of_all(run)) is (how not in HARMLESS)
+    assert field(healthy, job, "Restarts") == "0"
+    until("the end of the job", lambda: field(healthy, job, "JobState") == "COMPLETED", 90)
+
+
+@pytest.mark.parametrize("how", cases(["set down", "rebooted"]))
+def test_batch_without_a_spare_node_is_requeued(
+    healthy: SlurmCluster, shared_dir: Path, how: str, fault: FaultRecorder
+) -> None:
+    ids, run = begin(healthy, shared_dir, *BATCH, *SLOW, *SHORT)
+    job = job_id(shared_dir)
+    row = fault(f"node {how}, batch without a spare node (Slurm)", "requeued, nothing runs twice")
+    FAILURES[how](healthy, healthy.nodes[1])
+    until("the requeue", lambda: field(healthy, job, "Restarts") == "1", 120)
+    resume(healthy, healthy.nodes[1])
+    until("the output", (run / "output.jsonl").exists, 200)
+    row.recovered()
+    each_once(run, ids)
+    row.requests(len(ids))
+
+
+@pytest.mark.slow_fault
+def test_head_node_powered_off_with_a_spare_node(
+    healthy: SlurmCluster, shared_dir: Path, fault: FaultRecorder
+) -> None:
+    """With --no-kill Slurm does not end the job, which has lost its batch script."""
+    ids, run = begin(healthy, shared_dir, *SPARE)
+    job, head = job_id(shared_dir), healthy.nodes[0]
+    row = fault("node of the head rebooted, batch with a spare node (Slurm)", "requeued")
+    reboot(healthy, head)
+    until("the requeue", lambda: field(healthy, job, "Restarts") == "1", 150)
+    until("the output", (run / "output.jsonl").exists, 200)
+    row.recovered()
+    each_once(run, ids)
+    row.requests(len(ids))
+
+
+def ended(run: Path, ids: list[str], row: FaultMeasurement) -> None:
+    outcome = until("the end", latest(run).outcome, 120)
+    assert outcome.exit_code == 0, outcome
+    each_once(run, ids)
+    row.requests(len(ids))
+
+
+def hosts_of_ready(run: Path) -> set[str]:
+    status = latest(run).status()
+    return {w.host for w in status.workers if w.state == "ready"} if status else set()
+
+
+def hosts_of_all(run: Path) -> set[str]:
+    status = latest(run).status()
+    return {w.host for w in status.workers} if status else set()

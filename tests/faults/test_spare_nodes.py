@@ -1,0 +1,98 @@
+"""Nodes that fail while a job has spare nodes: on this machine, where a node is an agent."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.faults.test_hangs import ask
+from tests.faults.test_head import agents, ready
+from tests.integration.serving.served import Served, serving
+from tests.support.fault_rows import FaultRecorder
+from tests.support.faults import engines
+from tests.support.runs import (
+    SIMULATOR,
+    each_once,
+    hpc_dynamo,
+    latest,
+    results_on_disk,
+    until,
+    write_prompts,
+)
+
+TWO_AND_ONE = (
+    *("topology=aggregated", "topology.nodes=2", "topology.aggregated.workers=2"),
+    "cluster.spare_nodes=1",
+)
+# Longer than an agent waits for a CPU of a busy machine.
+SILENT = ("cluster.heartbeat_timeout_s=10", "cluster.preflight=false")
+MOVED = "its workers start on a spare node"
+
+
+def nodes(served: Served) -> list[int]:
+    """Return the nodes of the ready workers, by rank."""
+    status = served.attempt.status()
+    workers = status.workers if status else ()
+    return [worker.node for worker in workers if worker.state == "ready"]
+
+
+def test_workers_move_while_nodes_fail_and_return(tmp_path: Path, fault: FaultRecorder) -> None:
+    with serving(tmp_path, *TWO_AND_ONE, *SILENT) as served:
+        until("the workers", lambda: nodes(served) == [0, 1])
+        silent = agents(served)[1]
+        row = fault("a node of an endpoint with a spare node is silent", MOVED)
+        os.kill(silent, signal.SIGSTOP)
+        try:
+            until("the spare node runs the worker", lambda: nodes(served) == [0, 2])
+            row.recovered()
+            row.requests(len(ask(served)))
+        finally:
+            os.kill(silent, signal.SIGCONT)
+        until("its own engine has ended", lambda: len(engines(served.attempt.path)) == 2)
+        assert nodes(served) == [0, 2]
+
+        row = fault("SIGKILL of the agent of a spare node in use, another is free", MOVED)
+        os.kill(agents(served)[2], signal.SIGKILL)
+        until("the node that was silent runs the worker", lambda: nodes(served) == [0, 1])
+        row.recovered()
+        row.requests(len(ask(served)))
+
+        row = fault("SIGKILL of the agent of a node, no spare node is left", "the others serve")
+        os.kill(silent, signal.SIGKILL)
+        until("it is noticed", lambda: nodes(served) == [0])
+        row.recovered()
+        row.requests(len(ask(served)))
+        assert len(ready(served)) == 1
+        assert served.attempt.outcome() is None
+
+
+# Nodes that pretend to have one GPU: the only worker has a shard on two of them.
+OVER_NODES = (
+    *("engine.device=cuda", "cluster.gpus_per_node=1", "topology=aggregated"),
+    *("topology.aggregated.tensor_parallel=2", "cluster.spare_nodes=2", "input=prompts.jsonl"),
+)
+SLOW = ("engine.args.time-scale=20", "batch.concurrency=4")
+
+
+@pytest.mark.parametrize("lost", [(1,), (1, 2)], ids=["one", "several at once"])
+def test_batch_on_a_worker_over_nodes_survives_their_loss(
+    tmp_path: Path, fault: FaultRecorder, lost: tuple[int, ...]
+) -> None:
+    ids = write_prompts(tmp_path / "prompts.jsonl", 40, max_tokens=16)
+    run = tmp_path / "runs/prompts"
+    words = (*SIMULATOR, *OVER_NODES, *SLOW, "cluster.preflight=false")
+    begun = hpc_dynamo("batch", *words, "--detach", cwd=tmp_path)
+    assert begun.returncode == 0, begun.stderr
+    until("some results", lambda: results_on_disk(run) >= 4)
+    row = fault(f"SIGKILL of agents {lost} of a batch with two spare nodes", MOVED)
+    pids = {record.node: record.pid for record in latest(run).nodes()}
+    for node in lost:
+        os.kill(pids[node], signal.SIGKILL)
+    before = results_on_disk(run)
+    until("more results", lambda: results_on_disk(run) > before + 4)
+    row.recovered()
+    outcome = until("the end", latest(run).outcome, 120)
+    assert outcome.exit_code == 0, outcome
+    each_once(run, ids)
+    row.requests(len(ids))

@@ -1,0 +1,105 @@
+"""Requests that are refused before they wait for a worker."""
+
+import json
+from array import array
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from hpc_dynamo.config import Config, Engine
+from hpc_dynamo.dispatch import RequestBuilder, RequestContext
+from hpc_dynamo.dispatch.reserved_fields import REFUSED_FIELDS, RESERVED_FIELDS
+from hpc_dynamo.engines import CHAT, COMPLETIONS
+from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.preprocess import Tokens
+
+CONTEXT = 100
+TALK = {"messages": [{"role": "user", "content": "a"}]}
+
+
+class FixedTokenizer:
+    """Computes as many token ids as a prompt has characters."""
+
+    async def chat(self, body: Any) -> Tokens:
+        return _tokens(body["messages"][0]["content"])
+
+    async def completion(self, body: Any) -> list[Tokens]:
+        prompt = body["prompt"]
+        return [_tokens(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
+
+    def limit_memory(self) -> bool:
+        return False
+
+
+def _tokens(text: str) -> Tokens:
+    return Tokens(array("I", range(len(text))).tobytes())
+
+
+async def refused(path: str, body: dict[str, Any], config: Config | None = None) -> RequestFailed:
+    """Return the refusal of a request; fail if it is accepted."""
+    with pytest.raises(RequestFailed) as refusal:
+        await build(path, body, config)
+    assert refusal.value.status == 400
+    return refusal.value
+
+
+async def build(path: str, body: dict[str, Any], config: Config | None = None) -> None:
+    content = json.dumps(body).encode()
+    fields = {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in body.items()}
+    context = RequestContext(max_context_tokens=CONTEXT)
+    await RequestBuilder(config or Config(), FixedTokenizer()).build(path, content, fields, context)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (COMPLETIONS, {"prompt": "x" * CONTEXT}, "input_tokens"),
+        (COMPLETIONS, {"prompt": ["x", "x" * (CONTEXT + 1)]}, "input_tokens"),
+        (CHAT, {"messages": [{"role": "user", "content": "x" * 1000}]}, "input_tokens"),
+        (COMPLETIONS, {"prompt": "x", "max_tokens": CONTEXT + 1}, "max_tokens"),
+        (COMPLETIONS, {"prompt": "x", "max_tokens": "101"}, "max_tokens"),
+        (CHAT, TALK | {"max_completion_tokens": 10**30}, "max_completion_tokens"),
+        (CHAT, TALK | {"max_completion_tokens": None, "max_tokens": 101}, "max_tokens"),
+    ],
+)
+async def test_request_beyond_the_context_is_refused(
+    path: str, body: dict[str, Any], param: str
+) -> None:
+    error = json.loads((await refused(path, body)).body)["error"]
+    assert error["message"].startswith("This model's maximum context length is 100 tokens.")
+    assert (error["type"], error["param"], error["code"]) == ("BadRequestError", param, 400)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (COMPLETIONS, {"prompt": "x" * (CONTEXT - 1), "max_tokens": CONTEXT}),
+        (COMPLETIONS, {"prompt": "x", "max_tokens": None}),
+        (CHAT, TALK | {"max_completion_tokens": 5, "max_tokens": 1000}),
+        (CHAT, TALK | {"max_tokens": "many"}),
+        ("/tokenize", {"prompt": "x" * 1000, "max_tokens": 1000}),
+    ],
+)
+async def test_what_an_engine_may_accept_is_sent_to_it(path: str, body: dict[str, Any]) -> None:
+    await build(path, body)
+
+
+async def test_an_engine_that_shortens_prompts_gets_them() -> None:
+    engine = Engine(name="sglang", args={"allow_auto_truncate": True})
+    await build(COMPLETIONS, {"prompt": "x" * 1000}, replace(Config(), engine=engine))
+
+
+@pytest.mark.parametrize("name", REFUSED_FIELDS)
+async def test_field_that_would_change_the_response_is_refused(name: str) -> None:
+    for value in ({"callable": "80049503"}, "text", 0, False, [None]):
+        for path, body in ((CHAT, TALK), (COMPLETIONS, {"prompt": "x"}), ("/generate", {})):
+            assert name in (await refused(path, {**body, name: value})).message
+    await build(CHAT, TALK | {name: None})
+
+
+@pytest.mark.parametrize("name", ["cache_salt", "extra_key", "priority", "session_id"])
+async def test_field_that_affects_only_its_request_is_sent(name: str) -> None:
+    assert name not in {*RESERVED_FIELDS, *REFUSED_FIELDS}
+    await build(CHAT, TALK | {name: 1})

@@ -1,0 +1,78 @@
+"""Errors of engines in the middle of a stream, as the relay of a frontend finds them."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from hpc_dynamo.dispatch import StreamRecord, WorkerFailed
+from hpc_dynamo.dispatch.merged_response import placeholder_lease
+from hpc_dynamo.frontend.relay import ResponseRelay
+from hpc_dynamo.frontend.stats import FrontendStats
+from hpc_dynamo.http import ByteSink, ResponseWriter
+
+TEXT = b'data: {"choices": [{"text": "one"}]}\n\n'
+FAILED = {
+    "openai": b'data: {"error": {"message": "dead", "code": 500}}\n\n',
+    "anthropic": b'event: error\ndata: {"type": "error", "error": {"message": "dead"}}\n\n',
+    "responses": b'event: error\ndata: {"type": "error", "message": "dead", "code": "x"}\n\n',
+}
+REFUSED = b'data: {"error": {"message": "no", "code": 400}}\n\n'
+HARMLESS = b'data: {"choices": [{"text": "data: {\\"error\\" event: error \\nevent: error"}]}\n\n'
+
+
+@dataclass
+class Received:
+    """ResponseTransport that keeps what a client gets."""
+
+    content: bytes = b""
+    congested: bool = False
+
+    def send(self, data: bytes) -> None:
+        self.content += data
+
+    async def wait_writable(self) -> None: ...
+
+
+@dataclass
+class Pieces:
+    """IncomingResponse in pieces."""
+
+    pieces: list[bytes]
+    headers: dict[str, str] = field(default_factory=lambda: {"content-type": "text/event-stream"})
+
+    async def read(self) -> bytes:
+        return b"".join(self.pieces)
+
+    async def relay(self, sink: ByteSink) -> None:
+        for piece in self.pieces:
+            sink.write(piece)
+
+
+async def relayed(*pieces: bytes) -> tuple[bytes, WorkerFailed | None]:
+    """Return what the client gets, and the error."""
+    received, error = Received(), None
+    writer = ResponseWriter(received, keep_alive=True, http10=True, head_only=False)
+    relay = ResponseRelay(writer, FrontendStats(), StreamRecord())
+    try:
+        await relay.receive(Pieces([*pieces]), placeholder_lease(rank=7))
+    except WorkerFailed as e:
+        error = e
+    return received.content.partition(b"\r\n\r\n")[2], error
+
+
+@pytest.mark.parametrize("event", FAILED.values(), ids=FAILED)
+async def test_error_of_engine_is_raised_after_the_events_before(event: bytes) -> None:
+    for pieces in ([TEXT, event], [TEXT + event], [TEXT + event[:15], event[15:]]):
+        content, error = await relayed(*pieces)
+        assert content == TEXT
+        assert error
+        assert error.rank == 7
+        assert "dead" in str(error)
+
+
+async def test_error_that_the_request_causes_is_relayed() -> None:
+    assert await relayed(TEXT, REFUSED) == (TEXT + REFUSED, None)
+
+
+async def test_text_that_looks_like_an_error_is_relayed() -> None:
+    assert await relayed(TEXT, HARMLESS, TEXT) == (TEXT + HARMLESS + TEXT, None)
