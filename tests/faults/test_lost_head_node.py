@@ -34,7 +34,7 @@ def head_host(attempt: Attempt, restart_count: int) -> str:
 
 
 def runs(cluster: SlurmCluster, node: str, words: str) -> bool:
-    """Return True if a process of a node has these words in its command line."""
+    """Return True if the command line of a process on a node contains `words`."""
     argv = cluster.on(node, "pgrep", "-f", words)
     return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
