@@ -3,14 +3,17 @@
 The rows come from tests/faults/rows.jsonl, to which `make faults` appends.
 """
 
+import ast
 import statistics
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from tests.support.fault_rows import KEPT, FaultRow, read_rows
 
 PAGE = Path(__file__).parents[1] / "docs/operations/reliability.md"
+TESTS = Path(__file__).parents[1] / "tests/faults"
 BEGIN, END = "<!-- table of faults: begin -->\n", "<!-- table of faults: end -->\n"
 HEADER = (
     "| Fault | Promise | Result | Recovery time | Requests lost |",
@@ -19,12 +22,21 @@ HEADER = (
 
 
 def table(rows: Sequence[FaultRow]) -> str:
-    """Return the table in Markdown."""
+    """Return a summary and a table for each test file, in Markdown."""
     faults: dict[str, list[FaultRow]] = {}
     for row in rows:
         faults.setdefault(row.fault, []).append(row)
-    lines = [*HEADER, *map(_line, faults.values())]
-    return "\n".join(["", _summary(faults, rows), "", *lines, "", ""])
+    lines = ["", _summary(faults, rows)]
+    for file, found in groupby(faults.values(), lambda found: found[0].test.partition("::")[0]):
+        lines += ["", f"### {_title(file)}", "", *HEADER, *map(_line, found)]
+    return "\n".join([*lines, "", ""])
+
+
+def _title(file: str) -> str:
+    """Return the first sentence of a test file's docstring, without its end."""
+    path = TESTS / file
+    text = ast.get_docstring(ast.parse(path.read_text())) if path.exists() else None
+    return (text or file).splitlines()[0].partition(". ")[0].rstrip(".")
 
 
 def _summary(faults: dict[str, list[FaultRow]], rows: Sequence[FaultRow]) -> str:

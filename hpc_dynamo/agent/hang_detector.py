@@ -73,4 +73,6 @@ def is_computing(before: SessionUsage | None, now: SessionUsage | None) -> bool:
     """
     if before is None or now is None:
         return True
-    return not now.stopped and wanted_cpus(before, now) >= COMPUTING_CPUS
+    # On a busy machine most of what a compiler does is in children that have ended.
+    compiled = now.children_s > before.children_s
+    return not now.stopped and (compiled or wanted_cpus(before, now) >= COMPUTING_CPUS)

@@ -84,7 +84,10 @@ class WorkerFailed(RequestFailed):
 
 
 class WorkerLost(WorkerFailed):
-    """A worker hung, or its node was lost: nothing suggests that the request was the cause."""
+    """The connection broke, the worker hung or its node was lost. It may be tried once more.
+
+    The router avoids it until it has restarted. Then it may be the only one of its role.
+    """
 
 
 class WorkerClient:
@@ -135,7 +138,8 @@ async def _with_status_200(
         lease.report_connection_lost(target.rank)
         what = f"worker {target.rank} at {target.url}: {e or type(e).__name__}"
         reached = not isinstance(e, ConnectionRefusedError)
-        raise WorkerFailed(target.rank, what, 503, reached=reached) from e
+        kind = WorkerLost if isinstance(e, ConnectionError) else WorkerFailed
+        raise kind(target.rank, what, 503, reached=reached) from e
 
 
 def _error(target: Target, status: int, body: bytes) -> RequestFailed:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 STOPPED = "T"  # by SIGSTOP, SIGTSTP or a similar signal
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+OWN_TIMES, TIMES_OF_CHILDREN = slice(11, 13), slice(13, 15)  # fields, from the state on
 NS_PER_S = 1e9
 
 
@@ -29,12 +30,14 @@ class SessionUsage(NamedTuple):
     """CPU time that a session has used, ended children included, and its present threads.
 
     `threads` is empty on a kernel that does not count their times. `at_s` is the clock's time.
+    `children_s` is the part of the CPU time that ended children have used.
     """
 
     cpu_s: float
     stopped: bool  # one of its processes is
     threads: Mapping[int, ThreadTimes] = MappingProxyType({})
     at_s: float = 0.0
+    children_s: float = 0.0
 
 
 NO_PROCESSES = SessionUsage(0.0, stopped=False)
@@ -76,10 +79,13 @@ def session_usages(leaders: Collection[int]) -> dict[int, SessionUsage]:
 
 
 def _usage(rows: list[tuple[Path, list[str]]]) -> SessionUsage:
-    ticks = sum(int(value) for _, row in rows for value in row[11:15])
+    own, children = (
+        sum(int(value) for _, row in rows for value in row[fields]) / TICKS_PER_S
+        for fields in (OWN_TIMES, TIMES_OF_CHILDREN)
+    )
     stopped = any(row[0] == STOPPED for _, row in rows)
     threads = dict(pair for process, _ in rows for pair in _threads(process))
-    return SessionUsage(ticks / TICKS_PER_S, stopped, threads, time.monotonic())
+    return SessionUsage(own + children, stopped, threads, time.monotonic(), children)
 
 
 def _threads(process: Path) -> Iterator[tuple[int, ThreadTimes]]:
@@ -102,8 +108,12 @@ def wanted_cpus(before: SessionUsage, now: SessionUsage) -> float:
     if elapsed_s <= 0:  # it has ended
         return 0.0
     used = (now.cpu_s - before.cpu_s) / elapsed_s
-    both = now.threads.keys() & before.threads.keys()
-    shares = (_share(before.threads[tid], now.threads[tid], elapsed_s) for tid in both)
+    shares = (
+        _share(before.threads[tid], times, elapsed_s)
+        if tid in before.threads
+        else min(1.0, sum(times) / elapsed_s)  # it is younger, and slept little
+        for tid, times in now.threads.items()
+    )
     return max(used, sum(shares))
 
 

@@ -1,4 +1,4 @@
-"""Links between the router and one of two engines: cut, slow, one-way, reset. Engines that lie.
+"""Links between the router and one of two engines, and engines that answer with something else.
 
 The engines run behind TCP proxies of the test, so that no packet filter is needed.
 """
@@ -19,6 +19,8 @@ from tests.support.runs import until
 from tests.support.simulator import MODEL, simulator
 from tests.support.traffic import Traffic
 
+# Requests after the beginning of a fault, or after its end if it is short.
+MEANWHILE = 8
 SLOW = pytest.mark.slow_fault
 WORDS = ("engine.hang_timeout_s=4", "router=round_robin", f"model.name={MODEL}")
 
@@ -108,7 +110,7 @@ def test_broken_link(routed: Routed, cut: Cut, fault: FaultRecorder) -> None:
             if cut.seconds:
                 healer.start()
                 healer.join()
-            pending = traffic.sent
+            pending = traffic.sent + MEANWHILE
             until("those that ran", lambda: len(traffic.results) >= pending)
             row.recovered()
     finally:
@@ -136,6 +138,7 @@ LIES = {
     "invalid UTF-8": head_of(JSON + "Content-Length: 9", "") + b'{"a":"\xff"}',
     "JSON that is no object": head_of(JSON + "Content-Length: 2", "[]"),
     "an empty stream": head_of(EVENTS + "Content-Length: 0"),
+    "a stream without its end": head_of(EVENTS + "Connection: close", f"data: {CHUNK}\n\n"),
     "status 500": b"HTTP/1.1 500 Oops\r\nContent-Length: 2\r\n\r\n{}",
     "status 200 in lower case, without a length": b"http/1.1 200 ok\r\n\r\n",
 }

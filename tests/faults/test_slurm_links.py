@@ -23,7 +23,7 @@ WORDS = (
     *("serve", "name=s", "engine=simulator", "cluster.launcher=slurm", "--detach"),
     *("topology=aggregated", "topology.nodes=3", "topology.aggregated.workers=3"),
     *("cluster.heartbeat_timeout_s=8", "engine.hang_timeout_s=6", "engine.max_restarts=100"),
-    *("cluster.reconnect_timeout_s=120"),
+    "cluster.reconnect_timeout_s=120",
 )
 SHORT_S, LONG_S = 4.0, 20.0  # a cut shorter and longer than the timeouts
 REJOINS = "no requests after 8 s; it rejoins with its engines"

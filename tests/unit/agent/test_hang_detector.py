@@ -74,7 +74,9 @@ def test_pause_of_the_agent_itself_does_not_count() -> None:
         (BEFORE, IDLE._replace(cpu_s=5.1), False),
         (BEFORE, IDLE._replace(cpu_s=6.0), True),
         (BEFORE, IDLE._replace(cpu_s=9.0, stopped=True), False),
-        (IDLE, NO_PROCESSES, False),
+        (BEFORE, IDLE._replace(children_s=0.1), True),
+        (BEFORE, IDLE._replace(children_s=0.1, stopped=True), False),
+        (IDLE._replace(children_s=1.0), NO_PROCESSES, False),
         (None, IDLE, True),
         (IDLE, None, True),
     ],
@@ -122,9 +124,12 @@ def test_recorded_engines_on_an_overloaded_machine(
     assert not is_computing(before, now._replace(stopped=True))
 
 
-def test_threads_that_started_or_ended_do_not_count() -> None:
-    assert not is_computing(usage((0.0, 0.0)), after(2.5, usage((0.0, 0.0), (0.4, 2.1))))
-    assert not is_computing(usage((0.4, 2.1), (9.0, 9.0)), after(2.5, usage((0.4, 2.1))))
+def test_child_that_compiles_counts_from_its_start() -> None:
+    """Recorded while a thread of vLLM waits for a compiler, at a load average of 30."""
+    waits, child = (0.0, 0.0), (0.23, 1.01)
+    assert is_computing(usage(waits), after(1.32, usage(waits, child)))
+    assert is_computing(usage(waits, child), after(1.28, usage(waits, (0.47, 2.06))))
+    assert not is_computing(usage(waits, child), after(1.28, usage(waits)))
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -17,7 +17,7 @@ from hpc_dynamo.engines import PdProtocol
 from hpc_dynamo.engines.vllm.pd_protocol import UNKNOWN_MODEL, VllmPdProtocol
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import HttpClient
-from hpc_dynamo.router import RequestRouter, RoutingRequest
+from hpc_dynamo.router import AdmissionLimits, RequestRouter, RoutingRequest
 
 SOON_S = 10.0
 PATH = "/v1/completions"
@@ -102,7 +102,7 @@ class Sender(RequestRouter):
     def __init__(
         self, kind: TopologyKind, client: HttpClient, tasks: asyncio.TaskGroup, protocol: PdProtocol
     ) -> None:
-        super().__init__(kind, RouterConfig())
+        super().__init__(kind, RouterConfig(), AdmissionLimits(avoid_s=0.05))
         self.dispatcher = Dispatcher(self, protocol, client, tasks)
 
     async def send(
@@ -234,6 +234,32 @@ async def test_unreachable_engine_is_named_and_avoided(house: House) -> None:
     await dispatcher.add_worker(5, Role.aggregated, (await house.engine(text)).url)
     for _ in range(4):
         assert (await dispatcher.send(PATH, {"prompt": "x"}, SOON_S)).rank == 5
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["closes", "refuses"])
+async def test_request_waits_for_restart_of_only_worker(house: House, closes: bool) -> None:
+    """Its engine was killed with the request, or just before it."""
+    came = asyncio.Event()
+
+    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.set()
+        writer.close()
+
+    dispatcher = await house.dispatcher(TopologyKind.aggregated)
+    server = await asyncio.start_server(die, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    if not closes:
+        server.close()
+    await dispatcher.add_worker(0, Role.aggregated, f"http://127.0.0.1:{port}")
+    sent = asyncio.create_task(dispatcher.send(PATH, {"prompt": "x"}, SOON_S))
+    if closes:
+        await came.wait()
+    while not dispatcher.dispatcher.retries:  # noqa: ASYNC110  # a counter has no event
+        await asyncio.sleep(0)
+    dispatcher.remove_worker(0)
+    server.close()
+    await dispatcher.add_worker(0, Role.aggregated, (await house.engine(text)).url)
+    assert (await sent).content == AS_IT_CAME
 
 
 async def test_engine_that_dies_during_response_fails_request(house: House) -> None:

@@ -11,10 +11,11 @@ import pytest
 
 from tests.support.runs import until
 from tests.support.unusual_bodies import CONTEXT
-from tests.support.vllm_serve import MODEL, REQUEST_S, Served
+from tests.support.vllm_serve import MODEL, REQUEST_S, Served, engine_pid, send
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
+RANK = {"X-Data-Parallel-Rank": "7"}  # a header of vLLM
 ASKED: Any = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 LONG: Any = [{"role": "user", "content": "Tell a very long story about the sea and its ships."}]
 
@@ -112,6 +113,44 @@ def test_engines_require_token_of_run(served: Served) -> None:
                 served.get(url + path, served.key)
             refused.value.close()
             assert refused.value.code == 401
+
+
+OF_ENGINES: dict[str, Any] = {
+    "an empty address of KV blocks": {"kv_transfer_params": ""},
+    "half an address of KV blocks": {"kv_transfer_params": {"do_remote_prefill": True}},
+    "an address of KV blocks of the wrong type": {"kv_transfer_params": [1]},
+    "another address": {"bootstrap_host": "x", "bootstrap_room": -1, "ec_transfer_params": "x"},
+    "ranks": {"data_parallel_rank": 7, "routed_dp_rank": 7, "disagg_prefill_dp_rank": 7},
+    "a session": {"session_id": "s", "rid": "r", "request_id": "r"},
+}
+IN_XARGS: tuple[Any, ...] = (
+    {"kv_transfer_params": ""},
+    {"kv_transfer_params": [1]},
+    {"ec_transfer_params": "x", "a": 1},
+)
+
+
+def test_fields_of_engines_do_no_harm(served: Served) -> None:
+    """vLLM's engine core ends at some of them if they reach it."""
+    body = {"model": MODEL, "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
+    urls = served.workers()
+    before = {url: engine_pid(url) for url in urls.values()}
+
+    def answer(**fields: Any) -> tuple[int, Any]:
+        content = json.dumps(body | fields).encode()
+        return send(f"{served.url}/completions", served.key, content, **RANK)
+
+    plain = answer()[1]["choices"][0]["text"]
+    for name, fields in OF_ENGINES.items():
+        status, said = answer(**fields)
+        assert status == 200, (name, said)
+        assert {choice["text"] for choice in said["choices"]} == {plain}, name
+    for refused in ({"custom_logit_processor": "x"}, {"session_params": {"id": "s"}}):
+        assert answer(**refused)[0] == 400, refused
+    for xargs in IN_XARGS:
+        for more in ({}, {"n": 2}, {"stream": True}):
+            assert answer(vllm_xargs=xargs, **more)[0] == 400, xargs
+    assert {url: engine_pid(url) for url in urls.values()} == before, "no engine was restarted"
 
 
 def test_responses_and_messages_pass_through(served: Served) -> None:
