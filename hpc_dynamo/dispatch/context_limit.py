@@ -1,12 +1,18 @@
 """Requests that are longer than the context of the model.
 
 vLLM 0.32 and SGLang 0.5.23 refuse them with status 400, but only after the request has waited for
-a worker.
+a worker. The errors here are those of vLLM.
 """
+
+import re
+
+import msgspec
 
 from hpc_dynamo.dispatch.execution import LIMITS, count
 from hpc_dynamo.dispatch.refusal import refusal
 from hpc_dynamo.engines import Body, field_value
+
+TOKEN_IDS = re.compile(rb"\s*\[[\s\[]*[0-9]")  # the start of one or several lists of them
 
 
 def require_context(body: Body, prompt_tokens: int, context_tokens: int) -> None:
@@ -17,12 +23,23 @@ def require_context(body: Body, prompt_tokens: int, context_tokens: int) -> None
     """
     if not context_tokens:
         return
-    limit = f"This model's maximum context length is {context_tokens} tokens."
-    if prompt_tokens >= context_tokens:
-        what = f"{limit} However, your prompt contains {prompt_tokens} input tokens"
-        room = "which leaves no room for output tokens. Please reduce the length of the prompt."
-        raise refusal(f"{what}, {room}", "input_tokens")
     name = next((name for name in LIMITS if field_value(body.get(name)) is not None), LIMITS[0])
     if (wanted := count(body, name)) > context_tokens:
-        what = f"{limit} However, you requested {name}={wanted}. Please request fewer tokens."
-        raise refusal(what, name)
+        what = f"{name}={wanted} cannot be greater than max_model_len={context_tokens}."
+        raise refusal(f"{what} Please request fewer output tokens.", name)
+    if prompt_tokens > context_tokens:
+        limit = f"This model's maximum context length is {context_tokens} tokens."
+        size = _size(body, prompt_tokens, context_tokens)
+        raise refusal(
+            f"{limit} However, your prompt contains {size} input tokens, which exceeds this limit "
+            "even without any output tokens. Please reduce the length of the input prompt.",
+            "input_tokens",
+        )
+
+
+def _size(body: Body, prompt_tokens: int, context_tokens: int) -> str:
+    """Return the length of a prompt. vLLM tokenizes one more token of a text than it accepts."""
+    prompt = body.get("prompt")
+    content = bytes(prompt) if isinstance(prompt, msgspec.Raw) else msgspec.json.encode(prompt)
+    tokens = prompt_tokens if TOKEN_IDS.match(content) else context_tokens + 1
+    return f"at least {tokens}" if tokens == context_tokens + 1 else f"{tokens}"

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.dispatch import EngineRequest, StreamRecord
-from hpc_dynamo.engines import Body
+from hpc_dynamo.engines import Body, field_value
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.auth import ApiKeyAuth, assign_request_id
@@ -34,7 +34,7 @@ from hpc_dynamo.frontend.request_translator import read_body
 from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.frontend.status_endpoints import STATUS_ENDPOINTS, status_endpoint, with_notice
 from hpc_dynamo.http import HttpRequest, ResponseWriter
-from hpc_dynamo.json_reader import is_null, read_value
+from hpc_dynamo.json_reader import is_null
 from hpc_dynamo.router import Overloaded, RemoteRouter, RunView
 
 JSON = (b"content-type", b"application/json")
@@ -197,7 +197,7 @@ class App:
         self, request: EngineRequest, body: Body, view: RunView
     ) -> EngineRequest:
         """Pin a request that continues a response to the worker that keeps that response."""
-        response_id = read_value(bytes(body[PREVIOUS]))
+        response_id = field_value(body[PREVIOUS])
         if not isinstance(response_id, str):
             return request
         rank = await self._passthrough.response_owner(response_id, view)

@@ -10,6 +10,7 @@ from typing import cast
 
 import httptools
 
+from hpc_dynamo.defects import contain_defects
 from hpc_dynamo.http.connection_table import Closable
 from hpc_dynamo.http.exchange import HttpRequest, ResponseWriter
 from hpc_dynamo.http.request_head import add_header, split_target
@@ -126,6 +127,8 @@ class HttpConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Check the key and the announced size before any of the body is read."""
+        if self._ignoring_input:
+            return
         self._unparsed_bytes = 0
         length = self._headers.get("content-length", "0")
         if self._context.has_key and not self._context.has_key(self._headers):
@@ -237,11 +240,8 @@ class HttpConnection(asyncio.Protocol):
         response = ResponseWriter(
             self, keep_alive=keep_alive, http10=http10, head_only=request.method == "HEAD"
         )
-        try:
+        with contain_defects(log, (request.method, request.path)):
             await self._context.handler(request, response)
-        # Any defect of a handler must affect only this connection.
-        except Exception:
-            log.exception("this is a defect of hpc-dynamo: %s %s", request.method, request.path)
         if not response.status:
             message = "internal error; see the server's log"
             response.send(500, *self._context.format_error(500, message, request.headers))

@@ -85,7 +85,7 @@ def begin(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[list[str], 
     return ids, run
 
 
-@pytest.mark.parametrize("how", cases([*FAILURES]))
+@pytest.mark.parametrize("how", cases([how for how in FAILURES if how != "rebooted"]))
 def test_batch_with_a_spare_node_ends_as_one_job(
     healthy: SlurmCluster, shared_dir: Path, how: str, fault: FaultRecorder
 ) -> None:
@@ -103,13 +103,20 @@ def test_batch_with_a_spare_node_ends_as_one_job(
     until("the end of the job", lambda: field(healthy, job, "JobState") == "COMPLETED", 90)
 
 
-@pytest.mark.parametrize("how", cases(["set down", "rebooted"]))
-def test_batch_without_a_spare_node_is_requeued(
-    healthy: SlurmCluster, shared_dir: Path, how: str, fault: FaultRecorder
+REQUEUED = [("set down", 0), ("rebooted", 0), ("rebooted", 1)]
+
+
+@pytest.mark.slow_fault
+@pytest.mark.parametrize(("how", "spare_nodes"), REQUEUED)
+def test_batch_is_requeued_after_the_loss_of_a_node(
+    healthy: SlurmCluster, shared_dir: Path, how: str, spare_nodes: int, fault: FaultRecorder
 ) -> None:
-    ids, run = begin(healthy, shared_dir, *BATCH, *SLOW, *SHORT)
+    """After a reboot within SlurmdTimeout srun ends the step, also with --no-kill."""
+    spare = f"cluster.spare_nodes={spare_nodes}"
+    ids, run = begin(healthy, shared_dir, *BATCH, *SLOW, *SHORT, spare)
     job = job_id(shared_dir)
-    row = fault(f"node {how}, batch without a spare node (Slurm)", "requeued, nothing runs twice")
+    fault_text = f"node {how}, batch with {spare_nodes} spare nodes (Slurm)"
+    row = fault(fault_text, "requeued, nothing runs twice")
     FAILURES[how](healthy, healthy.nodes[1])
     until("the requeue", lambda: field(healthy, job, "Restarts") == "1", 120)
     resume(healthy, healthy.nodes[1])

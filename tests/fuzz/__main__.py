@@ -12,16 +12,18 @@ def fuzz(name: str, seed: int, seconds: float, inputs: int = sys.maxsize) -> int
 
     Raises the error of the reader, with the input as a note.
     """
-    target, end, done = TARGETS[name], time.monotonic() + seconds, 0
+    target, done = TARGETS[name], 0
     mutator = Mutator(target.seeds, seed)
-    while done < inputs and time.monotonic() < end:
-        data = mutator.next()
-        try:
-            target.read(data)
-        except Exception as e:
-            e.add_note(f"target {name!r}, seed {seed}, input {done}: {data[:2000]!r}")
-            raise
-        done += 1
+    with target.opened() as read:
+        end = time.monotonic() + seconds
+        while done < inputs and time.monotonic() < end:
+            data = mutator.next()
+            try:
+                read(data)
+            except Exception as e:
+                e.add_note(f"target {name!r}, seed {seed}, input {done}: {data[:2000]!r}")
+                raise
+            done += 1
     return done
 
 

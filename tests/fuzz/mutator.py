@@ -11,17 +11,20 @@ MAX_BYTES = 1 << 16
 
 
 class Mutator:
-    """Yields mutated inputs. The same seed gives the same inputs."""
+    """Yields the valid inputs, then mutated ones. The same seed gives the same inputs."""
 
     def __init__(self, seeds: Sequence[bytes], seed: int) -> None:
         self._seeds, self._random = list(seeds), random.Random(seed)
+        self._unchanged = iter(self._seeds)
 
     def next(self) -> bytes:
-        """Return the next input: a seed with one to six changes."""
-        data = bytearray(self._random.choice(self._seeds))
+        """Return the next input: each seed once, then a seed with one to six changes."""
+        if (data := next(self._unchanged, None)) is not None:
+            return data
+        changed = bytearray(self._random.choice(self._seeds))
         for _ in range(self._random.randint(1, 6)):
-            self._change(data)
-        return bytes(data[:MAX_BYTES])
+            self._change(changed)
+        return bytes(changed[:MAX_BYTES])
 
     def _change(self, data: bytearray) -> None:
         pick = self._random

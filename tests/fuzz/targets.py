@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from hpc_dynamo.messages import ControlMessage, Heartbeat, KvEvents
 from hpc_dynamo.router import RoutingHints, RoutingRequest
 from hpc_dynamo.router.rpc.protocol import ENCODER, RouteCall, ToServer
 from hpc_dynamo.wire import MessageCodec
+from tests.fuzz.live_frontend import conversations, live_frontend
 
 CODEC: MessageCodec[ControlMessage] = MessageCodec(ControlMessage)  # type: ignore[arg-type]  # a union is no type[T]
 TO_SERVER = msgspec.msgpack.Decoder(ToServer)
@@ -33,12 +34,22 @@ JSONS = [json.dumps(body).encode() for body in (CHAT, HINTS, [1.5, None, True, "
 STORED = BlockStored([1, b"2"], None, list(range(16)), 16, None, None, None, None, None)
 
 
+Reader = Callable[[bytes], object]
+
+
 @dataclass(frozen=True)
 class Target:
-    """A reader, and valid inputs to mutate."""
+    """A reader, and valid inputs to mutate. A reader of a live process is `opened` first."""
 
     seeds: Sequence[bytes]
-    read: Callable[[bytes], object]
+    read: Reader | None = None
+    open: Callable[[], AbstractContextManager[Reader]] | None = None
+
+    def opened(self) -> AbstractContextManager[Reader]:
+        if self.open:
+            return self.open()
+        assert self.read
+        return nullcontext(self.read)
 
 
 def _body(data: bytes) -> None:
@@ -105,6 +116,7 @@ DEEP = b"[" * 2000 + b"]" * 2000
 DEEP_MSGPACK = b"\x91" * 5000 + b"\xc0"
 STREAMS = [b"data: {}\n\ndata: [DONE]\n\n", b": c\r\nevent: e\r\ndata: 1\r\n\r\n"]
 TARGETS = {
+    "frontend": Target(conversations(), open=live_frontend),
     "json": Target([*JSONS, DEEP], _json),
     "request body": Target([*JSONS, DEEP], _body),
     "form": Target([FORM], form_fields),

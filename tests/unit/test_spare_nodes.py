@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Config, Role
 from hpc_dynamo.errors import ConfigError, LaunchError
+from hpc_dynamo.head.membership.losses import shows_bad_node
 from hpc_dynamo.head.membership.spare_nodes import SpareNodes
 from hpc_dynamo.launch.resources import sbatch_options
-from hpc_dynamo.messages import NodeRecord, Roster
+from hpc_dynamo.messages import NodeRecord, Roster, WorkerReport, WorkerState
 from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.tasks.start_layout import start_layout
 from hpc_dynamo.topology import Plan, plan, replace_failed, with_replacements
@@ -143,6 +144,39 @@ def test_restarted_head_knows_the_layout(spared: Attempt) -> None:
     assert nodes_of_workers(again.layout) == [0, 3, 2]
     assert again.failed(3)
     assert nodes_of_workers(again.layout) == [0, 4, 2], "node 1 has not returned"
+
+
+def test_bad_node_is_no_spare_node_when_it_rejoins(spared: Attempt) -> None:
+    spares = SpareNodes(spared, ALL_FIT)
+    assert spares.failed(1, for_good=True)
+    assert not spares.joined(record(1))
+    assert [spares.failed(node) for node in (0, 2)] == [True, False]
+    assert nodes_of_workers(spares.layout) == [4, 3, 2]
+
+
+def report(rank: int, node: int, state: str) -> WorkerReport:
+    role, of = Role.aggregated, WorkerState(state)
+    return WorkerReport(rank=rank, role=role, node=node, host=HOSTS[node], state=of)
+
+
+BAD_NODES: dict[str, tuple[list[tuple[int, int, str]], bool]] = {
+    # rank, node and state of the other workers when worker 0 on node 0 is lost
+    "another node works": ([(1, 1, "ready")], True),
+    "no node works": ([(1, 1, "starting")], False),
+    "all are lost": ([(1, 1, "lost")], False),
+    "another worker there works": ([(1, 0, "ready"), (2, 1, "ready")], False),
+    "another worker there starts": ([(1, 0, "starting"), (2, 1, "ready")], False),
+    "all workers there are lost": ([(1, 0, "lost"), (2, 1, "ready")], True),
+    "the only worker": ([], False),
+}
+
+
+@pytest.mark.parametrize("case", BAD_NODES)
+def test_node_is_bad_if_only_its_workers_are_lost(case: str) -> None:
+    others, expected = BAD_NODES[case]
+    before = [report(0, 0, "failed"), *(report(*other) for other in others)]
+    assert shows_bad_node(report(0, 0, "lost"), before) is expected
+    assert not shows_bad_node(report(0, 0, "failed"), before)
 
 
 def test_requeued_job_uses_its_plan(spared: Attempt) -> None:

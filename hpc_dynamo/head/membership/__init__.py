@@ -2,6 +2,7 @@
 
     agents       agents of the job and their workers, over the control plane
     spare_nodes  layout while nodes fail and return
+    reports      queues of the reports of all workers
     losses       last report of a worker, failure of a model without workers
     shards       messages between the shards of multi-node workers
     external     engines that hpc_dynamo did not start

@@ -6,8 +6,7 @@ when every worker of a role is permanently lost. The job ends when all its model
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Set
 
 from msgspec.structs import replace
 
@@ -16,7 +15,8 @@ from hpc_dynamo.config import Role
 from hpc_dynamo.defects import contain_defects
 from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.head.membership.links import HEARTBEAT, AgentLinks
-from hpc_dynamo.head.membership.losses import ModelFailure, lost_report
+from hpc_dynamo.head.membership.losses import ModelFailure, lost_report, shows_bad_node
+from hpc_dynamo.head.membership.reports import ReportSubscriptions
 from hpc_dynamo.head.membership.shards import MultiNodeCoordinator
 from hpc_dynamo.head.membership.spare_nodes import SpareNodes
 from hpc_dynamo.messages import (
@@ -41,8 +41,6 @@ from hpc_dynamo.router import RequestRouter
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.wire import ControlServer
-
-Reports = asyncio.Queue[WorkerReport]
 
 EXITED = (WorkerState.failed, WorkerState.lost, WorkerState.stopped)
 UNEXPECTED = StopAgent(reason="the head does not expect this job, or no longer")
@@ -77,7 +75,8 @@ class Membership:
         self._changed = asyncio.Condition()
         self._shards = MultiNodeCoordinator(self._links.send)
         self.workers: dict[int, WorkerReport] = {}  # last report, by rank
-        self._subscribers = set[Reports]()
+        self._subscriptions = ReportSubscriptions()
+        self.subscribe = self._subscriptions.subscribe
         self.on_preemption: Callable[[], object] = lambda: None  # for the job of the head
         self.preempted_nodes = asyncio.Queue[int]()  # nodes of extra jobs that Slurm ends soon
 
@@ -103,7 +102,7 @@ class Membership:
             case Heartbeat(node=node):
                 await self._on_heartbeat(peer, node)
             case WorkerReport(rank=rank, node=node) if self._runs(node, rank):
-                await self._update_worker(message)
+                await self._on_report(message)
             case StartShard(rank=rank) | ShardExited(rank=rank) if rank in self._placed:
                 await self._shards.on_message(self._placed[rank], message)
             case Preempted(node=0):
@@ -119,10 +118,19 @@ class Membership:
                 name = type(message).__name__
                 log.warning("ignored %s of an unknown worker, node or sender", name)
 
+    async def _on_report(self, report: WorkerReport) -> None:
+        """Handle the report of an agent. Its node counts as failed if no worker can run there."""
+        bad = self._spares.owns(report.node) and shows_bad_node(report, self.workers.values())
+        if bad and self._spares.failed(report.node, for_good=True):
+            await self._update_worker(replace(report, state=WorkerState.failed))
+            await self._move_workers()
+        else:
+            await self._update_worker(report)
+
     def expect(self, plan: Plan) -> None:
         """Accept the agents of an extra job and their workers from now on."""
-        for node in plan.used_nodes - self._nodes.keys():
-            self._expected[node] = plan.on_node(node)
+        new = plan.used_nodes - self._nodes.keys()
+        self._expected |= {node: plan.on_node(node) for node in new}
 
     def forget(self, plan: Plan) -> None:
         """Stop agents of an extra job that connect from now on."""
@@ -155,11 +163,8 @@ class Membership:
         await self._shards.node_joined(node)
 
     async def _on_heartbeat(self, peer: bytes, node: int) -> None:
-        if not self._is_known(node):
-            await self._server.send(peer, UNEXPECTED)
-        else:
-            known = self._links.heard(node, peer)
-            await self._server.send(peer, HEARTBEAT if known else HelloRequest())
+        answer = HEARTBEAT if self._links.heard(node, peer) else HelloRequest()
+        await self._server.send(peer, answer if self._is_known(node) else UNEXPECTED)
 
     def _is_known(self, node: int) -> bool:
         return node in self._nodes or node in self._expected or self._spares.owns(node)
@@ -201,16 +206,6 @@ class Membership:
             self.workers[rank] = replace(worker, asleep=asleep)
             await self._links.send(worker.node, SetAsleep(rank=rank, asleep=asleep))
 
-    @contextmanager
-    def subscribe(self) -> Iterator[Reports]:
-        """Yield a queue of all worker reports received while the context is open."""
-        reports = Reports()
-        self._subscribers.add(reports)
-        try:
-            yield reports
-        finally:
-            self._subscribers.discard(reports)
-
     async def stop_all(self, reason: str, timeout_s: float) -> None:
         """Stop all agents and wait until they have exited; Slurm ends those that do not."""
         self._stop_reason = reason
@@ -239,8 +234,7 @@ class Membership:
             router.remove_worker(worker.rank)
         if worker.state in EXITED:
             await self._shards.stop_worker(worker.rank)
-        for reports in self._subscribers:
-            reports.put_nowait(worker)
+        self._subscriptions.publish(worker)
         self._check_model(worker)
 
     async def _remove_agent(self, node: int, state: WorkerState, reason: str) -> None:

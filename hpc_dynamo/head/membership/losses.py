@@ -39,6 +39,15 @@ def lost_report(
     )
 
 
+def shows_bad_node(last: WorkerReport, workers: Collection[WorkerReport]) -> bool:
+    """Return True if all workers of a node are lost with this report, and one of another node is
+    ready. So the cause is the node rather than the configuration."""
+    here = [w for w in workers if w.node == last.node and w.rank != last.rank]
+    if last.state is not WorkerState.lost or any(w.state is not WorkerState.lost for w in here):
+        return False
+    return any(w.state is WorkerState.ready for w in workers if w.node != last.node)
+
+
 class ModelFailure:
     """Fails a model once every worker of a role is permanently lost, and the job once all models
     have failed.

@@ -24,7 +24,7 @@ class SpareNodes:
 
     def __init__(self, attempt: Attempt, roster: Roster) -> None:
         self._file, self._plan = attempt.replacements_file, attempt.plan()
-        self._failed = set(unfit_nodes(self._plan, roster))
+        self._failed, self._bad = set(unfit_nodes(self._plan, roster)), set[int]()
         found, self._restarts = attempt.replacements(), roster.restart_count
         if found is None or found.restart_count != self._restarts:
             found = NodesReplaced(restart_count=self._restarts)
@@ -41,15 +41,20 @@ class SpareNodes:
         """Return True if a node belongs to the head's job."""
         return node < self._plan.head_plan.nodes
 
-    def failed(self, node: int) -> bool:
-        """Note the failure of a node. Return True if its workers have moved to a spare node."""
+    def failed(self, node: int, *, for_good: bool = False) -> bool:
+        """Note the failure of a node. Return True if its workers have moved to a spare node.
+
+        With `for_good` no worker can run there, also if its agent is connected.
+        """
         used = node in self.layout.used_nodes
         self._failed.add(node)
+        if for_good:
+            self._bad.add(node)
         return self._update() and used
 
     def joined(self, record: NodeRecord) -> bool:
         """Note that a node is back, or late. Return True if it takes over workers."""
-        if not record.faults:
+        if not record.faults and record.node not in self._bad:
             self._failed.discard(record.node)
         return self._update()
 

@@ -5,7 +5,8 @@ import time
 
 from hpc_dynamo.config import Config, Planner, Role
 from hpc_dynamo.engines import engine
-from hpc_dynamo.head.membership.agents import Membership, Reports
+from hpc_dynamo.head.membership.agents import Membership
+from hpc_dynamo.head.membership.reports import Reports
 from hpc_dynamo.messages import WorkerState
 from hpc_dynamo.planner.records import RoleChange
 from hpc_dynamo.router import RequestRouter

@@ -2,6 +2,7 @@
 
 import json
 from array import array
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,13 +28,14 @@ class FixedTokenizer:
 
     async def completion(self, body: Any) -> list[Tokens]:
         prompt = body["prompt"]
-        return [_tokens(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
+        one = isinstance(prompt, str) or isinstance(prompt[0], int)
+        return [_tokens(text) for text in ([prompt] if one else prompt)]
 
     def limit_memory(self) -> bool:
         return False
 
 
-def _tokens(text: str) -> Tokens:
+def _tokens(text: Sequence[object]) -> Tokens:
     return Tokens(array("I", range(len(text))).tobytes())
 
 
@@ -55,8 +57,9 @@ async def build(path: str, body: dict[str, Any], config: Config | None = None) -
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
-        (COMPLETIONS, {"prompt": "x" * CONTEXT}, "input_tokens"),
+        (COMPLETIONS, {"prompt": "x" * (CONTEXT + 1)}, "input_tokens"),
         (COMPLETIONS, {"prompt": ["x", "x" * (CONTEXT + 1)]}, "input_tokens"),
+        (COMPLETIONS, {"prompt": [1] * (CONTEXT + 9)}, "input_tokens"),
         (CHAT, {"messages": [{"role": "user", "content": "x" * 1000}]}, "input_tokens"),
         (COMPLETIONS, {"prompt": "x", "max_tokens": CONTEXT + 1}, "max_tokens"),
         (COMPLETIONS, {"prompt": "x", "max_tokens": "101"}, "max_tokens"),
@@ -68,14 +71,24 @@ async def test_request_beyond_the_context_is_refused(
     path: str, body: dict[str, Any], param: str
 ) -> None:
     error = json.loads((await refused(path, body)).body)["error"]
-    assert error["message"].startswith("This model's maximum context length is 100 tokens.")
+    assert "=100. Please request" in error["message"] or "length is 100 tokens" in error["message"]
     assert (error["type"], error["param"], error["code"]) == ("BadRequestError", param, 400)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "size"),
+    [("x" * 500, "at least 101"), ([1] * 101, "at least 101"), ([1] * 109, "109"),
+     ([[1], [2] * 120], "120")],
+)  # fmt: skip
+async def test_length_of_a_prompt_is_given_as_by_vllm(prompt: object, size: str) -> None:
+    message = (await refused(COMPLETIONS, {"prompt": prompt})).message
+    assert f"your prompt contains {size} input tokens, which exceeds" in message
 
 
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        (COMPLETIONS, {"prompt": "x" * (CONTEXT - 1), "max_tokens": CONTEXT}),
+        (COMPLETIONS, {"prompt": "x" * CONTEXT, "max_tokens": CONTEXT}),
         (COMPLETIONS, {"prompt": "x", "max_tokens": None}),
         (CHAT, TALK | {"max_completion_tokens": 5, "max_tokens": 1000}),
         (CHAT, TALK | {"max_tokens": "many"}),

@@ -74,6 +74,18 @@ async def test_key_is_checked_before_the_body() -> None:
         assert answer.startswith(b"HTTP/1.1 401 ")
 
 
+@pytest.mark.parametrize("header", [b"", KEY + b"Expect: 100-continue\r\n"])
+async def test_rejected_head_gets_one_response(
+    header: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The handler answered it as well, after the end of the output."""
+    async with serving() as (_, port):
+        twice = await raw(port, HEAD + b"Host: h\r\nContent-Length: 2\r\n" + header + b"\r\nhi")
+    assert twice.startswith(b"HTTP/1.1 400 ")
+    assert twice.count(b"HTTP/1.1") == 1
+    assert "defect" not in caplog.text
+
+
 async def test_bodies_without_a_key_take_no_memory_of_others() -> None:
     """Sixteen incomplete bodies of 32 MiB locked out all others for 60 s."""
     async with serving(buffered_bytes=1000) as (_, port), contextlib.AsyncExitStack() as open_:
