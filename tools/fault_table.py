@@ -15,6 +15,7 @@ from tests.support.fault_rows import KEPT, FaultRow, read_rows
 PAGE = Path(__file__).parents[1] / "docs/operations/reliability.md"
 TESTS = Path(__file__).parents[1] / "tests/faults"
 BEGIN, END = "<!-- table of faults: begin -->\n", "<!-- table of faults: end -->\n"
+MESSAGE = 100  # characters of an error
 HEADER = (
     "| Fault | Promise | Result | Recovery time | Requests lost |",
     "|---|---|---|---|---|",
@@ -58,7 +59,7 @@ def _result(found: list[FaultRow]) -> str:
     broken = [row for row in found if row.result != KEPT]
     if not broken:
         return KEPT
-    return f"**shortfall** in {len(broken)} of {len(found)}: {broken[0].result}"
+    return f"**shortfall** in {len(broken)} of {len(found)}: {broken[0].result[:MESSAGE]}"
 
 
 def _recovery(found: list[FaultRow]) -> str:

@@ -82,8 +82,7 @@ class Agent:
         self._reports = dict[int, WorkerReport]()  # by rank, as the head knows them
         self._shard_leader = ShardLeader(client.send)
         self._watches, self._hangs = HangWatches(token), Counter[int]()  # by rank
-        interval_s = check_interval_s(self._config.engine.hang_timeout_s)
-        self._sessions = SessionMonitor(interval_s / 4)
+        self._sessions = SessionMonitor(check_interval_s(self._config.engine.hang_timeout_s) / 4)
 
     def stop(self) -> None:
         """Stop this node's workers and end `run`. Other nodes continue."""
@@ -106,8 +105,7 @@ class Agent:
         async with asyncio.TaskGroup() as group:
             self._relay, self._group = KvEventRelay(folder, self._client.send, group), group
             make, send = lambda *shard: self._process(place.follower(*shard)), self._client.send
-            workers = self._layout.workers
-            self._shard_followers = ShardFollowers(me.node, workers, make, send, group)
+            self._shard_followers = ShardFollowers(me.node, self._layout.workers, make, send, group)
             for rank in self._workers:
                 self._start_worker(rank)
             heartbeats = self.contact.send_heartbeats(self._client, me.node)

@@ -29,6 +29,18 @@ OUT_OF_MEMORY = (
 log = logging.getLogger(__name__)
 
 
+def temporary_folders(place: Placement) -> dict[str, str]:
+    """Return variables of folders in the node's one, which is removed after a dead engine.
+
+    Engines with one cache of compiled code lock it. They would seem to hang while they sleep
+    until another one has compiled, so each has its own.
+    """
+    folder = place.events_folder
+    if not folder.startswith(tempfile.gettempdir()):
+        return {}
+    return {"TMPDIR": folder, "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor-{place.worker.rank}"}
+
+
 class EngineProcess:
     """One execution of the process. Its errors name worker, shard, node, cause and log."""
 
@@ -86,9 +98,9 @@ class EngineProcess:
     async def _command(self) -> EngineCommand:
         config, place, adapter = self._config, self._place, engine(self._config.engine.name)
         command = adapter.command(config, place)
-        command = in_container(
-            config, place, replace(command, env={**self._temporary(), **command.env})
-        )
+        # The other nodes of an MPI step do not have the folder of this one.
+        temporary = {} if self._is_mpi_step else temporary_folders(place)
+        command = in_container(config, place, replace(command, env={**temporary, **command.env}))
         if not (self._is_mpi_step or command.container_args):
             return command
         step = self._step = mpi_step.WorkerStep(
@@ -100,13 +112,6 @@ class EngineProcess:
         except (HpcDynamoError, SubprocessError) as e:
             raise EngineError(f"{self.name}: its Slurm step could not be started: {e}") from e
         return replace(command, argv=argv, env=mpi_step.step_environment(command.env))
-
-    def _temporary(self) -> dict[str, str]:
-        """Return TMPDIR, so that sockets and files of a dead engine are removed with the node's
-        folder. The other nodes of an MPI step do not have it."""
-        folder = self._place.events_folder
-        in_use = folder.startswith(tempfile.gettempdir()) and not self._is_mpi_step
-        return {"TMPDIR": folder} if in_use else {}
 
     async def _end(self, child: Child, step: mpi_step.WorkerStep) -> None:
         """End a Slurm step. srun kills at SIGTERM, so Slurm signals the engine first.

@@ -31,7 +31,7 @@ class BadResponse(ValueError):
 class CheckedResponse:
     """A worker's response, checked as it is read. See worker_client.IncomingResponse.
 
-    With `stream` the response must be one. Raises BadResponse.
+    The response must be a stream with `stream`, and none without it. Raises BadResponse.
     """
 
     def __init__(self, response: HttpResponse, path: str, *, stream: bool) -> None:
@@ -40,8 +40,9 @@ class CheckedResponse:
         self._type = response.headers.get("content-type", "application/json")
         if self._type.startswith("text/html"):
             raise BadResponse("with HTML")
-        if stream and path in JSON_PATHS and not self._type.startswith(STREAM):
-            raise BadResponse(f"with {self._type} instead of a stream")
+        if path in JSON_PATHS and stream is not self._type.startswith(STREAM):
+            expected = "a stream" if stream else "a JSON object"
+            raise BadResponse(f"with {self._type} instead of {expected}")
 
     async def read(self) -> bytes:
         """Return the whole body."""

@@ -15,6 +15,7 @@ CHUNKS_PER_REPORT = 64
 EVENTS = b"text/event-stream"
 SEPARATORS = (b"\n\n", b"\n\r\n")  # empty lines end events
 # Engines report a failure in a stream like this. Texts in JSON have neither these quotes nor lines.
+ERROR_LINE = b'data: {"error"'
 ERROR = re.compile(rb'^(?:data: \{"error"|event: error\b)', re.MULTILINE)
 
 
@@ -68,14 +69,17 @@ class ResponseRelay:
         if self.record is not None:
             if self._partial_event or not data.endswith(b"\n\n"):
                 data = self._whole_events(data)
-            if b"error" in data and (found := ERROR.search(data)):
-                self._relay_until_error(data, found.start())
+            # Most pieces are one line, of which a look at its start is enough.
+            one_line = data.find(b"\n") == len(data) - 2
+            if data.startswith(ERROR_LINE) if one_line else b"error" in data:
+                self._relay_until_error(data)
                 return
         self._relay(data)
 
-    def _relay_until_error(self, data: bytes, start: int) -> None:
+    def _relay_until_error(self, data: bytes) -> None:
         """Relay what precedes an error, and raise it. Relay all if the request is the cause."""
-        error = stream_error(self._lease.decode.rank, data[start:])
+        start = found.start() if (found := ERROR.search(data)) else len(data)
+        error = stream_error(self._lease.decode.rank, data[start:]) if found else None
         self._relay(data[:start] if error else data)
         if error:
             raise error

@@ -10,6 +10,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from functools import partial
 
 from hpc_dynamo.descriptors import OUT_OF_DESCRIPTORS
 from hpc_dynamo.http.connection_table import ConnectionTable
@@ -105,6 +106,15 @@ class Listener:
         opening = Opening()
         self._table.add(opening)
         opening.task = self._tasks.create_task(self._connect(connection, opening))
+        opening.task.add_done_callback(partial(self._end_opening, opening, connection))
+
+    def _end_opening(
+        self, opening: Opening, connection: socket.socket, task: "asyncio.Task[None]"
+    ) -> None:
+        if task.cancelled():  # perhaps before it ran
+            connection.close()
+        self._table.discard(opening)
+        opening.closed.set_result(None)
 
     async def _connect(self, connection: socket.socket, opening: Opening) -> None:
         """Give the connection its protocol, which takes the place of `opening` in the table."""
@@ -116,8 +126,3 @@ class Listener:
         except OSError as e:  # also a TLS error, or a handshake that takes too long
             log.info("a connection was closed before its first request: %s", e)
             connection.close()
-        except asyncio.CancelledError:
-            connection.close()
-            raise
-        finally:
-            self._table.discard(opening)

@@ -177,8 +177,9 @@ def answers_now(served: Served) -> bool:
 def test_sleeping_engine_is_no_hang(tmp_path: Path, fault: FaultRecorder) -> None:
     words = (*PAIR, *HANG, "engine.sleep_mode=true")
     with serving(tmp_path, *words) as served:
-        assert served.post("/v1/workers/0/sleep", {}).status == 200
+        both_ready(served)
         (asleep, awake) = engines_by_rank(served)
+        assert served.post("/v1/workers/0/sleep", {}).status == 200
         fault("SIGSTOP of an engine in sleep mode", "no hang until it is woken")
         with stopped(asleep), stopped(awake):
             until("the other hangs", lambda: hangs(served)["1"] == 1)

@@ -28,6 +28,7 @@ from tests.support.tiny_models import byte_tokenizer
 TWO_NODES = ("topology=aggregated", "topology.nodes=2", "topology.aggregated.workers=2")
 SHORT = ("cluster.heartbeat_timeout_s=3", "cluster.preflight=false")
 KEPT = "nothing is lost"
+SLEEP = "engine.sleep_mode=true"
 SUSPENDED_S = 5.0  # longer than the timeout
 
 
@@ -35,7 +36,7 @@ SUSPENDED_S = 5.0  # longer than the timeout
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("head")
     model = byte_tokenizer(folder / "bytes")  # for routing by cached blocks
-    with serving(folder, *TWO_NODES, *SHORT, f"model.path={model}") as served:
+    with serving(folder, *TWO_NODES, *SHORT, SLEEP, f"model.path={model}") as served:
         until("both workers", lambda: len(ready(served)) == 2)
         yield served
 
@@ -180,3 +181,18 @@ def test_killed_task_of_node_0_leaves_nothing(tmp_path: Path, fault: FaultRecord
         until("nothing is left", lambda: not served.processes())
         row.recovered()
         assert "stop: stopped" in served.attempt.agent_log(1).read_text()
+
+
+def test_sleeping_worker_of_a_silent_node_is_asleep_when_it_rejoins(served: Served) -> None:
+    assert served.post("/v1/workers/1/sleep", {}).status == 200
+    agent = agents(served)[1]
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        until("it is noticed", lambda: len(ready(served)) == 1)
+    finally:
+        os.kill(agent, signal.SIGCONT)
+    until("it is back", lambda: len(ready(served)) == 2)
+    rows = served.ask("GET", "/v1/workers").json["data"]
+    assert [row["rank"] for row in rows if row["asleep"]] == [1]
+    assert ask(served)
+    assert served.post("/v1/workers/1/wake", {}).status == 200

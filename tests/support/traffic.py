@@ -65,8 +65,10 @@ class Traffic:
         """Return the number of requests that failed or did not end."""
         return self.sent - sum(not result.error for result in self.results)
 
-    def errors(self) -> Counter[str]:
-        return Counter(result.error for result in self.results if result.error)
+    def errors(self) -> str:
+        """Return the errors by frequency."""
+        found = Counter(result.error for result in self.results if result.error)
+        return "; ".join(f"{count} x {error}" for error, count in found.most_common())
 
     def answered_since(self, moment: float) -> bool:
         """Return True if a request that began after `moment` was answered."""
@@ -90,7 +92,7 @@ class Traffic:
         began = time.monotonic()
         try:
             error = self._send(path, body)
-        except (OSError, http.client.HTTPException) as e:
+        except (OSError, http.client.HTTPException, ValueError) as e:
             error = type(e).__name__
         self.results.append(Answered(began, time.monotonic(), error))
 

@@ -76,6 +76,7 @@ BAD = {
     "null": (b"null", JSON),
     "nested": (b'{"a":' * 9999, JSON),
     "text": (b"OK", "text/plain"),
+    "stream": (STREAM, EVENTS),
 }
 BAD_STREAMS = {
     "empty": (b"", EVENTS),

@@ -2,11 +2,16 @@
 
 import asyncio
 import contextlib
+import ssl
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from hpc_dynamo.http import HttpClient, HttpLimits, HttpRequest, HttpServer, ResponseWriter
+from hpc_dynamo.http.listener import HANDSHAKE_S
+from tests.integration.serving.served import certified
 from tests.unit.http.test_http import HOST, echo, post, raw, status
 
 SOON_S = 30.0
@@ -174,6 +179,22 @@ async def test_full_server_gives_the_place_of_a_kept_connection_to_others() -> N
         links = await crowd.enter(20, HELLO)
         for reader, _ in links:
             await reader.readuntil(b"hi")
+
+
+async def test_handshake_that_never_ends_does_not_delay_the_end(tmp_path: Path) -> None:
+    certified(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    async with asyncio.timeout(SOON_S), HttpServer(secured, limits=HttpLimits()) as server:
+        port = await server.listen(HOST, 0, tls=context)
+        async with Crowd(port) as crowd:
+            await crowd.enter(3)
+            while server.connections < 3:  # noqa: ASYNC110  # there is no event for it
+                await asyncio.sleep(0.01)
+            began = time.monotonic()
+            await server.drain()
+            assert time.monotonic() - began < HANDSHAKE_S / 2
+            assert server.connections == 0
 
 
 async def test_client_without_a_key_gets_less_time() -> None:

@@ -3,6 +3,7 @@
 Whole processes are killed and stopped in tests/faults/test_vllm.py, which takes longer.
 """
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -47,3 +48,18 @@ async def test_completion_with_stop_string_is_unbroken(client: MigratingClient) 
     stopped = body | {"stop": [text[40:43], "never"]}
     whole = await client.whole(COMPLETIONS, stopped)
     assert_unbroken(await client.stream(COMPLETIONS, stopped, 1500), whole)
+
+
+TYPED: dict[str, dict[str, Any]] = {
+    "/v1/messages": {"messages": TALK, "system": "Be brief.", "max_tokens": 16},
+    "/v1/responses": {"input": TALK, "instructions": "Be brief.", "max_output_tokens": 16},
+}
+
+
+@pytest.mark.parametrize("path", TYPED)
+async def test_typed_stream_is_unbroken(client: MigratingClient, path: str) -> None:
+    body = TYPED[path] | {"model": MODEL, "temperature": 0}
+    whole = await client.whole(path, body)
+    await client.unbroken(path, body, whole)
+    events = [match.end() for match in re.finditer(rb"\n\n", client.raw)]
+    await client.unbroken(path, body, whole, events[8])
