@@ -25,15 +25,17 @@ class HeadContact:
     def __init__(self, cluster: Cluster, attempt: Attempt) -> None:
         self._silence = SilenceWatch[str]()
         self._silent_after_s = cluster.heartbeat_timeout_s
-        self._lost_after_s = max(cluster.reconnect_timeout_s, cluster.heartbeat_timeout_s)
+        self._reconnect_s = max(cluster.reconnect_timeout_s, cluster.heartbeat_timeout_s)
+        # The first head starts after the agents, maybe from a busy shared file system.
+        self._lost_after_s = max(self._reconnect_s, cluster.bootstrap.timeout_s)
         self._attempt = attempt.attempt if isinstance(attempt, ExtraJobFolder) else attempt
         self._reported = self.lost = False
-        self.heard()
+        self._silence.heard(HEAD)
 
     def heard(self) -> None:
         """Note a message of the head."""
         self._silence.heard(HEAD)
-        self._reported = False
+        self._lost_after_s, self._reported = self._reconnect_s, False
 
     async def send_heartbeats(self, client: ControlClient[ControlMessage], node: int) -> None:
         """Send the heartbeats of this node until cancelled."""

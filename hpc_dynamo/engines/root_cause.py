@@ -17,9 +17,11 @@ DETAILS = 3  # lines that may follow an exception's first
 SELF_KILLED = ("Received sigquit from a child process", "SIGQUIT received. signum=")
 CHILD_KILLED = re.compile(r"exit ?code:? -9\b")  # SGLang: a child was killed, not failed
 
-# Prefix of a message: srun's label, the process, level and time, [time] or [rank0]:
+# Prefix of a message: the margin of an exception group, srun's label, the process, level and time,
+# [time] or [rank0]:
 PREFIX = re.compile(
-    r"""(?: \d+:\ (?=[(\[A-Z])
+    r"""(?: \ +\|\ (?=\ *\S)
+      | \d+:\ (?=[(\[A-Z])
       | \([\w.]+(?:\ [\w.]+)*\ pid=\d+\)\ ?
       | (?:ERROR|CRITICAL|WARNING|INFO|DEBUG)\ +\d\d-\d\d\ [\d:.,]+\ (?:\[[^\]]*\]\ ?)?
       | \[[\d/: .,-]+(?:\ [A-Z]+\d+)*\]\ ?
@@ -68,6 +70,7 @@ NOISE = (
     "sys:1: ",
     "srun: ",
     "you can find more",
+    "+-----",  # divides exceptions of a group
     "^^^",  # marks a part of the line above, in a traceback
 )
 

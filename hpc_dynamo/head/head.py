@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection
 
 from msgspec.structs import replace
 
-from hpc_dynamo.agent import Agent
 from hpc_dynamo.config import PlannerMode, Task
 from hpc_dynamo.head.lifecycle import JobLifecycle
 from hpc_dynamo.head.membership.agents import Membership
@@ -20,6 +19,7 @@ from hpc_dynamo.head.workloads.profile import ProfileWorkload
 from hpc_dynamo.head.workloads.serve import ServeWorkload
 from hpc_dynamo.head.workloads.workload import HeadContext, WorkerDirectory, Workload, model_routes
 from hpc_dynamo.http import HttpClient
+from hpc_dynamo.launch.extra_jobs import current_jobs
 from hpc_dynamo.launch.node import allocation_end
 from hpc_dynamo.launch.walltime import Walltime
 from hpc_dynamo.messages import ControlMessage, Outcome, PlannerStatus, Roster, Status
@@ -46,10 +46,17 @@ class Head(JobLifecycle):
     """Head of an attempt whose workers are run by agents."""
 
     def __init__(
-        self, attempt: Attempt, roster: Roster, server: ControlServer[ControlMessage]
+        self,
+        attempt: Attempt,
+        roster: Roster,
+        server: ControlServer[ControlMessage],
+        report_outcome: Callable[[Outcome], None],
     ) -> None:
+        """`report_outcome` is called as soon as the outcome is known, before agents stop."""
         super().__init__(attempt)
+        self._report_outcome = report_outcome
         self._roster, self._server = roster, server
+        self._earlier_jobs = current_jobs(attempt, roster)
         self._walltime = Walltime(None, self._config.cluster.slurm.signal_before_end_s)
         self._draining = self._signal_pending = False
         self._handover: JobHandover | None = None
@@ -113,8 +120,9 @@ class Head(JobLifecycle):
     async def _run_scale_out(self, context: HeadContext, members: Membership) -> None:
         if self._config.planner.scale_out.max_nodes:
             router, ends_at = context.route.router, self._walltime.ends_at
+            changing, earlier = self._changing_role, self._earlier_jobs
             self._scale_out = ScaleOutController(
-                self._attempt, router, members, ends_at, self._changing_role
+                self._attempt, router, members, ends_at, changing, earlier
             )
             await self._scale_out.run()
 
@@ -122,7 +130,7 @@ class Head(JobLifecycle):
         if self._attempt.plan().separate_jobs:
             router, on_preemption = context.route.router, self.on_preemption_signal
             self._hetero_jobs = HeterogeneousJobs(
-                self._attempt, router, members, on_preemption, self.fail
+                self._attempt, router, members, on_preemption, self.fail, self._earlier_jobs
             )
             await self._hetero_jobs.run()
 
@@ -158,7 +166,7 @@ class Head(JobLifecycle):
     def _planner_status(self) -> PlannerStatus | None:
         return self._planner_loop.status() if self._planner_loop else None
 
-    async def run(self, agent: Agent) -> Outcome:
+    async def run(self) -> Outcome:
         """Run the attempt. Returns once all agents have exited, or did not do so in time."""
         ends_at = await asyncio.to_thread(allocation_end)
         self._walltime = Walltime(ends_at, self._config.cluster.slurm.signal_before_end_s)
@@ -167,6 +175,9 @@ class Head(JobLifecycle):
             routes = model_routes(self._config, http)
             routers = {model: route.router for model, route in routes.items()}
             members = Membership(self._attempt, self._roster, self._server, routers, self.fail)
+            members.on_preemption = self.on_preemption_signal
+            for folder in self._earlier_jobs:
+                members.expect(folder.plan())
             if self._config.planner.job_handover and self._config.task is Task.serve:
                 changed = next(iter(routers.values())).changed
                 self._handover = JobHandover(self._attempt, changed.set)
@@ -187,13 +198,13 @@ class Head(JobLifecycle):
                 group.create_task(self._run_scale_out(context, members), name="scale-out"),
                 group.create_task(self._run_hetero_jobs(context, members), name="hetero-jobs"),
                 group.create_task(self._run_planner(context, members), name="planner"),
-                group.create_task(agent.run(), name="agent"),
             ]
             # A run that was stopped must not submit a next job.
             handing_over = group.create_task(self._run_handover(workload), name="handover")
             self._outcome.add_done_callback(lambda _: handing_over.cancel())
             task = group.create_task(self._run_workload(workload), name="workload")
             outcome = await self._wait_for_outcome(task)
+            self._report_outcome(outcome)
             await self._stop(members, outcome.message or "all done")
             for each in background:
                 each.cancel()

@@ -33,7 +33,15 @@ def submit_next_attempt(attempt: Attempt, exclude: str = "") -> Attempt:
     argv = (sys.executable, "-m", __name__, str(attempt.path), exclude)
     env = for_submission(())
     try:
-        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=SUBMIT_S)
+        # In a session of its own: a job on this machine continues if this process is killed.
+        done = subprocess.run(
+            argv,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=SUBMIT_S,
+            start_new_session=True,
+        )
     except subprocess.TimeoutExpired as e:
         what = f"the next job was not submitted within {SUBMIT_S:.0f} s"
         raise LaunchError(what, hint="`scontrol ping` shows if the controller responds") from e

@@ -24,7 +24,7 @@ from hpc_dynamo.launch.environment import for_submission
 from hpc_dynamo.launch.job import JobState
 from hpc_dynamo.launch.local import LocalJob
 from hpc_dynamo.launch.slurm import SlurmJob, slurm_command
-from hpc_dynamo.messages import ExtraJobState
+from hpc_dynamo.messages import ExtraJobState, Roster
 from hpc_dynamo.run import Attempt, ExtraJobFolder, write_json
 from hpc_dynamo.topology import Plan, plan_extra_job
 
@@ -32,6 +32,8 @@ SUBMITTER = "hpc_dynamo.launch.extra_job_submit"
 SUBMIT_S = 120.0
 # The head submits another job for a lost one, so Slurm must not restart it.
 ENVIRONMENT = {"SBATCH_NO_REQUEUE": "1"}
+
+CONTINUES = (ExtraJobState.pending, ExtraJobState.running)
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ async def submit(folder: ExtraJobFolder, time_s: float) -> str:
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # a job on this machine continues if the head is killed
     )
     try:
         async with asyncio.timeout(SUBMIT_S):
@@ -89,6 +92,22 @@ def submit_group_jobs(attempt: Attempt, cluster: Cluster, plan: Plan) -> tuple[s
             slurm_command("scancel", *submitted)
         raise
     return tuple(submitted)
+
+
+def current_jobs(attempt: Attempt, roster: Roster) -> list[ExtraJobFolder]:
+    """Return the extra jobs with which a restarted head continues.
+
+    An earlier head of the same execution of the job left them. Agents of jobs from before a requeue
+    look for the head at another address.
+    """
+    first = roster.restart_count == 0
+    began = roster.nodes[0].started_at
+    return [
+        folder
+        for folder in attempt.extra_jobs()
+        if (state := folder.state()) and state.state in CONTINUES
+        if (record := folder.job()) and (first or record.submitted_at > began)
+    ]
 
 
 def stop_leftover_jobs(folders: Iterable[ExtraJobFolder], heartbeat_timeout_s: float) -> None:

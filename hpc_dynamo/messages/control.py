@@ -139,7 +139,7 @@ class AgentStopped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Preempted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Sent by an agent of an extra job: Slurm ends its job soon, so drain its workers."""
+    """Sent by an agent of an extra job, or by that of node 0: Slurm ends its job soon, so drain."""
 
     node: int
 

@@ -144,6 +144,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     key_file: str
     tls: bool = False
     models: tuple[str, ...] = ()  # names of several models
+    serving_since: float = 0.0  # seconds since the epoch; a restarted head keeps it
 
 
 class PlannerStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -71,15 +71,17 @@ class Child:
         log: Path,
         grace_s: float,
         pass_fds: Sequence[int] = (),
+        helpers: str = supervisor.KILL_HELPERS,
     ) -> "Child":
         """Run `argv` with exactly `env`; append stdout and stderr to `log`.
 
         `limit_sizes` keeps the log short. After `stop()` the command has `grace_s` seconds to end.
-        It inherits the file descriptors `pass_fds`.
+        It inherits the file descriptors `pass_fds`. With KEEP_HELPERS, processes that it started in
+        sessions of their own continue when it ends.
         """
         with log.open("ab") as out:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", supervisor.__file__, str(grace_s), *argv),
+                *(sys.executable, "-I", "-S", supervisor.__file__, str(grace_s), helpers, *argv),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=out,
                 stderr=out,

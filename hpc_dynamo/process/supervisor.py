@@ -1,12 +1,13 @@
 """Run one command so that it cannot outlive the process that started it.
 
-    python -I -S supervisor.py GRACE_S COMMAND [ARG …]      (started by child.py)
+    python -I -S supervisor.py GRACE_S HELPERS COMMAND [ARG …]      (started by child.py)
 
 The command gets its own process group. The group gets SIGTERM when the standard input of this
 process ends, because the parent closed it or died, and SIGKILL after GRACE_S seconds. Any input
-means SIGKILL at once. When the command ends by itself, its helpers are killed. The command inherits
-the file descriptors of this process. Standard library only and small: one such process runs for
-every engine.
+means SIGKILL at once. When the command ends by itself, its group is killed; if HELPERS is `kill`,
+also helpers that left the group, and if it is `keep`, these continue. The command inherits the file
+descriptors of this process. Standard library only and small: one such process runs for every
+engine.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import sys
 import threading
 
 KILL = b"kill"  # input for SIGKILL at once
+KILL_HELPERS, KEEP_HELPERS = "kill", "keep"  # values of HELPERS
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h: signal when the parent dies
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h: orphaned descendants become children
@@ -28,8 +30,9 @@ def main() -> int:
     for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
         # A handler, not SIG_IGN, since the command would inherit SIG_IGN.
         signal.signal(sig, lambda *_: None)
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)
-    grace_s, argv = float(sys.argv[1]), sys.argv[2:]
+    grace_s, helpers, argv = float(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    if helpers == KILL_HELPERS:
+        _prctl(PR_SET_CHILD_SUBREAPER, 1)
     inherited = [int(fd) for fd in os.listdir("/proc/self/fd") if int(fd) > 2]
     try:
         child = subprocess.Popen(
@@ -48,7 +51,8 @@ def main() -> int:
     threading.Thread(target=end_with_parent, args=(child, grace_s), daemon=True).start()
     code = child.wait()
     signal_group(child.pid, signal.SIGKILL)
-    kill_descendants()
+    if helpers == KILL_HELPERS:
+        kill_descendants()
     return code if code >= 0 else 128 - code
 
 

@@ -1,4 +1,6 @@
-"""Task of a job, one per node: exchanges addresses, then runs the agent; on node 0 also the head.
+"""Task of a job, one per node: exchanges addresses, then runs the agent.
+
+On node 0 it also runs the head, in a child process that it restarts.
 
 Started by submitit (`main`) or as `python -m hpc_dynamo.tasks.node ATTEMPT` inside an allocation.
 """
@@ -7,6 +9,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -24,17 +27,20 @@ from hpc_dynamo.config import Task
 from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.doctor.preflight import preflight
 from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error, file_error_in
-from hpc_dynamo.head import Head, Standalone
+from hpc_dynamo.head import Standalone
 from hpc_dynamo.launch import bootstrap_step, detached_submit, retry
 from hpc_dynamo.launch.headless_job import restart_headless_job
 from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_count
 from hpc_dynamo.launch.sole_use import wait_for_earlier_jobs
-from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome
+from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome, Preempted
 from hpc_dynamo.run import Attempt, Run, write_json
 from hpc_dynamo.run.logs import BoundedFileHandler, RateLimit
 from hpc_dynamo.run.privacy import PRIVATE_UMASK, require_private_folder
+from hpc_dynamo.tasks.head_process import HeadProcess
 from hpc_dynamo.tasks.start_layout import start_layout
-from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec
+from hpc_dynamo.tasks.superseded import is_superseded, stop_if_superseded
+from hpc_dynamo.wire import ControlClient, MessageCodec
+from hpc_dynamo.wire.control import endpoint_of, listening_socket
 
 CODEC: MessageCodec[ControlMessage] = MessageCodec(ControlMessage)  # type: ignore[arg-type]  # a union is no type[T]
 
@@ -57,8 +63,8 @@ def main(path: str) -> int:
     if index == 0:
         reserve_outcome_space(attempt)
     outcome = run_to_outcome(_node(attempt, index, hosts), attempt.agent_log(index))
-    if index == 0 and (last := _continue_in_next_job(attempt, outcome)):
-        write_outcome(attempt, last)
+    if index == 0 and not is_superseded(attempt):
+        _conclude(attempt, outcome)
     return outcome.exit_code
 
 
@@ -90,7 +96,9 @@ def write_outcome(attempt: Attempt, outcome: Outcome) -> None:
         log.error("the run folder was deleted: %s", file_error(e))
 
 
-def run_to_outcome(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
+def run_to_outcome(
+    task: Coroutine[Any, Any, Outcome], file: Path, *, raise_defects: bool = False
+) -> Outcome:
     """Run a task and return its outcome, also if it fails. `file` is its log."""
     try:
         return uvloop.run(task)
@@ -104,9 +112,16 @@ def run_to_outcome(task: Coroutine[Any, Any, Outcome], file: Path) -> Outcome:
         if error := file_error_in(e, near=file):
             log.error("%s", error)
             return Outcome(exit_code=error.exit_code, message=f"{error}\n  log: {file}")
+        if raise_defects:
+            raise
         log.exception("this is a defect of hpc-dynamo")
         message = f"{type(e).__name__}: {e}\n  log: {file}"
         return Outcome(exit_code=1, message=message)
+
+
+def _conclude(attempt: Attempt, outcome: Outcome) -> None:
+    if last := _continue_in_next_job(attempt, outcome):
+        write_outcome(attempt, last)
 
 
 def _continue_in_next_job(attempt: Attempt, outcome: Outcome) -> Outcome | None:
@@ -147,26 +162,26 @@ async def _node(attempt: Attempt, index: int, hosts: list[str]) -> Outcome:
         return await _run_standalone(attempt, me)
     if index == 0 and config.task is not Task.serve:  # its next job starts before it ends
         await asyncio.to_thread(wait_for_earlier_jobs, attempt, EARLIER_JOB_S)
-    server = ControlServer(address, secrets.keys, CODEC) if index == 0 else None
-    me = replace(me, control_endpoint=server.endpoint if server else "")
+    listening = listening_socket(address) if index == 0 else None
+    me = replace(me, control_endpoint=endpoint_of(listening) if listening else "")
     me = replace(me, faults=preflight(config, attempt.plan(), index, address, hosts[index]))
     try:
         settings = config.cluster.bootstrap
-        step = await asyncio.to_thread(_bootstrap_step, attempt, hosts) if server else None
+        step = await asyncio.to_thread(_bootstrap_step, attempt, hosts) if listening else None
         spare_nodes = attempt.plan().spare_nodes
         roster = await exchange_addresses(me, hosts, attempt, settings, step, spare_nodes)
         roster, layout = start_layout(attempt, roster, hosts, is_head=index == 0)
         client = ControlClient(roster.control_endpoint, secrets.keys, CODEC)
         try:
             agent = Agent(attempt, me, client, secrets.token, layout)
-            if server:
-                return await _run_head(Head(attempt, roster, server), agent, preempted.is_set())
+            if listening:
+                return await _run_with_head(attempt, listening, agent, client, preempted)
             return await _run_agent(attempt, agent)
         finally:
             client.close()
     finally:
-        if server:
-            server.close()
+        if listening:
+            listening.close()
 
 
 def _bootstrap_step(attempt: Attempt, hosts: list[str]) -> MpiStep | None:
@@ -201,12 +216,33 @@ async def _run_standalone(attempt: Attempt, me: NodeRecord) -> Outcome:
     return await head.run()
 
 
-async def _run_head(head: Head, agent: Agent, preempted: bool) -> Outcome:
-    on_stop_signal(head.interrupt)
-    on_preemption_signal(head.on_preemption_signal)
-    if preempted:
-        head.on_preemption_signal()
-    return await head.run(agent)
+async def _run_with_head(
+    attempt: Attempt,
+    listening: socket.socket,
+    agent: Agent,
+    client: ControlClient[ControlMessage],
+    preempted: asyncio.Event,
+) -> Outcome:
+    """Run the agent of node 0 and the head. Each new head learns that the job ends soon."""
+
+    async def report_preemption() -> None:
+        if preempted.is_set():
+            await client.send(Preempted(node=0))
+
+    def on_preemption() -> None:
+        preempted.set()
+        group.create_task(report_preemption())
+
+    head = HeadProcess(attempt, listening, report_preemption)
+    on_stop_signal(head.stop)
+    async with asyncio.TaskGroup() as group:
+        on_preemption_signal(on_preemption)
+        group.create_task(agent.run(), name="agent")
+        superseded = group.create_task(stop_if_superseded(attempt, head.stop))
+        outcome = await head.run()
+        superseded.cancel()
+        agent.stop()
+    return outcome
 
 
 async def _run_agent(attempt: Attempt, agent: Agent) -> Outcome:
@@ -230,14 +266,14 @@ def on_preemption_signal(action: Callable[[], object]) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, action)
 
 
-def log_to_file(file: Path) -> None:
-    """Log to a file, and warnings also to Slurm's output."""
+def log_to_file(file: Path, *, to_slurm: bool = True) -> None:
+    """Log to a file, and warnings also to Slurm's output, which is that of this process."""
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    to_file, to_slurm = BoundedFileHandler(file), logging.StreamHandler()
-    to_slurm.setLevel(logging.WARNING)
+    to_file, output = BoundedFileHandler(file), logging.StreamHandler()
+    output.setLevel(logging.WARNING)
     root = logging.getLogger()
     root.setLevel(logging.INFO)
-    for handler in (to_file, to_slurm):
+    for handler in (to_file, output) if to_slurm else (to_file,):
         handler.setFormatter(formatter)
         handler.addFilter(RateLimit())
         root.addHandler(handler)

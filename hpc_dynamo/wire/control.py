@@ -7,6 +7,8 @@ Protocol: ZMTP 3.1 with CURVE (rfc.zeromq.org/spec/26).
 
 import asyncio
 import logging
+import os
+import socket
 from typing import Generic, TypeVar
 
 import msgspec
@@ -19,6 +21,7 @@ from hpc_dynamo.errors import WireError
 T = TypeVar("T")
 
 ZAP_DOMAIN = "hpc_dynamo"  # rfc.zeromq.org/spec/27
+BACKLOG = 4096
 LINGER_MS = 1000  # time to deliver the last messages when a socket is closed
 # A peer without the key is not asked for it before its first frame is complete. So both are limits
 # for every peer: the size of a frame, and the time until a peer has shown its key.
@@ -64,10 +67,35 @@ class _RunKeyOnly:
         return key.decode() == self._public
 
 
-class ControlServer(Generic[T]):
-    """Server bound to a free port of `address`. Clients are identified by their ZMQ routing id."""
+def listening_socket(address: str) -> socket.socket:
+    """Return a socket for several servers, one after the other, on one free port.
 
-    def __init__(self, address: str, keys: tuple[str, str], codec: MessageCodec[T]) -> None:
+    Clients that connect while no server runs wait for the next one.
+    """
+    listening = socket.create_server((address, 0), backlog=BACKLOG)
+    listening.setblocking(False)
+    return listening
+
+
+def endpoint_of(listening: socket.socket) -> str:
+    """Return the ZMQ endpoint of a listening socket."""
+    address, port = listening.getsockname()
+    return f"tcp://{address}:{port}"
+
+
+class ControlServer(Generic[T]):
+    """Server on a free port of `address`, or on a socket that listens there already.
+
+    Clients are identified by their ZMQ routing id.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        keys: tuple[str, str],
+        codec: MessageCodec[T],
+        listening: socket.socket | None = None,
+    ) -> None:
         self._codec, self._context = codec, zmq.asyncio.Context()
         self._auth = AsyncioAuthenticator(self._context)
         self._auth.start()
@@ -76,8 +104,14 @@ class ControlServer(Generic[T]):
         self._socket.curve_server = True
         self._socket.zap_domain = ZAP_DOMAIN.encode()
         self._socket.router_mandatory = True
-        port = self._socket.bind_to_random_port(f"tcp://{address}")
-        self.endpoint = f"tcp://{address}:{port}"
+        if listening:
+            # ZMQ closes the descriptor together with its socket.
+            self._socket.set(zmq.USE_FD, os.dup(listening.fileno()))
+            self.endpoint = endpoint_of(listening)
+            self._socket.bind(self.endpoint)
+        else:
+            port = self._socket.bind_to_random_port(f"tcp://{address}")
+            self.endpoint = f"tcp://{address}:{port}"
 
     async def receive(self) -> tuple[bytes, T]:
         """Return the next message of any client, with the id of the client.

@@ -14,6 +14,7 @@ from hpc_dynamo.launch.environment import for_commands
 from hpc_dynamo.messages import NodeRecord, WorkerState
 from hpc_dynamo.run import Attempt
 
+HEAD = "hpc_dynamo.tasks.head"  # by name, since it is in a higher layer
 SIGNAL_S = 60.0  # limit for a signal, which is a Slurm step on another node
 
 
@@ -34,11 +35,8 @@ class RunProcesses:
         logs = self._attempt.logs.glob("frontend-*.log")
         indexes = sorted(int(log.stem.partition("-")[2]) for log in logs)
         found += [Process(ProcessKind.frontend, index, nodes[0].host) for index in indexes]
-        found += [
-            Process(ProcessKind.agent if node.node else ProcessKind.head, node.node, node.host)
-            for node in nodes
-        ]
-        return found
+        found += [Process(ProcessKind.agent, node.node, node.host) for node in nodes[1:]]
+        return [*found, Process(ProcessKind.head, 0, nodes[0].host)]
 
     def signal(self, process: Process, number: Signals) -> list[int]:
         """Send a signal; return the ids of the processes that got it. Raises LaunchError."""
@@ -72,7 +70,9 @@ class RunProcesses:
                 return ["--port", str(urlsplit(url).port)]
             case ProcessKind.frontend:
                 return ["hpc_dynamo.frontend", str(self._attempt.path), str(process.index)]
-            case _:
+            case ProcessKind.head:
+                return [HEAD, str(self._attempt.path)]
+            case ProcessKind.agent:
                 return []
 
     def _prefix(self, node: NodeRecord) -> Sequence[str]:

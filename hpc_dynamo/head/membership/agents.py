@@ -77,6 +77,7 @@ class Membership:
         self.workers: dict[int, WorkerReport] = {}  # last report, by rank
         self._subscriptions = ReportSubscriptions()
         self.subscribe = self._subscriptions.subscribe
+        self.on_preemption: Callable[[], object] = lambda: None  # for the job of the head
         self.preempted_nodes = asyncio.Queue[int]()  # nodes of extra jobs that Slurm ends soon
 
     @property
@@ -104,6 +105,8 @@ class Membership:
                 await self._on_report(message)
             case StartShard(rank=rank) | ShardExited(rank=rank) if rank in self._placed:
                 await self._shards.on_message(self._placed[rank], message)
+            case Preempted(node=0):
+                self.on_preemption()
             case Preempted(node=node):
                 self.preempted_nodes.put_nowait(node)
             case AgentStopped(node=node) if node in self._nodes:
@@ -126,7 +129,8 @@ class Membership:
 
     def expect(self, plan: Plan) -> None:
         """Accept the agents of an extra job and their workers from now on."""
-        self._expected |= {node: plan.on_node(node) for node in plan.used_nodes}
+        new = plan.used_nodes - self._nodes.keys()
+        self._expected |= {node: plan.on_node(node) for node in new}
 
     def forget(self, plan: Plan) -> None:
         """Stop agents of an extra job that connect from now on."""

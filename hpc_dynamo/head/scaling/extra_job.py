@@ -27,14 +27,15 @@ log = logging.getLogger(__name__)
 
 
 class ExtraJob:
-    """An extra job. `status` is also written to its folder at every change."""
+    """An extra job. `status` is also written to its folder at every change, and read from there
+    if an earlier head followed the job."""
 
     def __init__(
         self, folder: ExtraJobFolder, config: Config, router: RequestRouter, members: Membership
     ) -> None:
         self._folder, self._plan = folder, folder.plan()
         plan, record = self._plan, folder.job()
-        self.status = ExtraJobStatus(
+        self.status = folder.state() or ExtraJobStatus(
             number=folder.number,
             role=plan.workers[0].role,
             nodes=plan.nodes,

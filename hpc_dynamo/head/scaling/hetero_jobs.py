@@ -1,13 +1,14 @@
 """Extra jobs of other hardware, which are as essential to a run as the head's own job.
 
-They were submitted together with the head's job, and their agents wait for its roster. If the
-head's job is requeued, its new head submits them again, since the earlier ones have ended. If one
-of them ends before the run does, a whole role is lost, so the run ends.
+They were submitted together with the head's job, and their agents wait for its roster. A restarted
+head continues with them. If the head's job is requeued, its new head submits them again, since the
+earlier ones have ended. If one of them ends before the run does, a whole role is lost, so the run
+ends.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from msgspec.structs import replace
 
@@ -26,7 +27,8 @@ log = logging.getLogger(__name__)
 class HeterogeneousJobs:
     """Extra jobs of an attempt's other hardware.
 
-    `on_preemption` is called when Slurm ends one of them soon, `on_lost` when one has ended.
+    An earlier head has left the jobs in `current`. `on_preemption` is called when Slurm ends one of
+    them soon, `on_lost` when one has ended.
     """
 
     def __init__(
@@ -36,7 +38,9 @@ class HeterogeneousJobs:
         members: Membership,
         on_preemption: Callable[[], object],
         on_lost: Callable[[EngineError], object],
+        current: Collection[ExtraJobFolder] = (),
     ) -> None:
+        self._current = {folder.number: folder for folder in current}
         self._attempt, self._router, self._members = attempt, router, members
         self._config: Config = attempt.config()
         self._on_preemption, self._on_lost = on_preemption, on_lost
@@ -66,9 +70,9 @@ class HeterogeneousJobs:
                 group.create_task(job.end_with_run(reason))
 
     def _folders(self) -> list[ExtraJobFolder]:
-        """Return the jobs that wait for their first head, or new ones after a requeue."""
-        folders = self._attempt.extra_jobs()
-        waiting = [folder for folder in folders if folder.state() is None]
+        """Return the jobs that wait for their first or next head, or new ones after a requeue."""
+        folders, current = self._attempt.extra_jobs(), self._current
+        waiting = [f for f in folders if f.number in current or f.state() is None]
         earlier = [folder for folder in folders if folder not in waiting]
         stop_leftover_jobs(earlier, self._config.cluster.heartbeat_timeout_s)
         if waiting:

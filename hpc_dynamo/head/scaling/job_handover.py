@@ -59,8 +59,12 @@ class JobHandover:
         `serving` returns True once this job serves, `spare_s` the time until the next job must
         serve.
         """
-        await self._wait_until_due(serving, spare_s)
-        attempt = await self._submit_until_accepted()
+        attempt = await asyncio.to_thread(self._submitted_by_earlier_head)
+        if attempt:
+            self._set_submitted(attempt)
+        else:
+            await self._wait_until_due(serving, spare_s)
+            attempt = await self._submit_until_accepted()
         cert = self._config.serve.tls_cert
         async with HttpClient(tls=pinned_tls_context(cert) if cert else None) as client:
             while True:
@@ -95,12 +99,20 @@ class JobHandover:
                 log.info("the next job is submitted %.0f s before it must serve", lead_s)
 
     def _start_s(self) -> float:
-        """Return the time since the submission of this job, or since its restart if requeued."""
-        job = self._attempt.job()
+        """Return the time from the submission of this job, or its restart if requeued, to its
+        endpoint."""
+        job, endpoint = self._attempt.job(), self._attempt.endpoint()
+        serving_since = endpoint.serving_since if endpoint else time.time()
         starts = [node.started_at for node in self._attempt.nodes()]
         if job and not is_requeued():
             starts = [job.submitted_at]
-        return max(time.time() - min(starts), 0.0)
+        return max(serving_since - min(starts), 0.0)
+
+    def _submitted_by_earlier_head(self) -> Attempt | None:
+        """Return the next job if a head of this job that has died has submitted it."""
+        attempts = reversed(self._attempt.run.attempts())
+        later = (each for each in attempts if each.number > self._attempt.number)
+        return next((each for each in later if each.job()), None)
 
     async def _submit_until_accepted(self) -> Attempt:
         while True:

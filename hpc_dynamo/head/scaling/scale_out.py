@@ -33,7 +33,10 @@ log = logging.getLogger(__name__)
 
 
 class ScaleOutController:
-    """Extra jobs of an attempt. `changing_role` returns the ranks that change their role now."""
+    """Extra jobs of an attempt. `changing_role` returns the ranks that change their role now.
+
+    An earlier head has left the jobs in `current`, which continue.
+    """
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class ScaleOutController:
         members: Membership,
         ends_at: float | None,
         changing_role: Callable[[], Collection[int]],
+        current: Collection[ExtraJobFolder] = (),
     ) -> None:
         self._attempt, self._config = attempt, attempt.config()
         self._router, self._members, self._ends_at = router, members, ends_at
@@ -55,7 +59,7 @@ class ScaleOutController:
         self._policy = ScaleOutPolicy(self._config.planner, workers_per_job)
         self._next_rank = 1 + max(worker.rank for worker in layout.workers)
         self._next_node = layout.nodes
-        self._jobs = dict[int, ExtraJob]()
+        self._jobs = {folder.number: self._extra_job(folder) for folder in current}
         self._earlier_node_hours = 0.0  # used by jobs of earlier heads
         self._decisions = asyncio.Queue[PlannerDecision]()
         self._failed = set[ExtraJob]()
@@ -90,6 +94,8 @@ class ScaleOutController:
             log.warning("extra jobs of earlier heads are not all known: %s", e)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_preemptions(group), name="extra-job-preemptions")
+            for job in self._jobs.values():
+                self._follow(job, self._walltime_left_s(), group)
             while True:
                 decision = await self._decisions.get()
                 if not self._ending:
@@ -107,15 +113,16 @@ class ScaleOutController:
         for attempt in self._attempt.run.attempts():
             own, jobs = attempt.number == self._attempt.number, attempt.extra_jobs()
             if jobs and (own or _head_is_over(attempt)):
-                stop_leftover_jobs(jobs, self._config.cluster.heartbeat_timeout_s)
+                leftover = (job for job in jobs if not (own and job.number in self._jobs))
+                stop_leftover_jobs(leftover, self._config.cluster.heartbeat_timeout_s)
             for job in jobs:
                 self._count_earlier_job(job, own=own)
 
     def _count_earlier_job(self, job: ExtraJobFolder, *, own: bool) -> None:
-        if status := job.state():
+        counted = own and job.number in self._jobs
+        if (status := job.state()) and not counted:
             self._earlier_node_hours += status.node_hours
-        if own:
-            # This job was requeued; its earlier ranks and nodes are not used again.
+        if own:  # its ranks and nodes are not used again
             plan = job.plan()
             self._next_rank = max(self._next_rank, *(w.rank + 1 for w in plan.workers))
             self._next_node = max(self._next_node, plan.first_node + plan.nodes)
@@ -173,7 +180,7 @@ class ScaleOutController:
             return
         for job in jobs:
             self._jobs[job.status.number] = job
-            group.create_task(job.run(time_s), name=f"extra-job-{job.status.number}")
+            self._follow(job, time_s, group)
         count = sum(len(job.status.ranks) for job in jobs)
         await self._record(RoleMove(count=count, old=None, new=role), jobs, step.reason)
 
@@ -182,7 +189,13 @@ class ScaleOutController:
         self._next_rank += len(plan.workers)
         self._next_node += plan.nodes
         folder = await asyncio.to_thread(self._attempt.new_extra_job, plan)
+        return self._extra_job(folder)
+
+    def _extra_job(self, folder: ExtraJobFolder) -> ExtraJob:
         return ExtraJob(folder, self._config, self._router, self._members)
+
+    def _follow(self, job: ExtraJob, time_s: float, group: asyncio.TaskGroup) -> None:
+        group.create_task(job.run(time_s), name=f"extra-job-{job.status.number}")
 
     async def _release(self, job: ExtraJob, reason: str, group: asyncio.TaskGroup) -> None:
         if job in self._releasing:

@@ -40,6 +40,7 @@ from hpc_dynamo.process.node_folder import private_node_folder
 from hpc_dynamo.router import ModelAvailability, RouterServer, RunView
 from hpc_dynamo.run import write_json
 
+PORT_WAIT_S, PORT_POLL_S = 15.0, 0.1  # for frontends of an earlier head to close the port
 STOP_TIMEOUT_S = 5.0  # for a frontend process to end its streams
 MAX_RESTARTS, RESTART_WINDOW_S = 5, 600.0  # limit for one frontend process
 CORES_PER_FRONTEND = 8
@@ -63,14 +64,26 @@ class ServeWorkload:
 
     async def run(self) -> Outcome:
         """Serve until drained. Raises EngineError if the port is in use or a frontend fails."""
-        serve = self._config.serve
-        host = serve.host or address_for_clients(self._context.members.address)
+        host = self._config.serve.host or address_for_clients(self._context.members.address)
         with private_node_folder() as folder:
-            shared = self._count > 1 or self._config.planner.job_handover
-            attempt = self._context.attempt
-            with EndpointSocket(host, serve.port, shared=shared, attempt=attempt) as port:
+            with await self._open_port(host) as port:
                 await self._serve(Path(folder) / "router", host, port)
         return Outcome(exit_code=0, message="the walltime ended; the endpoint was drained first")
+
+    async def _open_port(self, host: str) -> EndpointSocket:
+        """Open the port: after a restart of the head that of before, which its frontends close."""
+        attempt, port = self._context.attempt, self._config.serve.port
+        shared = self._count > 1 or self._config.planner.job_handover
+        earlier, began = attempt.endpoint(), time.monotonic()
+        if earlier and earlier.host == socket.gethostname():
+            port = earlier.port
+        while True:
+            try:
+                return EndpointSocket(host, port, shared=shared, attempt=attempt)
+            except EngineError:
+                if earlier is None or time.monotonic() - began > PORT_WAIT_S:
+                    raise
+            await asyncio.sleep(PORT_POLL_S)
 
     @property
     def _count(self) -> int:
@@ -150,6 +163,7 @@ class ServeWorkload:
         serve, scheme = self._config.serve, "https" if self._config.serve.tls_cert else "http"
         own = self._context.members.address if host in ANY_ADDRESS else host
         shown = f"[{own}]" if ":" in own else own
+        earlier = self._context.attempt.endpoint()
         endpoint = Endpoint(
             url=f"{scheme}://{shown}:{port}/v1",
             host=socket.gethostname(),
@@ -159,6 +173,7 @@ class ServeWorkload:
             models=tuple(self._config.models),
             key_file=serve.api_key_file or str(self._context.attempt.run.key_file),
             tls=bool(serve.tls_cert),
+            serving_since=earlier.serving_since if earlier else time.time(),
         )
         write_json(self._context.attempt.endpoint_file, endpoint)
         self._context.attempt.run.publish_url(endpoint.url)

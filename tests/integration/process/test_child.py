@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from hpc_dynamo.process import supervisor
 from hpc_dynamo.process.child import JOB_VARIABLES, Child, clean_environment
 
 SOON_S = 10.0
@@ -321,3 +322,14 @@ given.accept()
     assert log.read_text() == f"[{fd}]\n"
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(address)
+
+
+async def test_helpers_in_other_sessions_are_kept_on_request(log: Path, watch: Watch) -> None:
+    """Like jobs that a head submits on its own machine."""
+    argv, keep = family("session"), supervisor.KEEP_HELPERS
+    child = await Child.start(argv, clean_environment({}), log, GRACE_S, helpers=keep)
+    command, helper = watch.said().pids
+    helper_alone = watch(iter([helper]))
+    os.kill(command, signal.SIGKILL)
+    assert await within(SOON_S, child, stop=False) == 128 + signal.SIGKILL
+    assert not helper_alone.gone(0.2)

@@ -6,7 +6,7 @@ import os
 import signal
 import ssl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -35,6 +35,9 @@ class Reply:
     @property
     def json(self) -> Any:
         return json.loads(self.body)
+
+
+HEAD = "hpc_dynamo.tasks.head"
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,17 @@ class Served:
     # Processes.
 
     @property
-    def head(self) -> int:
+    def task(self) -> int:
+        """Process id of the task of node 0."""
         return next(self.attempt.nodes()).pid
+
+    @property
+    def head(self) -> int:
+        """Process id of the head, a child of that task. Waits for one that is being restarted."""
+        return int(until("a head", lambda: next(self._heads(), 0)))
+
+    def _heads(self) -> Iterator[int]:
+        return (pid for pid, words in self._processes() if words[1:3] == ["-m", HEAD])
 
     def pid_of(self, url: str) -> int:
         """Return the process that listens at a worker's URL."""
@@ -228,6 +240,22 @@ def serving(
         if "client" in vars(served):
             served.client.close()
         served.stop()
+
+
+def serves(served: Served) -> bool:
+    """Return True if the endpoint is ready. No process may listen while the head restarts."""
+    with closing(served.connect()) as connection, suppress(OSError, http.client.HTTPException):
+        connection.request("GET", "/ready")
+        return connection.getresponse().status == 200
+    return False
+
+
+def restart_head(served: Served) -> None:
+    """Kill the head and wait until the next one serves."""
+    killed = served.head
+    kill(killed)
+    until("another head", lambda: served.head != killed)
+    until("it serves", lambda: serves(served))
 
 
 def kill(pid: int) -> None:

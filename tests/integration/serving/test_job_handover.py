@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -30,7 +31,7 @@ def successor(old: Served) -> Successor | None:
 
 def handed_over(old: Served) -> Served:
     """Wait until the next job is ready after a preemption signal."""
-    os.kill(old.head, signal.SIGUSR2)
+    os.kill(old.task, signal.SIGUSR2)
     until("the successor", lambda: (s := successor(old)) and s.ready, 60)
     return Served(old.attempt.run.attempt(2), old.tls)
 
@@ -64,7 +65,7 @@ def test_requests_are_forwarded_to_the_next_job_until_it_dies(
         assert answered(new) == before + 1
         assert old.metrics_now()["hpc_dynamo_requests_forwarded_total"] == 1
         assert next(stream).choices[0].text, "what was under way ends where it began"
-        kill(new.head)
+        kill(new.task)
         assert old.client.completions.create(**ASK, max_tokens=4).choices[0].text
         until("it is noticed", lambda: (s := successor(old)) and not s.ready, 30)
         assert old.client.completions.create(**ASK, max_tokens=4).choices[0].text
@@ -143,9 +144,16 @@ def test_job_forwards_until_its_end_and_no_request_fails(tmp_path: Path, cleanup
         assert "attempt 2 continues" in outcome.message
 
 
-def test_stop_ends_both_jobs(tmp_path: Path) -> None:
+def test_restarted_head_knows_the_next_job_and_stop_ends_both(tmp_path: Path) -> None:
     with serving(tmp_path, *WORDS, LONG) as old:
-        new = handed_over(old)
+        new, before = handed_over(old), old.attempt.endpoint()
+        kill(old.head)
+        killed_at = time.time()
+        until("the new head", lambda: (s := old.attempt.status()) and s.at > killed_at, 60)
+        until("it serves", lambda: (s := old.attempt.status()) and s.phase == "serving", 60)
+        until("it knows the next job", lambda: (s := successor(old)) and s.ready, 60)
+        assert len(old.attempt.run.attempts()) == 2
+        assert old.attempt.endpoint() == before, "and for how long this job serves"
         done = hpc_dynamo("stop", "name=s", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert not list(launch.live_attempts(old.attempt.run))

@@ -93,7 +93,7 @@ def test_drain_lets_streams_end(small: Served) -> None:
     """The run ends with this test."""
     ask = LONG | {"max_tokens": 400}
     with stream(small, **ask) as rows:
-        os.kill(small.head, signal.SIGUSR2)  # Slurm's signal before the end of the walltime
+        os.kill(small.task, signal.SIGUSR2)  # Slurm's signal before the end of the walltime
         until("it drains", lambda: small.ask("GET", "/ready").status == 503, 5)
         assert small.ask("GET", "/health").json == {"status": "draining"}
         refused = outcome(small, **ASK)

@@ -1,14 +1,18 @@
 """An endpoint adds an extra job, as processes on this machine, and releases it."""
 
+import asyncio
+import os
+import signal
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from hpc_dynamo import launch
 from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, Status
 from hpc_dynamo.planner.scale_out import ScaleOutRecord
 from hpc_dynamo.run import Attempt
-from tests.integration.serving.served import MODEL, Served, kill, serving
+from tests.integration.serving.served import MODEL, Served, kill, restart_head, serving
 from tests.support.load import Load
 from tests.support.runs import hpc_dynamo, until
 
@@ -103,28 +107,47 @@ async def test_extra_job_is_added_under_load_and_released_without(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-async def test_extra_jobs_end_when_the_head_dies_or_is_stopped(
+async def test_extra_jobs_survive_the_head_but_not_its_node(
     tmp_path: Path, model_folder: Path
 ) -> None:
-    """The second head counts the jobs of the first one."""
+    """The head of the second attempt stops and counts the jobs of the first one."""
     words = (
         *SHAPE,
         *SLOW,
         *PLANNER,
         f"model.path={model_folder}",
         "planner.scale_out.scale_in_delay_s=300",
+        "cluster.reconnect_timeout_s=60",
     )
     with serving(tmp_path, *words) as first:
         await wait_for_scale_out(first)
-        kill(first.head)
-        until("nothing is left", lambda: not first.processes())
+        job, workers = newest(first.attempt), urls(first)
+        await asyncio.to_thread(restart_head, first)
+        await asyncio.to_thread(until, "all workers", lambda: urls(first) == workers)
+        assert newest(first.attempt).job_id == job.job_id, "the job of the killed head continues"
+        lose_node_of_head(first)
+        until("the end of its job", lambda: not list(launch.live_attempts(first.attempt.run)))
         assert newest(first.attempt).state is ExtraJobState.running, (
             "only a running job can end without a report"
         )
-    with serving(tmp_path, *words) as second:
-        until("it is known", lambda: newest(first.attempt).state is ExtraJobState.ended)
-        status = until("a status", lambda: (s := second.attempt.status()) and s.node_hours and s)
-        assert status.node_hours == node_hours(first.attempt)
-        await wait_for_scale_out(second)
-    assert newest(second.attempt).state is ExtraJobState.ended
-    assert not second.processes()
+        with serving(tmp_path, *words) as second:
+            until("it is known", lambda: newest(first.attempt).state is ExtraJobState.ended)
+            until("nothing is left", lambda: not first.processes())
+            status = until(
+                "a status", lambda: (s := second.attempt.status()) and s.node_hours and s
+            )
+            assert status.node_hours == node_hours(first.attempt)
+            await wait_for_scale_out(second)
+        assert newest(second.attempt).state is ExtraJobState.ended
+        assert not second.processes()
+
+
+def urls(served: Served) -> set[str]:
+    return {row["url"] for rows in served.workers().values() for row in rows}
+
+
+def lose_node_of_head(served: Served) -> None:
+    """Kill the head and its task, so that neither ends anything in order."""
+    os.kill(served.task, signal.SIGSTOP)
+    kill(served.head)
+    kill(served.task)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.serving.served import MODEL, Reply, Served, kill, serving
+from tests.integration.serving.served import MODEL, Reply, Served, kill, restart_head, serving
 from tests.support.runs import until
 
 pytestmark = pytest.mark.slow
@@ -78,6 +78,18 @@ def test_worker_that_does_not_drain_in_time_stays_awake(served: Served) -> None:
 def _running(served: Served) -> list[float]:
     rows = sorted(served.workers()["aggregated"], key=lambda row: int(row["rank"]))
     return [served.engine(row["url"])["vllm:num_requests_running"] for row in rows]
+
+
+def test_sleeping_worker_stays_asleep_when_the_head_is_restarted(served: Served) -> None:
+    assert put(served, 1, "sleep").status == 200
+    restart_head(served)
+    until("both workers", lambda: len(served.workers().get("aggregated", [])) == 2)
+    assert awake(served) == {0}
+    before = computed(served)
+    assert [send(served).status for _ in range(4)] == [200] * 4
+    assert computed(served) == [before[0] + 8, before[1]]
+    assert put(served, 1, "wake").status == 200
+    until("it is told", lambda: awake(served) == {0, 1})
 
 
 def test_worker_killed_while_asleep_restarts_awake(served: Served) -> None:

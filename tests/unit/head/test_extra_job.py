@@ -16,7 +16,7 @@ from hpc_dynamo.cli.render.serving import extra_job_line
 from hpc_dynamo.config import Config, Launcher, Role, Task
 from hpc_dynamo.errors import ConfigError, LaunchError
 from hpc_dynamo.launch import extra_jobs
-from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, JobRecord
+from hpc_dynamo.messages import ExtraJobState, ExtraJobStatus, JobRecord, NodeRecord, Roster
 from hpc_dynamo.run import Attempt, ExtraJobFolder, Run, write_json
 from hpc_dynamo.topology import Plan, plan, plan_extra_job
 
@@ -139,3 +139,36 @@ def test_head_with_extra_jobs_uses_a_reachable_address(monkeypatch: pytest.Monke
     assert address_for_extra_jobs("10.0.0.7") == "10.0.0.7"
     with pytest.raises(ConfigError, match="an address of this node that other nodes can reach"):
         address_for_extra_jobs(LOOPBACK)
+
+
+@pytest.mark.parametrize(
+    ("state", "restart_count", "submitted_at", "continues"),
+    [
+        (ExtraJobState.pending, 0, 50.0, True),  # submitted together with the head's job
+        (ExtraJobState.running, 0, 150.0, True),
+        (ExtraJobState.draining, 0, 150.0, False),
+        (ExtraJobState.ended, 0, 150.0, False),
+        (ExtraJobState.running, 1, 50.0, False),  # before the head's job was requeued
+        (ExtraJobState.running, 1, 150.0, True),
+        (None, 0, 150.0, False),
+    ],
+)
+def test_restarted_head_continues_with_jobs_of_its_execution(
+    attempt: Attempt,
+    state: ExtraJobState | None,
+    restart_count: int,
+    submitted_at: float,
+    continues: bool,
+) -> None:
+    node = NodeRecord(node=0, host="n0", address="", pid=1, log="", started_at=100.0)
+    roster = Roster(nodes=(node,), method="tcp", seconds=0.0, restart_count=restart_count)
+    folder = attempt.new_extra_job(attempt.plan())
+    record = JobRecord(launcher="local", job_id="5", submitted_at=submitted_at)
+    write_json(folder.job_file, record)
+    if state:
+        status = ExtraJobStatus(
+            number=1, role=Role.decode, nodes=1, ranks=(2,), requested_at=50.0, state=state
+        )
+        write_json(folder.state_file, status)
+    found = [job.number for job in extra_jobs.current_jobs(attempt, roster)]
+    assert found == ([1] if continues else [])
