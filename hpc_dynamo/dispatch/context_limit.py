@@ -11,6 +11,7 @@ import msgspec
 from hpc_dynamo.dispatch.execution import LIMITS, count
 from hpc_dynamo.dispatch.refusal import refusal
 from hpc_dynamo.engines import Body, field_value
+from hpc_dynamo.errors import RequestFailed
 
 TOKEN_IDS = re.compile(rb"\s*\[[\s\[]*[0-9]")  # the start of one or several lists of them
 
@@ -26,20 +27,25 @@ def require_context(body: Body, prompt_tokens: int, context_tokens: int) -> None
     name = next((name for name in LIMITS if field_value(body.get(name)) is not None), LIMITS[0])
     if (wanted := count(body, name)) > context_tokens:
         what = f"{name}={wanted} cannot be greater than max_model_len={context_tokens}."
-        raise refusal(f"{what} Please request fewer output tokens.", name)
+        raise _refusal(f"{what} Please request fewer output tokens.", name, wanted)
     if prompt_tokens > context_tokens:
         limit = f"This model's maximum context length is {context_tokens} tokens."
-        size = _size(body, prompt_tokens, context_tokens)
-        raise refusal(
+        tokens = _length(body, prompt_tokens, context_tokens)
+        size = f"at least {tokens}" if tokens == context_tokens + 1 else f"{tokens}"
+        raise _refusal(
             f"{limit} However, your prompt contains {size} input tokens, which exceeds this limit "
             "even without any output tokens. Please reduce the length of the input prompt.",
             "input_tokens",
+            tokens,
         )
 
 
-def _size(body: Body, prompt_tokens: int, context_tokens: int) -> str:
+def _refusal(message: str, param: str, value: int) -> RequestFailed:
+    return refusal(f"{message} (parameter={param}, value={value})", param)
+
+
+def _length(body: Body, prompt_tokens: int, context_tokens: int) -> int:
     """Return the length of a prompt. vLLM tokenizes one more token of a text than it accepts."""
     prompt = body.get("prompt")
     content = bytes(prompt) if isinstance(prompt, msgspec.Raw) else msgspec.json.encode(prompt)
-    tokens = prompt_tokens if TOKEN_IDS.match(content) else context_tokens + 1
-    return f"at least {tokens}" if tokens == context_tokens + 1 else f"{tokens}"
+    return prompt_tokens if TOKEN_IDS.match(content) else context_tokens + 1
