@@ -76,6 +76,7 @@ class RequestQueue:
         return queued
 
     def remove(self, queued: QueuedRequest) -> None:
+        """Take a request out, and end its timer."""
         entries = self._groups[queued.group]
         for requests in (self._entries, entries):
             del requests[bisect_left(requests, queued.order, key=_order)]
