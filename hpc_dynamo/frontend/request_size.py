@@ -7,7 +7,7 @@ from hpc_dynamo.json_reader import count_outside_strings, without_escapes
 
 PROMPT_FIELDS = ("prompt", "input", "documents", "text_1", "text_2")
 SETTING = "serve.max_items_per_request"
-KEYS_PER_ITEM = 4  # names of fields that a body may have for each object and array
+KEYS_PER_ITEM = 4  # names of fields for each object or array
 
 
 def check_items(content: bytes, limit: int) -> None:

@@ -60,7 +60,7 @@ class Preprocessor:
 
         Texts that may take longer than half a millisecond are tokenized in a thread.
         Raises PromptRejected if the template rejects the messages, and PromptTooLong if their
-        length alone shows that they have more than `max_tokens` (0: no limit).
+        length in characters already exceeds `max_tokens` of the longest token (0: no limit).
         """
         text = self.render(body)
         if isinstance(text, UnknownTokens):
