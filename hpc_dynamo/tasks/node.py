@@ -30,6 +30,7 @@ from hpc_dynamo.launch.headless_job import restart_headless_job
 from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_count
 from hpc_dynamo.launch.sole_use import wait_for_earlier_jobs
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome
+from hpc_dynamo.printable import LineFormatter
 from hpc_dynamo.run import Attempt, Run, write_json
 from hpc_dynamo.run.logs import BoundedFileHandler, RateLimit
 from hpc_dynamo.run.privacy import PRIVATE_UMASK, require_private_folder
@@ -232,13 +233,12 @@ def on_preemption_signal(action: Callable[[], object]) -> None:
 
 def log_to_file(file: Path) -> None:
     """Log to a file, and warnings also to Slurm's output."""
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     to_file, to_slurm = BoundedFileHandler(file), logging.StreamHandler()
     to_slurm.setLevel(logging.WARNING)
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     for handler in (to_file, to_slurm):
-        handler.setFormatter(formatter)
+        handler.setFormatter(LineFormatter())
         handler.addFilter(RateLimit())
         root.addHandler(handler)
 
