@@ -20,7 +20,7 @@ LISTEN = "0A"  # state of a socket
 ROOT = 0
 
 
-class Listener(NamedTuple):
+class ListeningSocket(NamedTuple):
     """A listening socket."""
 
     address: IPv4Address | IPv6Address
@@ -48,7 +48,7 @@ def port_user(address: str, port: int) -> PortUser:
     return PortUser(listening=bool(users))
 
 
-def listeners(port: int) -> Iterator[Listener]:
+def listeners(port: int) -> Iterator[ListeningSocket]:
     """Yield the sockets that listen on the port."""
     suffix = f":{port:04X}"
     for table in TABLES:
@@ -57,7 +57,7 @@ def listeners(port: int) -> Iterator[Listener]:
                 fields = line.split()
                 if fields[3] == LISTEN and fields[1].endswith(suffix):
                     found = _address(fields[1].removesuffix(suffix))
-                    yield Listener(found, fields[9], int(fields[7]))
+                    yield ListeningSocket(found, fields[9], int(fields[7]))
 
 
 def user_name(uid: int) -> str:
