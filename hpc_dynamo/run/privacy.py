@@ -75,10 +75,11 @@ def open_private_folder(path: Path) -> int:
     return handle
 
 
-def require_safe_parent(parent: Path) -> None:
+def require_safe_parent(parent: Path, *, in_container: bool = False) -> None:
     """Raise FileRefused if another user could replace what this user makes in a folder.
 
     Checks each folder and each link on the way, from `/` downwards. A missing one is accepted.
+    `in_container`: also accept a last folder that may be root's, see `_unmapped_owner`.
     """
     folder, left, links = Path("/"), list(reversed(parent.absolute().parts[1:])), 0
     _check_above(folder, folder.lstat())
@@ -99,7 +100,7 @@ def require_safe_parent(parent: Path) -> None:
             target = following.readlink()
             folder = Path("/") if target.is_absolute() else folder
             left += reversed([part for part in target.parts if part != "/"])
-        _check_parent(folder, folder.lstat())
+        _check_parent(folder, folder.lstat(), _trusted_owners() if in_container else _owners())
 
 
 def _check_link(link: Path, found: os.stat_result) -> None:
@@ -114,8 +115,8 @@ def _check_above(folder: Path, found: os.stat_result) -> None:
         raise _foreign(folder, found)
 
 
-def _check_parent(folder: Path, found: os.stat_result) -> None:
-    if found.st_uid not in (os.geteuid(), ROOT):
+def _check_parent(folder: Path, found: os.stat_result, owners: frozenset[int]) -> None:
+    if found.st_uid not in owners:
         raise _foreign(folder, found)
     if found.st_mode & OTHERS_WRITE and not found.st_mode & stat.S_ISVTX:
         raise _writable(folder, found)
@@ -143,8 +144,12 @@ def _primary_group() -> int:
         return os.getgid()
 
 
+def _owners() -> frozenset[int]:
+    return frozenset((os.geteuid(), ROOT))
+
+
 def _trusted_owners() -> frozenset[int]:
-    return frozenset((os.geteuid(), ROOT)) | _unmapped_owner()
+    return _owners() | _unmapped_owner()
 
 
 @cache
