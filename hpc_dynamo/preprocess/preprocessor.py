@@ -19,7 +19,13 @@ from hpc_dynamo.preprocess.completion_prompts import completion_token_ids
 from hpc_dynamo.preprocess.encoder import choose_encoder
 from hpc_dynamo.preprocess.model_folder import ModelFolder
 from hpc_dynamo.preprocess.template import ChatTemplate, compile_template
-from hpc_dynamo.preprocess.tokens import PromptRejected, PromptTooLong, Tokens, UnknownTokens
+from hpc_dynamo.preprocess.tokens import (
+    PromptRejected,
+    PromptTooLong,
+    Tokens,
+    UnknownTokens,
+    is_failure,
+)
 
 CACHE_BYTES = 64 << 20
 # Texts of this length take 30 bytes of memory for each character, so few are tokenized at a time.
@@ -106,6 +112,10 @@ class Preprocessor:
             return Tokens(self._encoder.encode(text, special=special))
         except UnicodeEncodeError as error:
             raise PromptRejected(f"the prompt is not valid Unicode: {error.reason}") from error
+        except BaseException as error:
+            if isinstance(error, Exception) or not is_failure(error):
+                raise
+            raise PromptRejected(f"the tokenizer fails for this prompt: {error}") from error
 
     def limit_memory(self) -> bool:
         """See Encoder.limit_memory."""

@@ -59,6 +59,11 @@ class PromptTooLong(RequestFailed):
         super().__init__(f"the prompt has more than {max_tokens} tokens", status=400)
 
 
+def is_failure(error: BaseException) -> bool:
+    """Return True for exceptions, and for a panic of a Rust library, which is no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 class PromptRejected(RequestFailed):
     """The model's chat template rejects these messages; engines also answer 400."""
 
