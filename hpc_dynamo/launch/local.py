@@ -91,7 +91,8 @@ class LocalJob:
 
     def _pids(self) -> list[int]:
         agents = [n for n in self.attempt.nodes() if n.host == socket.gethostname()]
-        return [each.pid for each in (self.record, *agents) if _runs(each, self.attempt)]
+        records: list[JobRecord | NodeRecord] = [self.record, *agents]
+        return [each.pid for each in records if _runs(each, self.attempt)]
 
     def state(self) -> tuple[JobState, str]:
         if self.record.host != socket.gethostname():
