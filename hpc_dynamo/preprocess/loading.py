@@ -1,5 +1,6 @@
 """Tokenizer and chat templates of a configured model, or the reason why there are none."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +9,11 @@ from hpc_dynamo.errors import FileRefused
 from hpc_dynamo.model_files import Origin, Source, tokenizer_source
 from hpc_dynamo.preprocess.completion_prompts import TokenIdsOnly
 from hpc_dynamo.preprocess.preprocessor import Preprocessor
-from hpc_dynamo.preprocess.tokens import NoTokenizer
+from hpc_dynamo.preprocess.tokens import NoTokenizer, is_failure
+
+MAX_REASON_CHARS = 300
+
+log = logging.getLogger(__name__)
 
 EFFECT = "KV-aware routing of texts is off, and they are routed by load"
 
@@ -29,6 +34,13 @@ def load_tokenizer(config: Config, environ: Mapping[str, str]) -> Preprocessor |
         return TokenIdsOnly(f"{EFFECT}: {e.message}", e.hint)
     except OSError as e:
         return TokenIdsOnly(f"{EFFECT}: {source} cannot be read: {e.strerror or e}")
+    except BaseException as e:
+        if not is_failure(e):
+            raise
+        # The files are of the author of the model and can make a reader raise any exception.
+        log.debug("%s cannot be used", source, exc_info=e)
+        reason = f"{type(e).__name__}: {e}"[:MAX_REASON_CHARS]
+        return TokenIdsOnly(f"{EFFECT}: {source} cannot be used: {reason}")
 
 
 def tokenizer_problem(config: Config, environ: Mapping[str, str]) -> NoTokenizer | None:
