@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hpc_dynamo.config import Config, Engine, Model
+from hpc_dynamo.errors import FileRefused
 from hpc_dynamo.model_files import Origin, Source, tokenizer_source
 from hpc_dynamo.preprocess.completion_prompts import TokenIdsOnly
 from hpc_dynamo.preprocess.preprocessor import Preprocessor
@@ -23,7 +24,10 @@ def load_tokenizer(config: Config, environ: Mapping[str, str]) -> Preprocessor |
     Takes up to 2 s: call it in a thread. Without a tokenizer the result accepts only prompts that
     are token ids, and `reason` is set.
     """
-    source = tokenizer_source(config, environ)
+    try:
+        source = tokenizer_source(config, environ)
+    except FileRefused as e:
+        return TokenIdsOnly(f"{EFFECT}: {e.message}", e.hint)
     try:
         return Preprocessor.load(_folder(source, _option(config.engine)))
     except NoTokenizer as e:
@@ -43,7 +47,7 @@ def tokenizer_problem(config: Config, environ: Mapping[str, str]) -> NoTokenizer
     """Return why `load_tokenizer` would find no tokenizer here, without loading it."""
     try:
         _folder(tokenizer_source(config, environ), _option(config.engine))
-    except NoTokenizer as e:
+    except (FileRefused, NoTokenizer) as e:
         return NoTokenizer(f"{EFFECT}: {e.message}", hint=e.hint)
     return None
 

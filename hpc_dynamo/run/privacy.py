@@ -44,18 +44,19 @@ def create_private_folder(path: Path) -> None:
     require_private_folder(path)
 
 
-def require_private_folder(path: Path) -> None:
+def require_private_folder(path: Path, *, make_private: bool = True) -> None:
     """Raise FileRefused if another user could have written to a run folder, or could replace it.
 
-    A folder of this user that others may only read gets mode 0700. A missing folder is accepted.
+    A folder of this user that others may only read gets mode 0700, if `make_private`. A missing
+    folder is accepted.
     """
     path = path.absolute()
     require_safe_parent(path.parent)
     with suppress(FileNotFoundError):
-        os.close(open_private_folder(path))
+        os.close(open_private_folder(path, make_private=make_private))
 
 
-def open_private_folder(path: Path) -> int:
+def open_private_folder(path: Path, *, make_private: bool = True) -> int:
     """Return a descriptor of a folder that only this user could have written to.
 
     It stays valid and checked if the folder is moved. Raises FileRefused, see
@@ -68,7 +69,7 @@ def open_private_folder(path: Path) -> int:
             raise
         raise _refusal(path, path.lstat(), "it is a link or a file", OTHER_NAME) from e
     try:
-        _check_folder(path, handle)
+        _check_folder(path, handle, make_private)
     except BaseException:
         os.close(handle)
         raise
@@ -176,8 +177,8 @@ def _writable(folder: Path, found: os.stat_result) -> FileRefused:
     return _refusal(folder, found, "others can write to it, so they could replace runs in it", hint)
 
 
-def _check_folder(path: Path, handle: int) -> None:
-    """Check an open folder and its entries. Limits its mode to its owner."""
+def _check_folder(path: Path, handle: int, make_private: bool) -> None:
+    """Check an open folder and its entries. Limits its mode to its owner if `make_private`."""
     found = os.fstat(handle)
     if found.st_uid != os.geteuid():
         raise _refusal(path, found, "it belongs to another user", OTHER_NAME)
@@ -185,7 +186,7 @@ def _check_folder(path: Path, handle: int) -> None:
         quoted = shlex.quote(str(path))
         hint = f"`ls -la {quoted}`, then `chmod 700 {quoted}`; or {OTHER_NAME}"
         raise _refusal(path, found, "others can write to it and may have put files there", hint)
-    if stat.S_IMODE(found.st_mode) != PRIVATE_MODE:
+    if make_private and stat.S_IMODE(found.st_mode) != PRIVATE_MODE:
         os.fchmod(handle, PRIVATE_MODE)
     for name in os.listdir(handle):
         entry = os.stat(name, dir_fd=handle, follow_symlinks=False)
