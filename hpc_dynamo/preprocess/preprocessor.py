@@ -146,7 +146,7 @@ class Preprocessor:
     async def _tokens(self, text: str, special: bool, max_tokens: int = 0) -> Tokens:
         if len(text) <= self._encoder.inline_chars:
             return self.encode(text, special=special)
-        if max_tokens and len(text) > max_tokens * self._longest_token:
+        if 0 < max_tokens * self._longest_token < len(text):
             raise PromptTooLong(max_tokens)
         if len(text) > LARGE_CHARS:
             loop = asyncio.get_running_loop()
