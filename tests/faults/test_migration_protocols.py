@@ -92,7 +92,7 @@ async def test_stream_continues_three_times(client: MigratingClient, path: str) 
 async def test_typed_stream_is_unbroken(client: MigratingClient, path: str) -> None:
     body = TYPED[path]
     whole = await client.whole(path, body)
-    for cuts in ((300,), (900,), (1900,), (3000,), (700, 800, 900)):
+    for cuts in ((300,), (900,), (1900,), (3000,)):
         await client.unbroken(path, body, whole, *cuts)
     assert client.migrator.outcomes["completed"] >= 4
 
