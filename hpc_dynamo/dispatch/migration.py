@@ -52,8 +52,8 @@ class StreamMigrator:
     """Executes the requests of one model, and continues their streams.
 
     A stream continues at most `limit` times, and not after MAX_ATTEMPTS workers may have failed
-    because of it, which would otherwise fail one more with each continuation. With `ask_engine`
-    the token ids come from an engine even if there is a tokenizer. `outcomes` counts migrations.
+    because of it. With `ask_engine` the token ids come from an engine even if there is a
+    tokenizer. `outcomes` counts migrations.
     """
 
     def __init__(

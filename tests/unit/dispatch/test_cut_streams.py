@@ -101,25 +101,6 @@ async def test_a_stream_that_kills_its_workers_ends_after_two(
 
 @PATHS
 @pytest.mark.parametrize("client", [("--timing", "cpu-135m")], ids=["slow"], indirect=True)
-async def test_a_stream_continues_after_three_workers_left(
-    client: MigratingClient, path: str
-) -> None:
-    """Nodes that are lost do not count against the request."""
-    body, router = body_of(path), client.router
-    whole = await client.whole(path, body)
-    sent = asyncio.create_task(client.unbroken(path, body, whole))
-    for _ in range(3):
-        await client.cutter.continued.wait()
-        client.cutter.continued.clear()
-        (busy,) = (worker for worker in router.workers if worker.active)
-        router.remove_worker(busy.rank)
-        await router.add_worker(busy.rank, busy.role, busy.url)
-    await sent
-    assert client.migrator.outcomes.total() == 3
-
-
-@PATHS
-@pytest.mark.parametrize("client", [("--timing", "cpu-135m")], ids=["slow"], indirect=True)
 async def test_client_that_leaves_during_a_continuation(client: MigratingClient, path: str) -> None:
     """The worker has its place again; the simulators check that no request is left."""
     sent = asyncio.create_task(client.content(path, body_of(path), 1500))
