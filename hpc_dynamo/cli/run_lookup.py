@@ -25,7 +25,8 @@ def find_run(
 ) -> Run:
     """Return the run given by folder, name or `name=`. Raises ConfigError if there is none.
 
-    Without an argument this is the newest run that `is_wanted`, if possible one to `prefer`.
+    Without an argument this is the newest run of this user that `is_wanted`, if possible one to
+    `prefer`.
     """
     words = list(args.overrides)
     first = words.pop(0) if words and "=" not in words[0] else ""
@@ -35,12 +36,22 @@ def find_run(
     runs = Path(config.runs_dir).absolute()
     if first or config.name:
         return _existing(Run(runs / (first or config.name)))
-    newest = sorted(runs.glob("*/attempts"), key=lambda p: p.stat().st_mtime, reverse=True)
-    found = [run for run in (Run(folder.parent) for folder in newest) if is_wanted(run)]
+    found = [run for run in own_runs(runs) if is_wanted(run)]
     if not found:
         hint = "a run's name or folder; runs_dir=FOLDER selects another folder of runs"
         raise ConfigError(f"{runs} holds no {description}", hint=hint)
     return next(filter(prefer, found), found[0])
+
+
+def own_runs(folder: Path) -> list[Run]:
+    """Return the runs of this user in a folder, the newest first. Links are left out."""
+    found = []
+    for attempts in folder.glob("*/attempts"):
+        with suppress(OSError):  # removed meanwhile
+            owners = {attempts.parent.lstat().st_uid, attempts.lstat().st_uid}
+            if owners == {os.geteuid()} and not attempts.parent.is_symlink():
+                found.append((attempts.stat().st_mtime, attempts.parent))
+    return [Run(path) for _, path in sorted(found, reverse=True)]
 
 
 def _is_folder(word: str) -> bool:

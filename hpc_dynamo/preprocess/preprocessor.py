@@ -17,7 +17,7 @@ from hpc_dynamo.preprocess.completion_prompts import completion_token_ids
 from hpc_dynamo.preprocess.encoder import choose_encoder
 from hpc_dynamo.preprocess.model_folder import ModelFolder
 from hpc_dynamo.preprocess.template import ChatTemplate, compile_template
-from hpc_dynamo.preprocess.tokens import PromptRejected, Tokens, UnknownTokens
+from hpc_dynamo.preprocess.tokens import PromptRejected, Tokens, UnknownTokens, is_failure
 
 CACHE_BYTES = 64 << 20
 # Text that tokenizers are known to encode differently.
@@ -95,6 +95,10 @@ class Preprocessor:
             return Tokens(self._encoder.encode(text, special=special))
         except UnicodeEncodeError as error:
             raise PromptRejected(f"the prompt is not valid Unicode: {error.reason}") from error
+        except BaseException as error:
+            if isinstance(error, Exception) or not is_failure(error):
+                raise
+            raise PromptRejected(f"the tokenizer fails for this prompt: {error}") from error
 
     def limit_memory(self) -> bool:
         """See Encoder.limit_memory."""

@@ -43,6 +43,11 @@ class NoTokenizer(ConfigError):
     """The model folder has no tokenizer that can be used here. Its engine may still serve it."""
 
 
+def is_failure(error: BaseException) -> bool:
+    """Return True for exceptions, and for a panic of a Rust library, which is no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 class PromptRejected(RequestFailed):
     """The model's chat template rejects these messages; engines also answer 400."""
 

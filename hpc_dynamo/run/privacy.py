@@ -44,18 +44,19 @@ def create_private_folder(path: Path) -> None:
     require_private_folder(path)
 
 
-def require_private_folder(path: Path) -> None:
+def require_private_folder(path: Path, *, make_private: bool = True) -> None:
     """Raise FileRefused if another user could have written to a run folder, or could replace it.
 
-    A folder of this user that others may only read gets mode 0700. A missing folder is accepted.
+    A folder of this user that others may only read gets mode 0700, if `make_private`. A missing
+    folder is accepted.
     """
     path = path.absolute()
     require_safe_parent(path.parent)
     with suppress(FileNotFoundError):
-        os.close(open_private_folder(path))
+        os.close(open_private_folder(path, make_private=make_private))
 
 
-def open_private_folder(path: Path) -> int:
+def open_private_folder(path: Path, *, make_private: bool = True) -> int:
     """Return a descriptor of a folder that only this user could have written to.
 
     It stays valid and checked if the folder is moved. Raises FileRefused, see
@@ -68,17 +69,18 @@ def open_private_folder(path: Path) -> int:
             raise
         raise _refusal(path, path.lstat(), "it is a link or a file", OTHER_NAME) from e
     try:
-        _check_folder(path, handle)
+        _check_folder(path, handle, make_private)
     except BaseException:
         os.close(handle)
         raise
     return handle
 
 
-def require_safe_parent(parent: Path) -> None:
+def require_safe_parent(parent: Path, *, in_container: bool = False) -> None:
     """Raise FileRefused if another user could replace what this user makes in a folder.
 
     Checks each folder and each link on the way, from `/` downwards. A missing one is accepted.
+    `in_container`: also accept a last folder that may be root's, see `_unmapped_owner`.
     """
     folder, left, links = Path("/"), list(reversed(parent.absolute().parts[1:])), 0
     _check_above(folder, folder.lstat())
@@ -99,7 +101,7 @@ def require_safe_parent(parent: Path) -> None:
             target = following.readlink()
             folder = Path("/") if target.is_absolute() else folder
             left += reversed([part for part in target.parts if part != "/"])
-        _check_parent(folder, folder.lstat())
+        _check_parent(folder, folder.lstat(), _trusted_owners() if in_container else _owners())
 
 
 def _check_link(link: Path, found: os.stat_result) -> None:
@@ -114,8 +116,8 @@ def _check_above(folder: Path, found: os.stat_result) -> None:
         raise _foreign(folder, found)
 
 
-def _check_parent(folder: Path, found: os.stat_result) -> None:
-    if found.st_uid not in (os.geteuid(), ROOT):
+def _check_parent(folder: Path, found: os.stat_result, owners: frozenset[int]) -> None:
+    if found.st_uid not in owners:
         raise _foreign(folder, found)
     if found.st_mode & OTHERS_WRITE and not found.st_mode & stat.S_ISVTX:
         raise _writable(folder, found)
@@ -143,8 +145,12 @@ def _primary_group() -> int:
         return os.getgid()
 
 
+def _owners() -> frozenset[int]:
+    return frozenset((os.geteuid(), ROOT))
+
+
 def _trusted_owners() -> frozenset[int]:
-    return frozenset((os.geteuid(), ROOT)) | _unmapped_owner()
+    return _owners() | _unmapped_owner()
 
 
 @cache
@@ -171,8 +177,8 @@ def _writable(folder: Path, found: os.stat_result) -> FileRefused:
     return _refusal(folder, found, "others can write to it, so they could replace runs in it", hint)
 
 
-def _check_folder(path: Path, handle: int) -> None:
-    """Check an open folder and its entries. Limits its mode to its owner."""
+def _check_folder(path: Path, handle: int, make_private: bool) -> None:
+    """Check an open folder and its entries. Limits its mode to its owner if `make_private`."""
     found = os.fstat(handle)
     if found.st_uid != os.geteuid():
         raise _refusal(path, found, "it belongs to another user", OTHER_NAME)
@@ -180,7 +186,7 @@ def _check_folder(path: Path, handle: int) -> None:
         quoted = shlex.quote(str(path))
         hint = f"`ls -la {quoted}`, then `chmod 700 {quoted}`; or {OTHER_NAME}"
         raise _refusal(path, found, "others can write to it and may have put files there", hint)
-    if stat.S_IMODE(found.st_mode) != PRIVATE_MODE:
+    if make_private and stat.S_IMODE(found.st_mode) != PRIVATE_MODE:
         os.fchmod(handle, PRIVATE_MODE)
     for name in os.listdir(handle):
         entry = os.stat(name, dir_fd=handle, follow_symlinks=False)

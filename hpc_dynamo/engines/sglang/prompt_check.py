@@ -117,6 +117,6 @@ def vocabulary_size(folder: Path) -> int:
     try:
         known = json.loads((folder / "config.json").read_bytes())
         size = known.get("vocab_size") or known.get("text_config", {}).get("vocab_size")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return 0
     return size if isinstance(size, int) else 0
