@@ -9,7 +9,7 @@ from hpc_dynamo.agent.hang_detector import HangDetector, is_computing
 from hpc_dynamo.agent.probe import serves_token
 from hpc_dynamo.engines import Body
 from hpc_dynamo.engines.adapter import MetricNames
-from hpc_dynamo.http import HttpClient
+from hpc_dynamo.http import MAX_REPORT_BYTES, HttpClient
 from hpc_dynamo.process.session import SessionUsage
 
 COUNTERS_TIMEOUT_S = 10.0
@@ -104,7 +104,7 @@ class ProgressWatch:
             return b""
         try:
             async with self._http.send("GET", url, path) as answer:
-                lines = (await answer.read()).splitlines()
+                lines = (await answer.read(MAX_REPORT_BYTES)).splitlines()
         except OSError:
             return b""
         return b"\n".join(line for line in lines if line.startswith(self._names))

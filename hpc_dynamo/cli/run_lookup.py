@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hpc_dynamo.cli.arguments import RUNS_DIR
 from hpc_dynamo.cli.compose import compose
+from hpc_dynamo.cli.endpoint_check import require_live_endpoint
 from hpc_dynamo.config import Config, Task
 from hpc_dynamo.errors import ConfigError, HpcDynamoError, RunBusy
 from hpc_dynamo.messages import Endpoint
@@ -85,8 +86,8 @@ def _hands_over(attempt: Attempt, to: Attempt) -> bool:
 def find_endpoint(args: Namespace) -> tuple[Attempt, Endpoint]:
     """Return the attempt and the endpoint of a serving run.
 
-    Raises HpcDynamoError if the run has no endpoint now. Raises FileRefused if another user could
-    have written the URL, or the name of the file whose content is sent there as the key.
+    Raises HpcDynamoError if the run has no endpoint now, or is dead. Raises FileRefused if another
+    user could have written the URL, or the name of the file whose content is sent there as the key.
     """
     run = find_run(args, _serves, "serving run")
     require_private_folder(run.path)
@@ -94,6 +95,7 @@ def find_endpoint(args: Namespace) -> tuple[Attempt, Endpoint]:
     endpoint = attempt.endpoint()
     if endpoint is None or attempt.outcome():
         raise _no_endpoint(attempt)
+    require_live_endpoint(attempt, endpoint)
     return attempt, endpoint
 
 

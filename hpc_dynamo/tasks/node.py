@@ -31,6 +31,7 @@ from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_co
 from hpc_dynamo.launch.sole_use import wait_for_earlier_jobs
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome
 from hpc_dynamo.printable import LineFormatter
+from hpc_dynamo.process.identity import start_ticks
 from hpc_dynamo.run import Attempt, Run, write_json
 from hpc_dynamo.run.logs import BoundedFileHandler, RateLimit
 from hpc_dynamo.run.privacy import PRIVATE_UMASK, require_private_folder
@@ -191,6 +192,7 @@ def node_record(node: int, host: str, address: str, log_file: Path) -> NodeRecor
         log=str(log_file),
         started_at=time.time(),
         slurm_step_id=os.environ.get("SLURM_STEP_ID", ""),
+        pid_started=start_ticks(os.getpid()),
     )
 
 
