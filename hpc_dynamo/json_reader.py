@@ -17,13 +17,17 @@ Fields = dict[str, msgspec.Raw]
 
 MAX_DEPTH = 256  # nested arrays and objects; Python's own readers fail near 1,000
 
-MANY = 20  # factor above which brackets are counted without a look at strings
+MANY = 20  # factor above which characters are counted without a look at strings
+
+# Arrays, objects and their items in what only Python's `json` reads, which is 20 times slower.
+MAX_LENIENT_VALUES = 100_000
 
 TOO_DEEP = f"arrays and objects are nested more than {MAX_DEPTH} deep"
 
+TOO_MANY = f"it is not strict UTF-8 JSON, and has more than {MAX_LENIENT_VALUES} values"
+
 _FIELDS = msgspec.json.Decoder(Fields)
 _STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as signed bytes: 1 opens, -1 closes
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 class JsonError(ValueError):
@@ -79,24 +83,33 @@ def is_null(fields: Fields, name: str) -> bool:
 
 def nesting_depth(content: bytes) -> int:
     """Return the nesting depth of arrays and objects in UTF-8 JSON (unchecked)."""
-    unescaped = content.replace(b"\\\\", b"").replace(b'\\"', b"")
-    outside_strings = b"".join(unescaped.split(b'"')[::2])
-    steps = outside_strings.translate(_STEPS, _NO_BRACKETS)
+    steps = _outside_strings(content, b"[]{}").translate(_STEPS)
     return max(accumulate(array("b", steps)), default=0)
 
 
-def count_containers(content: bytes, enough: int) -> int:
-    """Return the number of arrays and objects in UTF-8 JSON, if it is above `enough`.
+def count_outside_strings(content: bytes, characters: bytes, enough: int) -> int:
+    """Return how often UTF-8 JSON has one of these characters, if that is more than `enough`.
 
-    Brackets in strings are not counted, except above MANY times `enough`: such a text exceeds the
-    context of any model, and the exact count is slow.
+    Characters in strings are not counted, except above MANY times `enough`: such a text exceeds
+    the context of any model, and the exact count is slow.
     """
-    brackets = content.count(b"[") + content.count(b"{")
-    if brackets <= enough or brackets > MANY * enough:
-        return brackets
-    unescaped = content.replace(b"\\\\", b"").replace(b'\\"', b"")
-    outside_strings = b"".join(unescaped.split(b'"')[::2])
-    return outside_strings.count(b"[") + outside_strings.count(b"{")
+    found = sum(content.count(character) for character in characters)
+    if found <= enough or found > MANY * enough:
+        return found
+    return len(_outside_strings(content, characters))
+
+
+def without_escapes(content: bytes) -> bytes:
+    """Return JSON without escaped backslashes and quotes: each quote is then an end of a string."""
+    return content.replace(b"\\\\", b"").replace(b'\\"', b"")
+
+
+def _outside_strings(content: bytes, characters: bytes) -> bytes:
+    """Return only these characters of UTF-8 JSON, without those in strings."""
+    others = bytes(set(range(256)) - set(characters) - {ord('"')})
+    kept = without_escapes(content).translate(None, others)
+    # Two quotes with nothing between them change nothing, and a body may have millions.
+    return b"".join(kept.replace(b'""', b"").split(b'"')[::2])
 
 
 def _check_depth(content: bytes) -> None:
@@ -109,12 +122,17 @@ def _check_depth(content: bytes) -> None:
 def _read_leniently(content: bytes) -> Any:
     try:
         text = content.decode(json.detect_encoding(content), "surrogatepass")
+        encoded = text.encode("utf-8", "surrogatepass")
+        if count_outside_strings(encoded, b",:[{", MAX_LENIENT_VALUES) > MAX_LENIENT_VALUES:
+            raise JsonError(TOO_MANY)
         value = json.loads(text)
     except RecursionError as e:
         raise JsonError(TOO_DEEP) from e
+    except JsonError:
+        raise
     except ValueError as e:
         raise JsonError(_reason(content, e)) from e
-    _check_depth(text.encode("utf-8", "surrogatepass"))
+    _check_depth(encoded)
     return value
 
 

@@ -19,7 +19,7 @@ from hpc_dynamo.agent.placement import NodePlacer
 from hpc_dynamo.agent.probe import NO_MODELS, EngineModels
 from hpc_dynamo.agent.shard_followers import ShardFollowers
 from hpc_dynamo.agent.shard_leader import ShardLeader, wait_for_exit
-from hpc_dynamo.backoff import RestartLimit
+from hpc_dynamo.agent.worker_restarts import WorkerRestarts
 from hpc_dynamo.config import Config, Role, with_worker_options
 from hpc_dynamo.defects import contain_defects
 from hpc_dynamo.engines import Placement, engine, is_mpi_step
@@ -189,7 +189,7 @@ class Agent:
     async def _keep_running(self, rank: int) -> None:
         """Run a worker; restart it until `engine.max_restarts`."""
         settings = self._config_of(self._workers[rank]).engine
-        limit = RestartLimit(settings.max_restarts, 60.0 * settings.restart_window_min)
+        limit = WorkerRestarts(settings)
         restarts_left = 1
         while restarts_left:
             try:
@@ -200,10 +200,8 @@ class Agent:
                 if self._ready_role.get(rank, worker.role) is not worker.role:
                     await self._revert_role(worker, e)
                     continue
-                if rank in self._was_ready:
-                    limit.succeeded()
+                restarts_left = limit.failed(e, time.monotonic(), rank in self._was_ready)
                 self._was_ready.discard(rank)
-                restarts_left = limit.failed(time.monotonic())
                 state = WorkerState.failed if restarts_left else WorkerState.lost
                 log.error("%s; %d restarts left", e, restarts_left)
                 await self._report(worker, state, detail=str(e))

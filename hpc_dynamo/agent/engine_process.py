@@ -11,10 +11,12 @@ from subprocess import SubprocessError
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.engines import EngineCommand, Placement, diagnose, engine, in_container
+from hpc_dynamo.engines.diagnostics import PORT_TAKEN
 from hpc_dynamo.engines.root_cause import killed_itself, last_line, root_cause
 from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.launch import mpi_step
 from hpc_dynamo.process.child import Child, clean_environment
+from hpc_dynamo.process.listeners import port_user
 from hpc_dynamo.process.session import SessionMonitor, SessionUsage
 from hpc_dynamo.process.stack_traces import ENVIRONMENT
 from hpc_dynamo.run import Attempt, write_atomic
@@ -39,6 +41,10 @@ def temporary_folders(place: Placement) -> dict[str, str]:
     if not folder.startswith(tempfile.gettempdir()):
         return {}
     return {"TMPDIR": folder, "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor-{place.worker.rank}"}
+
+
+class PortTaken(EngineError):
+    """Another process took a port before the engine did. This is no failure of the engine."""
 
 
 class EngineProcess:
@@ -67,6 +73,33 @@ class EngineProcess:
     @property
     def url(self) -> str:
         return f"http://{self._place.address}:{self._place.ports[0]}"
+
+    async def listens(self) -> bool:
+        """Return True if its HTTP port is open, and is this user's.
+
+        Raises PortTaken if another user listens there: the key must not go to that user.
+        """
+        place = self._place
+        user = await asyncio.to_thread(port_user, place.address, place.ports[0])
+        if user.other_user:
+            raise self._port_taken(place.ports[0], user.other_user)
+        return user.listening
+
+    async def start_error(self, error: EngineError) -> EngineError:
+        """Return PortTaken if another process has a port that the engine needs, else `error`."""
+        place = self._place
+        needed = place.ports + (place.rendezvous.ports if place.rendezvous else ())
+        for port in needed:
+            user = await asyncio.to_thread(port_user, place.address, port)
+            if user.other_user:
+                return self._port_taken(port, user.other_user)
+        if error.hint == PORT_TAKEN:  # for a moment only
+            return PortTaken(error.message, hint=error.hint, log=error.log)
+        return error
+
+    def _port_taken(self, port: int, user: str) -> "PortTaken":
+        what = f"cannot use its port {port}: a process of user {user} took it and listens there"
+        return PortTaken(f"{self.name} {what}", hint=PORT_TAKEN, log=self._log)
 
     @property
     def hang_timeout_s(self) -> float:

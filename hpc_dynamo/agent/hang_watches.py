@@ -2,7 +2,7 @@
 
 import asyncio
 
-from hpc_dynamo.agent.engine_process import EngineProcess
+from hpc_dynamo.agent.engine_process import EngineProcess, PortTaken
 from hpc_dynamo.agent.hang_detector import check_interval_s
 from hpc_dynamo.agent.progress_watch import ProgressWatch, WatchedEngine
 from hpc_dynamo.config import Config, Role
@@ -76,8 +76,16 @@ class HangWatches:
                 del self._watches[worker.rank]
 
 
+async def _has_port(process: EngineProcess) -> bool:
+    try:
+        return await process.listens()
+    except PortTaken:  # the engine has closed its port, so it makes no progress
+        return False
+
+
 def _watched(config: Config, process: EngineProcess, child: Child, role: Role) -> WatchedEngine:
     fields = probe_fields(pd_protocol_of(config), role)
     names = engine(config.engine.name).metrics
     name = config.model.served_name
-    return WatchedEngine(process.url, name, fields, names, lambda: process.usage(child))
+    usage, listens = lambda: process.usage(child), lambda: _has_port(process)
+    return WatchedEngine(process.url, name, fields, names, usage, listens)

@@ -76,8 +76,8 @@ def visible_gpus(indexes: tuple[int, ...]) -> tuple[str, ...]:
 def free_ports(address: str, count: int) -> tuple[int, ...]:
     """Return ports that are free now and differ.
 
-    If another process takes a port before the engine does, the engine fails with "address already
-    in use" and is restarted with other ports.
+    If another process takes a port before the engine does, the engine is restarted with other
+    ports, see PortTaken.
     """
     reserved = [socket.create_server((address, 0)) for _ in range(count)]
     ports = tuple(int(s.getsockname()[1]) for s in reserved)

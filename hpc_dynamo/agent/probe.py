@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from hpc_dynamo.engines import Body
 from hpc_dynamo.engines.http_paths import forwardable
-from hpc_dynamo.http import HttpClient
+from hpc_dynamo.http import MAX_REPORT_BYTES, HttpClient
 
 
 class EngineModels(msgspec.Struct, frozen=True):
@@ -54,7 +54,7 @@ async def not_serving_reason(http: HttpClient, url: str, model: str, fields: Bod
     """
     try:
         async with http.send("GET", url, "/v1/models") as answer:
-            await answer.read()
+            await answer.read(MAX_REPORT_BYTES)
     except OSError as e:
         return f"cannot be reached: {e.strerror or e}"
     if answer.status in (401, 403):
@@ -70,7 +70,7 @@ async def is_alive(http: HttpClient, url: str) -> bool:
     """Return True if the engine answers /health without an error; some engines have no /health."""
     try:
         async with http.send("GET", url, "/health") as answer:
-            await answer.read()
+            await answer.read(MAX_REPORT_BYTES)
     except OSError:
         return False
     return answer.status < 500
@@ -96,7 +96,7 @@ async def _request(
 ) -> tuple[int, bytes]:
     """Return status and body of the answer. Raises OSError."""
     async with http.send(method, url, path, msgspec.json.encode(body)) as answer:
-        return answer.status, await answer.read()
+        return answer.status, await answer.read(MAX_REPORT_BYTES)
 
 
 class _Model(msgspec.Struct):

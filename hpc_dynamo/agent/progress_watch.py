@@ -9,7 +9,7 @@ from hpc_dynamo.agent.hang_detector import HangDetector, is_computing
 from hpc_dynamo.agent.probe import serves_token
 from hpc_dynamo.engines import Body
 from hpc_dynamo.engines.adapter import MetricNames
-from hpc_dynamo.http import HttpClient
+from hpc_dynamo.http import MAX_REPORT_BYTES, HttpClient
 from hpc_dynamo.process.session import SessionUsage
 
 COUNTERS_TIMEOUT_S = 10.0
@@ -19,11 +19,16 @@ async def _unknown_usage() -> SessionUsage | None:
     return None
 
 
+async def _listens() -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class WatchedEngine:
     """An engine and the requests that only it serves; see probe.serves_token.
 
-    `usage` returns None if the engine's processes are not known.
+    `usage` returns None if the engine's processes are not known. `listens` returns False if the
+    engine does not have its port now; then nothing is sent there.
     """
 
     url: str
@@ -31,6 +36,7 @@ class WatchedEngine:
     fields: Body
     metrics: MetricNames
     usage: Callable[[], Awaitable[SessionUsage | None]] = _unknown_usage
+    listens: Callable[[], Awaitable[bool]] = _listens
 
 
 class ProgressWatch:
@@ -94,9 +100,11 @@ class ProgressWatch:
     async def _counters(self) -> bytes:
         """Return the lines of the engine's metrics that show progress; empty if unknown."""
         url, path = self._engine.url, self._engine.metrics.path
+        if not await self._engine.listens():
+            return b""
         try:
             async with self._http.send("GET", url, path) as answer:
-                lines = (await answer.read()).splitlines()
+                lines = (await answer.read(MAX_REPORT_BYTES)).splitlines()
         except OSError:
             return b""
         return b"\n".join(line for line in lines if line.startswith(self._names))
@@ -104,7 +112,8 @@ class ProgressWatch:
     async def _send_canaries(self) -> None:
         while True:
             await asyncio.sleep(self._detector.interval_s)
-            if self._detector.needs_canary and not self.asleep:
+            needed = self._detector.needs_canary and not self.asleep
+            if needed and await self._engine.listens():
                 await self._send_canary()
 
     async def _send_canary(self) -> None:

@@ -7,7 +7,7 @@ from hpc_dynamo.config import Role
 from hpc_dynamo.engines.adapter import MetricNames
 from hpc_dynamo.engines.metrics import EngineMetrics, parse_metrics
 from hpc_dynamo.histogram import Histogram, merge
-from hpc_dynamo.http import HttpClient
+from hpc_dynamo.http import MAX_REPORT_BYTES, HttpClient
 from hpc_dynamo.messages import BatchSummary, Progress
 from hpc_dynamo.router import RoutedWorker
 
@@ -25,7 +25,7 @@ async def read_metrics(
         try:
             sent = client.send("GET", worker.url, names.path)
             async with asyncio.timeout(READ_TIMEOUT_S), sent as response:
-                return parse_metrics((await response.read()).decode(), names)
+                return parse_metrics((await response.read(MAX_REPORT_BYTES)).decode(), names)
         except (OSError, ValueError):  # not reachable, too slow, or not metrics
             return None
 

@@ -1,5 +1,6 @@
 """`hpc-dynamo VERB [option ...] [FIELD=VALUE ...]`: run the verb, turn errors into exit codes."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -11,12 +12,15 @@ from hpc_dynamo.cli.parser import parse
 from hpc_dynamo.cli.render.console import ERR, replace_unencodable
 from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.errors import ExitCode, HpcDynamoError, file_error_in
+from hpc_dynamo.printable import LineFormatter
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code."""
     raise_descriptor_limit()
     replace_unencodable(sys.stdout, sys.stderr)
+    if logging.lastResort:  # prints warnings if no handler is set
+        logging.lastResort.setFormatter(LineFormatter("%(message)s"))
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
         code: int = args.command.run(args)

@@ -105,8 +105,9 @@ def _unused_folder(config: Config, notify: Notify) -> Run:
     """
     os.umask(PRIVATE_UMASK)
     run = Run(Path(config.runs_dir) / config.name)
-    require_private_folder(run.path)
+    require_private_folder(run.path, make_private=False)
     _refuse_foreign_folder(config, run)
+    require_private_folder(run.path)
     launch.refuse_if_busy(run)
     if config.overwrite and run.attempts():
         if launch.is_restarted_job(run):

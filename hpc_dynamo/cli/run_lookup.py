@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hpc_dynamo.cli.arguments import RUNS_DIR
 from hpc_dynamo.cli.compose import compose
+from hpc_dynamo.cli.endpoint_check import require_live_endpoint
 from hpc_dynamo.config import Config, Task
 from hpc_dynamo.errors import ConfigError, HpcDynamoError, RunBusy
 from hpc_dynamo.messages import Endpoint
@@ -25,7 +26,8 @@ def find_run(
 ) -> Run:
     """Return the run given by folder, name or `name=`. Raises ConfigError if there is none.
 
-    Without an argument this is the newest run that `is_wanted`, if possible one to `prefer`.
+    Without an argument this is the newest run of this user that `is_wanted`, if possible one to
+    `prefer`.
     """
     words = list(args.overrides)
     first = words.pop(0) if words and "=" not in words[0] else ""
@@ -35,12 +37,22 @@ def find_run(
     runs = Path(config.runs_dir).absolute()
     if first or config.name:
         return _existing(Run(runs / (first or config.name)))
-    newest = sorted(runs.glob("*/attempts"), key=lambda p: p.stat().st_mtime, reverse=True)
-    found = [run for run in (Run(folder.parent) for folder in newest) if is_wanted(run)]
+    found = [run for run in own_runs(runs) if is_wanted(run)]
     if not found:
         hint = "a run's name or folder; runs_dir=FOLDER selects another folder of runs"
         raise ConfigError(f"{runs} holds no {description}", hint=hint)
     return next(filter(prefer, found), found[0])
+
+
+def own_runs(folder: Path) -> list[Run]:
+    """Return the runs of this user in a folder, the newest first. Links are left out."""
+    found = []
+    for attempts in folder.glob("*/attempts"):
+        with suppress(OSError):  # removed meanwhile
+            owners = {attempts.parent.lstat().st_uid, attempts.lstat().st_uid}
+            if owners == {os.geteuid()} and not attempts.parent.is_symlink():
+                found.append((attempts.stat().st_mtime, attempts.parent))
+    return [Run(path) for _, path in sorted(found, reverse=True)]
 
 
 def _is_folder(word: str) -> bool:
@@ -74,8 +86,8 @@ def _hands_over(attempt: Attempt, to: Attempt) -> bool:
 def find_endpoint(args: Namespace) -> tuple[Attempt, Endpoint]:
     """Return the attempt and the endpoint of a serving run.
 
-    Raises HpcDynamoError if the run has no endpoint now. Raises FileRefused if another user could
-    have written the URL, or the name of the file whose content is sent there as the key.
+    Raises HpcDynamoError if the run has no endpoint now, or is dead. Raises FileRefused if another
+    user could have written the URL, or the name of the file whose content is sent there as the key.
     """
     run = find_run(args, _serves, "serving run")
     require_private_folder(run.path)
@@ -83,6 +95,7 @@ def find_endpoint(args: Namespace) -> tuple[Attempt, Endpoint]:
     endpoint = attempt.endpoint()
     if endpoint is None or attempt.outcome():
         raise _no_endpoint(attempt)
+    require_live_endpoint(attempt, endpoint)
     return attempt, endpoint
 
 

@@ -21,6 +21,7 @@ from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.demo.next_steps import next_steps
 from hpc_dynamo.demo.provision import DemoEngine, provision
 from hpc_dynamo.errors import ExitCode, HpcDynamoError
+from hpc_dynamo.printable import escape_controls
 
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
 SHOWN_ANSWERS = 3
@@ -77,7 +78,8 @@ def _run_folder(arguments: Sequence[str]) -> Path:
 def _show(output: Path, console: Console) -> None:
     console.print(f"\n{SHOWN_ANSWERS} of the answers in {output}:")
     for question, answer in islice(answers(output), SHOWN_ANSWERS):
-        console.print(Panel(escape(answer), title=escape(question), title_align="left"))
+        text = escape(escape_controls(answer))
+        console.print(Panel(text, title=escape(question), title_align="left"))
 
 
 def answers(output: Path) -> Iterator[tuple[str, str]]:

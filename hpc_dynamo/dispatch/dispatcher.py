@@ -72,6 +72,7 @@ class Dispatcher:
         self, request: EngineRequest, sink: ResponseSink, max_attempts: int | None = None
     ) -> None:
         routing, error, failures, lost = request.routing, None, 0, set[int]()
+        deaths = 0
         while failures < (max_attempts or self._max_attempts):
             try:
                 lease = await self._router.route(routing)
@@ -80,6 +81,7 @@ class Dispatcher:
             try:
                 return await self._attempt(lease, request, sink)
             except WorkerFailed as e:
+                e.deaths = deaths = deaths + e.deaths
                 if sink.started:
                     raise
                 log.warning("%s", e)
@@ -115,7 +117,9 @@ class Dispatcher:
             if not timeout.expired():
                 raise
             rank = lease.worker_lost.result()
-            raise WorkerLost(rank, f"worker {rank} left during this request", 503) from e
+            left = WorkerLost(rank, f"worker {rank} left during this request", 503)
+            left.deaths = 0  # its node was lost, or it was taken out of service
+            raise left from e
 
     async def _execute(self, lease: Lease, request: EngineRequest, sink: ResponseSink) -> None:
         if lease.prefill is not None:

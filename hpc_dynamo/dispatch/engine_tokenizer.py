@@ -43,5 +43,5 @@ class EngineTokenizer:
     async def _ids(self, body: Body, routing: RoutingRequest) -> Tokens:
         response = BufferedResponse()
         request = EngineRequest(PATH, msgspec.json.encode(body), body, routing)
-        await self._dispatcher.run(request, response)
+        await self._dispatcher.run(request, response, max_attempts=1)
         return Tokens.of(IDS.decode(response.body.get("tokens", b"null")))

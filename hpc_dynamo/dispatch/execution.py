@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from hpc_dynamo.engines import (
+    CHAT,
     COMPLETIONS,
     RESPONSES,
     Body,
@@ -64,7 +65,7 @@ def choose_execution(
     if path not in protocol.paths or not _generates_once(path, body):
         return AGGREGATED
     if isinstance(protocol, ConcurrentProtocol):
-        samples = count(body, "n")
+        samples = count(body, "n") if path in (CHAT, COMPLETIONS) else 1
         return Execution(disaggregated=True, samples=samples) if samples > 0 else AGGREGATED
     one = _is_one_sequence(path, body) and _fits(body, tokens, context_tokens)
     return DISAGGREGATED if one else AGGREGATED

@@ -25,7 +25,7 @@ from hpc_dynamo.dispatch.continued_stream import (
     StreamSink,
     send_prepared,
 )
-from hpc_dynamo.dispatch.dispatcher import Dispatcher
+from hpc_dynamo.dispatch.dispatcher import MAX_ATTEMPTS, Dispatcher
 from hpc_dynamo.dispatch.engine_tokenizer import EngineTokenizer
 from hpc_dynamo.dispatch.obstacles import NotContinuable, Obstacle
 from hpc_dynamo.dispatch.partial_answer import PartialAnswer, read_answer
@@ -51,8 +51,9 @@ class MigrationOutcome(StrEnum):
 class StreamMigrator:
     """Executes the requests of one model, and continues their streams.
 
-    A stream continues at most `limit` times. With `ask_engine` the token ids come from an engine
-    even if there is a tokenizer. `outcomes` counts migrations.
+    A stream continues at most `limit` times, and not after MAX_ATTEMPTS workers may have failed
+    because of it. With `ask_engine` the token ids come from an engine even if there is a
+    tokenizer. `outcomes` counts migrations.
     """
 
     def __init__(
@@ -75,13 +76,15 @@ class StreamMigrator:
             if not sink.started or sink.record is None:
                 raise
             failure = e
-        repeat = True
-        for _ in range(self._limit):
+        repeat, deaths = True, failure.deaths
+        left = self._limit
+        while left and deaths < MAX_ATTEMPTS:
+            left -= 1
             try:
                 await self._continue(request, sink, failure, repeat=repeat)
             except WorkerFailed as e:
                 self.outcomes[MigrationOutcome.failed] += 1
-                failure = e
+                failure, deaths = e, deaths + e.deaths
             except ContinuationDiffers as e:
                 if not repeat:
                     self.outcomes[MigrationOutcome.failed] += 1

@@ -9,6 +9,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from hpc_dynamo.config import Config, Policy, TopologyKind
 from hpc_dynamo.dispatch.context_limit import require_context
 from hpc_dynamo.dispatch.execution import AGGREGATED, Execution, choose_execution
@@ -26,7 +28,14 @@ from hpc_dynamo.engines import (
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Header
 from hpc_dynamo.json_reader import JsonError, read_value
-from hpc_dynamo.preprocess import PromptRejected, TokenIdsOnly, Tokens, UnknownTokens
+from hpc_dynamo.preprocess import (
+    PROMPT_FIELDS,
+    PromptRejected,
+    PromptTooLong,
+    TokenIdsOnly,
+    Tokens,
+    UnknownTokens,
+)
 from hpc_dynamo.router import RoutingRequest, adapter_root, block_hashes
 
 MEMORY_CHECK_S = 2.0  # between two checks of the tokenizer's memory
@@ -37,11 +46,14 @@ log = logging.getLogger(__name__)
 class PromptTokenizer(Protocol):
     """Computes the token ids of the prompts in a body: a Preprocessor, or a substitute."""
 
-    async def chat(self, body: Mapping[str, Any]) -> Tokens | UnknownTokens:
-        """Return the token ids of a chat. Raises PromptRejected."""
+    async def chat(self, body: Mapping[str, Any], max_tokens: int = 0) -> Tokens | UnknownTokens:
+        """Return the token ids of a chat. Raises PromptRejected, and may raise PromptTooLong for
+        more than `max_tokens` (0: no limit). `body` may have only the PROMPT_FIELDS."""
 
-    async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | UnknownTokens:
-        """Return the token ids of each prompt of a completion. Raises PromptRejected."""
+    async def completion(
+        self, body: Mapping[str, Any], max_tokens: int = 0
+    ) -> list[Tokens] | UnknownTokens:
+        """Return the token ids of each prompt of a completion. See `chat`."""
 
     def limit_memory(self) -> bool:
         """Bound the memory of the tokenizer. Takes up to 1 s. Return True if it did anything."""
@@ -82,7 +94,7 @@ class RequestBuilder:
         check_fields(bare, body)
         if self._prompt_check and (reason := self._prompt_check.refusal(bare, body)):
             raise RequestFailed(reason, status=400)
-        prompts = await self._tokenize(bare, content, body, context)
+        prompts = await self._tokenize(bare, body, context)
         if bare in (CHAT, COMPLETIONS) and not self._truncates:
             require_context(body, len(_longest(prompts)), context.max_context_tokens)
         routing, execution = self._route_and_execution(bare, body, context, prompts)
@@ -90,10 +102,10 @@ class RequestBuilder:
         return EngineRequest(path, content, body, routing, headers, samples, context)
 
     async def routing_request(
-        self, path: str, content: bytes, body: Body, context: RequestContext
+        self, path: str, body: Body, context: RequestContext
     ) -> RoutingRequest:
         """Return only the routing request for this path and body."""
-        prompts = await self._tokenize(path, content, body, context)
+        prompts = await self._tokenize(path, body, context)
         return self._route_and_execution(path, body, context, prompts)[0]
 
     def _route_and_execution(
@@ -127,9 +139,7 @@ class RequestBuilder:
             return b""
         return block_hashes(prompt.data, self._block_tokens, adapter_root(context.adapter))
 
-    async def _tokenize(
-        self, path: str, content: bytes, body: Body, context: RequestContext
-    ) -> list[Tokens]:
+    async def _tokenize(self, path: str, body: Body, context: RequestContext) -> list[Tokens]:
         """Return the token ids of each prompt.
 
         Empty if nothing depends on them, or if only the engine can compute them or must reject the
@@ -143,7 +153,12 @@ class RequestBuilder:
                 return []
         tokenize = self.tokenizer.chat if path == CHAT else self.tokenizer.completion
         try:
-            result = await tokenize(read_value(content))
+            read = (name for name in body if name in PROMPT_FIELDS)
+            limit = 0 if self._truncates else context.max_context_tokens
+            result = await tokenize({name: _decoded(body[name]) for name in read}, limit)
+        except PromptTooLong:
+            require_context(body, context.max_context_tokens + 1, context.max_context_tokens)
+            return []
         except (JsonError, PromptRejected) as e:
             log.info("the engine will reject this request: %s", e)
             return []
@@ -153,6 +168,11 @@ class RequestBuilder:
         if isinstance(result, Tokens):
             return [result]
         return result if isinstance(result, list) else []
+
+
+def _decoded(value: Any) -> Any:
+    """Return the value of a field. Raises JsonError."""
+    return read_value(bytes(value)) if isinstance(value, msgspec.Raw) else value
 
 
 def _longest(prompts: Sequence[Tokens]) -> Tokens:

@@ -67,7 +67,9 @@ def check_fields(path: str, body: Body) -> None:
             raise refusal(f"{name} is not accepted: {REFUSED_FIELDS[name]}", name)
     searched = (VLLM_XARGS,) if path in CONTENT_PATHS else body.keys()
     for name in searched:
-        _check_nested(name, body.get(name))
+        value = body.get(name)
+        if not isinstance(value, msgspec.Raw) or b"{" in bytes(value):
+            _check_nested(name, value)
 
 
 def check_form(fields: Iterable[tuple[str, str]]) -> None:
@@ -95,8 +97,8 @@ def _check_nested(name: str, value: Any) -> None:
 def _keys(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         yield from value
-        for inner in value.values():
-            yield from _keys(inner)
-    elif isinstance(value, list):
+        value = list(value.values())
+    if isinstance(value, list):
         for inner in value:
-            yield from _keys(inner)
+            if isinstance(inner, dict | list):
+                yield from _keys(inner)

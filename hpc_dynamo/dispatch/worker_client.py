@@ -74,13 +74,16 @@ class Handoff(Protocol):
 
 
 class WorkerFailed(RequestFailed):
-    """A worker failed; another may succeed. `reached` is False if it never got the request."""
+    """A worker failed; another may succeed. `reached` is False if it never got the request.
+
+    `deaths` counts the workers that may have failed because of the request.
+    """
 
     def __init__(
         self, rank: int, message: str, status: int, body: bytes = b"", *, reached: bool = True
     ) -> None:
         super().__init__(message, status=status, body=body)
-        self.rank, self.reached = rank, reached
+        self.rank, self.reached, self.deaths = rank, reached, int(reached)
 
 
 class WorkerLost(WorkerFailed):

@@ -38,6 +38,7 @@ from hpc_dynamo.doctor.records import (
 )
 from hpc_dynamo.errors import BootstrapError, KvTransferError
 from hpc_dynamo.launch.node import node_index_and_hosts
+from hpc_dynamo.printable import LineFormatter
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import ControlClient, ControlServer
 
@@ -51,7 +52,9 @@ def main(path: str) -> int:
     raise_descriptor_limit()
     attempt = Attempt(Path(path))
     index, hosts = node_index_and_hosts(attempt.plan().nodes)
-    logging.basicConfig(filename=attempt.agent_log(index), level=logging.INFO)
+    handler = logging.FileHandler(attempt.agent_log(index))
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     try:
         asyncio.run(_node(attempt, index, hosts))
     except ExceptionGroup as group:

@@ -40,6 +40,7 @@ from hpc_dynamo.preprocess import (
     load_tokenizer,
     mismatched_tokenizer,
 )
+from hpc_dynamo.printable import LOG_FORMAT, LineFormatter
 from hpc_dynamo.router import RemoteRouter, RoutingRequest
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.run.logs import RateLimit
@@ -209,8 +210,8 @@ def main() -> int:
     handler = logging.StreamHandler()
     handler.addFilter(RequestIdFilter())
     handler.addFilter(RateLimit())
-    log_format = "%(asctime)s %(levelname)s %(request_id)s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.INFO, handlers=[handler], format=log_format)
+    handler.setFormatter(LineFormatter(LOG_FORMAT.replace("%(name)s", "%(request_id)s %(name)s")))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     uvloop.run(serve(Attempt(Path(path)), int(index), Path(link), socket.socket(fileno=int(fd))))
     return 0
 

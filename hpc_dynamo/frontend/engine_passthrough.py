@@ -86,7 +86,8 @@ class EnginePassthrough:
                     if answer.status == 404:
                         not_found = await answer.read()
                         continue
-                    self._remember(key, worker.rank)
+                    if answer.status < 300:
+                        self._remember(key, worker.rank)
                     return await _relay(answer, worker.rank, request, response)
             except OSError as e:
                 if response.status:
@@ -96,7 +97,9 @@ class EnginePassthrough:
 
     async def response_owner(self, response_id: str, view: RunView) -> int | None:
         """Return the rank that keeps a response of /v1/responses; None if it is not found."""
-        path = f"{RESPONSES}/{quote(response_id[:MAX_ID_CHARACTERS], safe='', errors='replace')}"
+        if not 0 < len(response_id) <= MAX_ID_CHARACTERS:
+            return None
+        path = f"{RESPONSES}/{quote(response_id, safe='', errors='replace')}"
         for worker in self._candidates(view, response_id):
             try:
                 async with self._client.send("GET", worker.url, path) as answer:
@@ -116,7 +119,7 @@ class EnginePassthrough:
         return sorted(answering, key=lambda w: w.rank != owner)
 
     def _remember(self, key: str, rank: int) -> None:
-        if key:
+        if 0 < len(key) <= MAX_ID_CHARACTERS:
             self._owners.pop(key, None)
             self._owners[key] = rank
             if len(self._owners) > MAX_OWNERS:

@@ -70,7 +70,7 @@ class RequestTranslator:
         """Return the routing request for a chat or completion with this body."""
         path = CHAT if "messages" in body else COMPLETIONS
         context = self._context(request, body, view)
-        return await self.builder.routing_request(path, request.body, body, context)
+        return await self.builder.routing_request(path, body, context)
 
     def multipart_request(
         self, request: HttpRequest, fields: Fields, request_id: str

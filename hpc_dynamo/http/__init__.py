@@ -9,12 +9,13 @@ Protocol: RFC 9112. A connection serves one request at a time; pipelined request
 
 from hpc_dynamo.http.client import HttpClient
 from hpc_dynamo.http.exchange import Header, HttpLimits, HttpRequest, ResponseWriter
-from hpc_dynamo.http.response import ByteSink, HttpResponse
+from hpc_dynamo.http.response import MAX_REPORT_BYTES, ByteSink, HttpResponse
 from hpc_dynamo.http.server import HttpServer
 from hpc_dynamo.http.server_context import Handler
 from hpc_dynamo.http.tls import pinned_tls_context
 
 __all__ = [
+    "MAX_REPORT_BYTES",
     "ByteSink",
     "Handler",
     "Header",

@@ -1,12 +1,15 @@
 """Response of a server, as it arrives on a connection."""
 
 import asyncio
+import sys
 from collections import deque
 from typing import Protocol, cast
 
 import httptools
 
 LAST_PIECES = 16
+MAX_HEAD_BYTES = 1 << 18
+MAX_REPORT_BYTES = 16 << 20  # metrics and other reports of engines are shorter
 
 
 class ByteSink(Protocol):
@@ -42,6 +45,7 @@ class HttpResponse(asyncio.Protocol):
         self._head_received = self._complete = self._keep_alive = False
         self._body = list[bytes]()
         self._last_pieces = deque[bytes](maxlen=LAST_PIECES)
+        self._received, self._max_bytes = 0, sys.maxsize
 
     async def first_piece(self) -> bytes:
         """Return the start of the body, once there is some; empty if the body is. `relay` and
@@ -55,8 +59,10 @@ class HttpResponse(asyncio.Protocol):
         """The end of a body that was relayed: its last LAST_PIECES pieces."""
         return b"".join(self._last_pieces)
 
-    async def read(self) -> bytes:
-        """Return the whole body."""
+    async def read(self, max_bytes: int = sys.maxsize) -> bytes:
+        """Return the whole body. Raises ConnectionError if the response has more than `max_bytes`,
+        to within one piece; then the rest is not received."""
+        self._max_bytes = max_bytes
         while not self._complete:
             await self._wait_for_change()
         return b"".join(self._body)
@@ -130,18 +136,26 @@ class HttpResponse(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse what the server sent."""
         if self._complete:  # an answer to no request: the next request must not get it
-            return self._transport.abort()
+            self._transport.abort()
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as e:
-            self._error = ConnectionError(f"the response is not HTTP/1.1: {e}")
-            self._transport.abort()
-            self._wake()
+            self._fail(f"the response is not HTTP/1.1: {e}")
+        self._received += len(data)
+        limit = self._max_bytes if self._head_received else MAX_HEAD_BYTES
+        if self._received > limit and not self._complete:
+            self._fail(f"the response has more than {limit} bytes")
+
+    def _fail(self, what: str) -> None:
+        self._error = self._error or ConnectionError(what)
+        self._transport.abort()
+        self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
         # Without these headers the end of the connection is the end of the body.
         framed = "content-length" in self.headers or "transfer-encoding" in self.headers
-        if self._head_received and not error and not framed:
+        if self._head_received and not (error or self._error or framed):
             self._complete = True
         self._error = self._error or ConnectionResetError("the server closed the connection")
         self._wake()

@@ -19,6 +19,7 @@ from pathlib import Path
 from hpc_dynamo.errors import LaunchError, MissingDependency
 from hpc_dynamo.launch.detached_submit import requeue
 from hpc_dynamo.launch.slurm import slurm_command
+from hpc_dynamo.printable import LineFormatter
 from hpc_dynamo.run import Attempt
 
 log = logging.getLogger(__name__)
@@ -63,5 +64,7 @@ def _time(text: str) -> datetime:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])
     sys.exit(main(Attempt(Path(sys.argv[1])), int(sys.argv[2])))

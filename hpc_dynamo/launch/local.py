@@ -17,7 +17,8 @@ from hpc_dynamo.errors import LaunchError
 from hpc_dynamo.launch import current_allocation
 from hpc_dynamo.launch.environment import applied, for_step
 from hpc_dynamo.launch.job import JobState
-from hpc_dynamo.messages import JobRecord, Outcome
+from hpc_dynamo.messages import JobRecord, NodeRecord, Outcome
+from hpc_dynamo.process.identity import process_uid, start_ticks
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
@@ -43,6 +44,7 @@ def submit(attempt: Attempt, config: Config, plan: Plan, entry: Callable[[str], 
         job_id=job.job_id,
         host=socket.gethostname(),
         pid=int(job.job_id),
+        pid_started=start_ticks(int(job.job_id)),
         submitted_at=time.time(),
     )
 
@@ -88,8 +90,9 @@ class LocalJob:
         self.record, self.attempt = record, attempt
 
     def _pids(self) -> list[int]:
-        agents = [n.pid for n in self.attempt.nodes() if n.host == socket.gethostname()]
-        return [pid for pid in (self.record.pid, *agents) if _is_process_of(pid, self.attempt)]
+        agents = [n for n in self.attempt.nodes() if n.host == socket.gethostname()]
+        records: list[JobRecord | NodeRecord] = [self.record, *agents]
+        return [each.pid for each in records if _runs(each, self.attempt)]
 
     def state(self) -> tuple[JobState, str]:
         if self.record.host != socket.gethostname():
@@ -109,10 +112,18 @@ class LocalJob:
     cancel = stop
 
 
-def _is_process_of(pid: int, attempt: Attempt) -> bool:
-    """Return True if the process belongs to the attempt: process ids are reused. False for
-    zombies."""
+def _runs(record: JobRecord | NodeRecord, attempt: Attempt) -> bool:
+    """Return True if the recorded process of the attempt runs. False for zombies.
+
+    Process ids are reused, and other users can choose their command lines. So the process must also
+    belong to the owner of the run and have the recorded start.
+    """
+    pid = record.pid
     try:
+        if process_uid(pid) != attempt.path.stat().st_uid:
+            return False
+        if record.pid_started not in (0, start_ticks(pid)):
+            return False
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             return os.fsencode(attempt.submitit) in file.read()
     except OSError:

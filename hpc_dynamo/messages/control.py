@@ -25,6 +25,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     slurm_step_id: str = ""
     faults: tuple[str, ...] = ()  # found by the preflight checks
     restart_count: int = 0  # restarts of the job by Slurm, to ignore records of earlier executions
+    pid_started: int = 0  # start of the process, see process.identity.start_ticks
 
 
 class Roster(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -20,6 +20,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     job_id: str
     host: str = ""  # local launcher: node of the processes
     pid: int = 0
+    pid_started: int = 0  # start of that process, see process.identity.start_ticks
     submitted_at: float = 0.0
     hetero_job_ids: tuple[str, ...] = ()  # jobs of other hardware, submitted with it
     enclosing_job_id: str = ""  # Slurm job in which the command was run

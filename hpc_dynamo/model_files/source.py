@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hpc_dynamo.config import Config, Engine
+from hpc_dynamo.errors import FileRefused
 from hpc_dynamo.model_files import hub
+
+ROOT = 0
 
 
 class Origin(StrEnum):
@@ -50,9 +53,14 @@ class Source:
 def locate(
     field: str, name: str, engine: Engine, environ: Mapping[str, str], revision: str = ""
 ) -> Source:
-    """Resolve a name. A folder that exists here wins over a hub id of the same name."""
+    """Resolve a name. A folder that exists here wins over a hub id of the same name.
+
+    Raises FileRefused if another user made the folder, so that it could be a trap.
+    """
     here = Path(name).expanduser()
     there = os.path.exists(here)
+    if there and hub.is_hub_id(name.partition(":")[0]):
+        _refuse_planted(field, here)
     if there or name.startswith(("/", ".", "~")):
         return Source(field, name, Origin.disk, here if there else None)
     if "://" in name:
@@ -68,6 +76,19 @@ def locate(
     caches = [Path(moved).expanduser(), cache] if moved else [cache]
     snapshots = (hub.snapshot(each, found.repository, revision) for each in caches)
     return replace(found, path=next(filter(None, snapshots), None))
+
+
+def _refuse_planted(field: str, path: Path) -> None:
+    """Raise FileRefused if a part of a path in the current folder belongs to another user.
+
+    The user may have meant a hub id: `./` before it shows that this folder is meant.
+    """
+    parts = [part for part in (path, *path.parents) if part != Path()]
+    for part, follow in [(part, False) for part in parts] + [(path, True)]:
+        uid = os.stat(part, follow_symlinks=follow).st_uid
+        if uid not in (os.geteuid(), ROOT):
+            what = f"{field}={path}: {part.absolute()} belongs to another user (user id {uid})"
+            raise FileRefused(what, hint=f"{field}=./{path} if this folder is meant")
 
 
 def engine_environment(engine: Engine, environ: Mapping[str, str]) -> dict[str, str]:

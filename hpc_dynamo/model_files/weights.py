@@ -23,6 +23,7 @@ _INDEXES = (
 _KINDS = ("*.safetensors", "*.gguf", "*.bin", "*.pt", "*.pth", "rank*.engine")
 # Written by trainers next to the weights; no engine loads them.
 _OTHER = re.compile(r"(training_args|optimizer|scheduler|rng_state\w*|scaler|trainer_state)\.\w+")
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # errors of JSON readers
 _SHOWN = 3  # names of files in a message
 
 
@@ -66,7 +67,7 @@ def _shards(index: Path) -> list[str]:
     """Return files that an index names; none if it is unreadable, see `file_defects`."""
     try:
         parsed = msgspec.json.decode(index.read_bytes(), type=_Index)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, *_UNREADABLE):
         return []
     return sorted(set(parsed.weight_map.values()))
 
@@ -120,7 +121,7 @@ def _defect(file: Path) -> str:
 def _json_defect(file: Path) -> str:
     try:
         content = msgspec.json.decode(file.read_bytes(), type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except _UNREADABLE as e:
         return f"not a JSON object ({e})"
     return "" if content else "an empty JSON object"
 
@@ -131,7 +132,7 @@ def _safetensors_defect(start: bytes, read: Callable[[int], bytes], size: int) -
         return "truncated or not a safetensors file"
     try:
         header = msgspec.json.decode(read(length), type=dict[str, _Tensor])
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _UNREADABLE:
         return "not a safetensors file"
     whole = 8 + length + max((tensor.data_offsets[1] for tensor in header.values()), default=0)
     return f"truncated ({size:,} of {whole:,} bytes)" if size < whole else ""

@@ -18,13 +18,22 @@ from hpc_dynamo.preprocess.begun_output import BegunOutput
 from hpc_dynamo.preprocess.completion_prompts import TokenIdsOnly, completion_token_ids
 from hpc_dynamo.preprocess.loading import load_tokenizer, mismatched_tokenizer, tokenizer_problem
 from hpc_dynamo.preprocess.preprocessor import Preprocessor
-from hpc_dynamo.preprocess.tokens import NoTokenizer, PromptRejected, Tokens, UnknownTokens
+from hpc_dynamo.preprocess.tokens import (
+    PROMPT_FIELDS,
+    NoTokenizer,
+    PromptRejected,
+    PromptTooLong,
+    Tokens,
+    UnknownTokens,
+)
 
 __all__ = [
+    "PROMPT_FIELDS",
     "BegunOutput",
     "NoTokenizer",
     "Preprocessor",
     "PromptRejected",
+    "PromptTooLong",
     "TokenIdsOnly",
     "Tokens",
     "UnknownTokens",

@@ -58,10 +58,12 @@ class TokenIdsOnly:
     def __str__(self) -> str:
         return f"{self.reason} (try: {self.hint})" if self.hint else self.reason
 
-    async def chat(self, body: Mapping[str, Any]) -> UnknownTokens:
+    async def chat(self, body: Mapping[str, Any], max_tokens: int = 0) -> UnknownTokens:
         return UnknownTokens(_NO_TOKENIZER)
 
-    async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | UnknownTokens:
+    async def completion(
+        self, body: Mapping[str, Any], max_tokens: int = 0
+    ) -> list[Tokens] | UnknownTokens:
         return await completion_token_ids(body, _reject_text)
 
     def limit_memory(self) -> bool:

@@ -1,13 +1,19 @@
 """Tokenizer and chat templates of a configured model, or the reason why there are none."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from hpc_dynamo.config import Config, Engine, Model
+from hpc_dynamo.errors import FileRefused
 from hpc_dynamo.model_files import Origin, Source, tokenizer_source
 from hpc_dynamo.preprocess.completion_prompts import TokenIdsOnly
 from hpc_dynamo.preprocess.preprocessor import Preprocessor
-from hpc_dynamo.preprocess.tokens import NoTokenizer
+from hpc_dynamo.preprocess.tokens import NoTokenizer, is_failure
+
+MAX_REASON_CHARS = 300
+
+log = logging.getLogger(__name__)
 
 EFFECT = "KV-aware routing of texts is off, and they are routed by load"
 
@@ -18,20 +24,30 @@ def load_tokenizer(config: Config, environ: Mapping[str, str]) -> Preprocessor |
     Takes up to 2 s: call it in a thread. Without a tokenizer the result accepts only prompts that
     are token ids, and `reason` is set.
     """
-    source = tokenizer_source(config, environ)
+    try:
+        source = tokenizer_source(config, environ)
+    except FileRefused as e:
+        return TokenIdsOnly(f"{EFFECT}: {e.message}", e.hint)
     try:
         return Preprocessor.load(_folder(source, _option(config.engine)))
     except NoTokenizer as e:
         return TokenIdsOnly(f"{EFFECT}: {e.message}", e.hint)
     except OSError as e:
         return TokenIdsOnly(f"{EFFECT}: {source} cannot be read: {e.strerror or e}")
+    except BaseException as e:
+        if not is_failure(e):
+            raise
+        # The files are of the author of the model and can make a reader raise any exception.
+        log.debug("%s cannot be used", source, exc_info=e)
+        reason = f"{type(e).__name__}: {e}"[:MAX_REASON_CHARS]
+        return TokenIdsOnly(f"{EFFECT}: {source} cannot be used: {reason}")
 
 
 def tokenizer_problem(config: Config, environ: Mapping[str, str]) -> NoTokenizer | None:
     """Return why `load_tokenizer` would find no tokenizer here, without loading it."""
     try:
         _folder(tokenizer_source(config, environ), _option(config.engine))
-    except NoTokenizer as e:
+    except (FileRefused, NoTokenizer) as e:
         return NoTokenizer(f"{EFFECT}: {e.message}", hint=e.hint)
     return None
 

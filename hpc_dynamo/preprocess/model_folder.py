@@ -53,7 +53,11 @@ class ModelFolder:
         if isinstance(kept, str):
             kept = {"default": kept}
         elif isinstance(kept, list):
-            kept = {one["name"]: one["template"] for one in kept}
+            entries = (one for one in kept if isinstance(one, dict))
+            kept = {name: one.get("template") for one in entries
+                    if isinstance(name := one.get("name"), str)}  # fmt: skip
+        kept = kept if isinstance(kept, dict) else {}
+        kept = {name: text for name, text in kept.items() if isinstance(text, str)}
         extra = sorted((self.path / "additional_chat_templates").glob("*.jinja"))
         files = {file.stem: file for file in extra}
         files["default"] = self.path / "chat_template.jinja"
@@ -66,8 +70,9 @@ class ModelFolder:
 
     def unsupported_renderer(self) -> str:
         """Return why engines do not use the folder's template; empty if they use it."""
-        for architecture in self.config.get("architectures") or ():
-            if architecture.startswith(_RENDERED_IN_CODE):
+        listed = self.config.get("architectures")
+        for architecture in listed if isinstance(listed, list) else ():
+            if isinstance(architecture, str) and architecture.startswith(_RENDERED_IN_CODE):
                 return f"engines render {architecture} in code, not with its template"
         mistral = [*self.path.glob("tekken.json"), *self.path.glob("tokenizer.model.v*")]
         if mistral and [*self.path.glob("consolidated*.safetensors")]:
@@ -108,7 +113,7 @@ def _json(file: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NoTokenizer(f"model: {file} is not JSON: {error}") from error
     return value if isinstance(value, dict) else {}
 

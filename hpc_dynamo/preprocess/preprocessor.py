@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,9 +19,18 @@ from hpc_dynamo.preprocess.completion_prompts import completion_token_ids
 from hpc_dynamo.preprocess.encoder import choose_encoder
 from hpc_dynamo.preprocess.model_folder import ModelFolder
 from hpc_dynamo.preprocess.template import ChatTemplate, compile_template
-from hpc_dynamo.preprocess.tokens import PromptRejected, Tokens, UnknownTokens
+from hpc_dynamo.preprocess.tokens import (
+    PromptRejected,
+    PromptTooLong,
+    Tokens,
+    UnknownTokens,
+    is_failure,
+)
 
 CACHE_BYTES = 64 << 20
+# Texts of this length take 30 bytes of memory for each character, so few are tokenized at a time.
+LARGE_CHARS = 1 << 20
+_LARGE = ThreadPoolExecutor(2, thread_name_prefix="tokenize-large")
 # Text that tokenizers are known to encode differently.
 _PROBE = "It's  12345 na\u00efve\n\n tests</s> of<|im_end|>\n \u4e2d\u6587 \U0001f642 <s>[INST] x"
 
@@ -32,6 +43,8 @@ class Preprocessor:
         self._encoder, self.fallback_reason = choose_encoder(
             tokenizer, serialized, cache_bytes=cache_bytes
         )
+        # vLLM 0.32 refuses longer texts in the same way, before it tokenizes them.
+        self._longest_token = max(map(len, tokenizer.get_vocab()), default=0)
         self._templates, self._special = folder.templates(), folder.special_tokens()
         self._unsupported_renderer = folder.unsupported_renderer()
 
@@ -48,20 +61,24 @@ class Preprocessor:
         """Return the library in use: fastokens, or tokenizers because of `fallback_reason`."""
         return self._encoder.name
 
-    async def chat(self, body: Mapping[str, Any]) -> Tokens | UnknownTokens:
+    async def chat(self, body: Mapping[str, Any], max_tokens: int = 0) -> Tokens | UnknownTokens:
         """Return the token ids of a body of /v1/chat/completions.
 
         Texts that may take longer than half a millisecond are tokenized in a thread.
-        Raises PromptRejected if the template rejects the messages.
+        Raises PromptRejected if the template rejects the messages, and PromptTooLong if their
+        length in characters already exceeds `max_tokens` of the longest token (0: no limit).
         """
         text = self.render(body)
         if isinstance(text, UnknownTokens):
             return text
-        return await self._tokens(text, bool(body.get("add_special_tokens", False)))
+        special = bool(body.get("add_special_tokens", False))
+        return await self._tokens(text, special, max_tokens)
 
-    async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | UnknownTokens:
-        """Return the token ids of each prompt of a body of /v1/completions."""
-        return await completion_token_ids(body, self._tokens)
+    async def completion(
+        self, body: Mapping[str, Any], max_tokens: int = 0
+    ) -> list[Tokens] | UnknownTokens:
+        """Return the token ids of each prompt of a body of /v1/completions. See `chat`."""
+        return await completion_token_ids(body, partial(self._tokens, max_tokens=max_tokens))
 
     async def begun(self, body: Mapping[str, Any], text: str) -> BegunOutput | UnknownTokens:
         """Return the token ids of the prompt of a chat or a completion, and of the output `text`.
@@ -95,6 +112,10 @@ class Preprocessor:
             return Tokens(self._encoder.encode(text, special=special))
         except UnicodeEncodeError as error:
             raise PromptRejected(f"the prompt is not valid Unicode: {error.reason}") from error
+        except BaseException as error:
+            if isinstance(error, Exception) or not is_failure(error):
+                raise
+            raise PromptRejected(f"the tokenizer fails for this prompt: {error}") from error
 
     def limit_memory(self) -> bool:
         """See Encoder.limit_memory."""
@@ -122,9 +143,14 @@ class Preprocessor:
     def _encode(self, text: str, special: bool) -> Tokens:
         return self.encode(text, special=special)
 
-    async def _tokens(self, text: str, special: bool) -> Tokens:
+    async def _tokens(self, text: str, special: bool, max_tokens: int = 0) -> Tokens:
         if len(text) <= self._encoder.inline_chars:
             return self.encode(text, special=special)
+        if 0 < max_tokens * self._longest_token < len(text):
+            raise PromptTooLong(max_tokens)
+        if len(text) > LARGE_CHARS:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(_LARGE, self._encode, text, special)
         return await asyncio.to_thread(self.encode, text, special=special)
 
     def _render(self, body: Mapping[str, Any]) -> str:

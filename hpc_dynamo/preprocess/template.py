@@ -83,12 +83,12 @@ class ChatTemplate:
         try:
             self._template = _environment().from_string(source)
             tree = _environment().parse(source)
-        except jinja2.TemplateError as error:
+            self.expects_content_parts = expects_content_parts(tree)
+        except Exception as error:  # such as RecursionError for one that is nested deeply
             raise PromptRejected(f"chat template: {error}") from error
         # Jinja copies the globals for every rendering. A dict is copied five times as fast as its
         # chain of two mappings.
         self._template.globals = dict(self._template.globals)
-        self.expects_content_parts = expects_content_parts(tree)
         self.knows_developer = '"developer"' in source or "'developer'" in source
         self._knows_content = "content" in source
 

@@ -7,6 +7,15 @@ from typing import Self
 
 from hpc_dynamo.errors import ConfigError, RequestFailed
 
+# Fields of a body that affect the token ids of its prompt. No others are decoded.
+PROMPT_FIELDS = frozenset(
+    {
+        "add_generation_prompt", "add_special_tokens", "chat_template", "chat_template_kwargs",
+        "continue_final_message", "documents", "messages", "prompt", "prompt_embeds",
+        "reasoning_effort", "suffix", "tools", "truncate_prompt_tokens",
+    }
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
@@ -41,6 +50,18 @@ class UnknownTokens:
 
 class NoTokenizer(ConfigError):
     """The model folder has no tokenizer that can be used here. Its engine may still serve it."""
+
+
+class PromptTooLong(RequestFailed):
+    """A text has more tokens than the caller asked for. It was not tokenized."""
+
+    def __init__(self, max_tokens: int) -> None:
+        super().__init__(f"the prompt has more than {max_tokens} tokens", status=400)
+
+
+def is_failure(error: BaseException) -> bool:
+    """Return True for exceptions, and for a panic of a Rust library, which is no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 class PromptRejected(RequestFailed):

@@ -2,7 +2,9 @@
 
 The process holds a lock on the folder (flock), which the kernel releases however the process ends.
 So a folder without a lock is a leftover, and the next process of the same user removes it. Folders
-of other users, links and files are not touched.
+of other users, links, files and folders without the mark of this module are not touched.
+
+The folder is made only if no other user can rename it: its place passes the checks of run/privacy.
 """
 
 import fcntl
@@ -14,21 +16,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from hpc_dynamo.errors import FileRefused
+from hpc_dynamo.run.privacy import require_safe_parent
+
 PREFIX = "hpc-dynamo-node-"
 # The path of a unix socket has at most 107 bytes, and vLLM names its sockets by 36 letters.
 MAX_BASE_BYTES = 45
 SHORT_BASE = "/tmp"
+MARK = ".hpc-dynamo-node"  # a file: shows that this module made the folder
 
 
 @contextmanager
 def private_node_folder() -> Iterator[str]:
     """Create a folder that only this user can enter; it is removed at the end.
 
-    It is in TMPDIR, or in /tmp if that path is too long for sockets.
+    It is in TMPDIR, or in /tmp if that path is too long for sockets or other users could rename
+    what is in it. Raises FileRefused if this is so for /tmp too.
     """
-    base = tempfile.gettempdir()
-    if len(os.fsencode(base)) > MAX_BASE_BYTES:
-        base = SHORT_BASE
+    base = _safe_base()
     remove_leftover_folders(Path(base))
     path, lock = _locked_folder(base)
     try:
@@ -36,6 +41,19 @@ def private_node_folder() -> Iterator[str]:
     finally:
         shutil.rmtree(path, ignore_errors=True)
         os.close(lock)
+
+
+def _safe_base() -> str:
+    base = tempfile.gettempdir()
+    if len(os.fsencode(base)) <= MAX_BASE_BYTES:
+        with suppress(FileRefused):
+            require_safe_parent(Path(base), in_container=True)
+            return base
+    try:
+        require_safe_parent(Path(SHORT_BASE), in_container=True)
+    except FileRefused as e:
+        raise FileRefused(e.message, hint="TMPDIR=FOLDER, a short path of your own") from e
+    return SHORT_BASE
 
 
 def _locked_folder(base: str) -> tuple[str, int]:
@@ -47,20 +65,23 @@ def _locked_folder(base: str) -> tuple[str, int]:
             handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            if os.path.exists(path):
-                return path, handle
+            with suppress(FileNotFoundError):
+                os.close(os.open(MARK, os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=handle))
+                if os.path.exists(path):
+                    return path, handle
             os.close(handle)
 
 
 def remove_leftover_folders(base: Path) -> None:
     """Remove this user's node folders in `base` whose processes have ended, also by kill -9."""
     for path in base.glob(f"{PREFIX}*"):
-        with suppress(OSError):  # in use, of another user, a link, or removed meanwhile
+        with suppress(OSError):  # in use, a link, without mark, or removed meanwhile
             handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 found = os.fstat(handle)
                 if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == 0o700:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.stat(MARK, dir_fd=handle)
                     shutil.rmtree(path)
             finally:
                 os.close(handle)

@@ -45,8 +45,6 @@ class RequestRouter:
         self._limits = limits or AdmissionLimits()
         self.kv_state, self.decisions = KvState(config, clock), DecisionStats()
         self._selector = WorkerSelector(kind, config, self._limits, self.kv_state)
-        # Sets of roles that a request can require: decode, or prefill and decode.
-        self._role_sets = 2 if kind is TopologyKind.disaggregated else 1
         self._workers, self._departed = dict[int, RoutedWorker](), dict[int, RoutedWorker]()
         self._leases, self._lease_ids = dict[int, ActiveLease](), count(1)
         self._queue, self._peer_loads = RequestQueue(clock), PeerLoads()
@@ -167,8 +165,12 @@ class RequestRouter:
         if not request.exclude:
             self._throughput.requests += 1
             self.interval_stats.add_request(request.prompt_tokens)
-        lease = None if self._queue else self._try_grant(request, self._clock())
-        if lease is None and self._limits.queue_is_full(len(self._queue)):
+        full = self._limits.queue_is_full(len(self._queue))
+        # A queue full of requests for busy workers does not close the others.
+        roles = self._selector.required_roles(request)
+        waits = self._queue.blocks(request, roles) if full else self._queue
+        lease = None if waits else self._try_grant(request, self._clock())
+        if lease is None and full:
             self._reject_one(request)
         return lease
 
@@ -187,7 +189,7 @@ class RequestRouter:
 
     def enqueue(self, request: RoutingRequest) -> QueuedRequest:
         """Queue a request for which `try_route` returned None; to give up, call `cancel`."""
-        queued = self._queue.push(request)
+        queued = self._queue.push(request, self._selector.required_roles(request))
         limit_s = min(request.timeout_s or math.inf, self._limits.queue_timeout_s)
         if limit_s < math.inf:
             later = asyncio.get_running_loop().call_later
@@ -224,25 +226,22 @@ class RequestRouter:
 
         A request for certain workers, or one that tried some, does not block those behind it.
         """
-        blocked = set[tuple[Role, ...]]()
-        for queued in self._queue:
-            request, roles = queued.request, self._selector.required_roles(queued.request)
-            # A cancelled request may still be queued: its task has not run yet.
-            if roles in blocked or queued.lease.cancelled():
-                continue
-            try:
-                lease = self._try_grant(request, queued.enqueued_at)
-            except Exception as e:  # noqa: BLE001  # a defect affects only this request
-                self._dequeue(queued)
-                queued.reject(e)
-                continue
-            if lease:
-                self._dequeue(queued)
-                queued.lease.set_result(lease)
-            elif not (request.exclude or request.hints.workers):
-                blocked.add(roles)
-                if len(blocked) == self._role_sets:
-                    return
+        self._queue.offer(self._serve)
+
+    def _serve(self, queued: QueuedRequest) -> bool:
+        """Return False if a queued request has to wait."""
+        if queued.lease.cancelled():  # it is still queued: its task has not run yet
+            return True
+        try:
+            lease = self._try_grant(queued.request, queued.enqueued_at)
+        except Exception as e:  # noqa: BLE001  # a defect affects only this request
+            self._dequeue(queued)
+            queued.reject(e)
+            return True
+        if lease:
+            self._dequeue(queued)
+            queued.lease.set_result(lease)
+        return lease is not None
 
     def _try_grant(self, request: RoutingRequest, arrived_at: float) -> Lease | None:
         """Return a lease on the best workers with room now. Raises like `route`."""

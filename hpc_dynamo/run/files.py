@@ -2,6 +2,8 @@
 
 import os
 import secrets
+import shlex
+import stat
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +12,9 @@ import msgspec
 from hpc_dynamo.errors import HpcDynamoError
 
 T = TypeVar("T")
+
+# A record of 10,000 nodes has a few MiB.
+MAX_JSON_BYTES = 64 << 20
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -33,11 +38,24 @@ def write_json(path: Path, value: object, *, mode: int = 0o644) -> None:
 
 def read_json(path: Path, type_: type[T]) -> T | None:
     """Return the record in `path`, or None without a file. Raises HpcDynamoError if it is
-    invalid."""
+    invalid, larger than `MAX_JSON_BYTES`, or no file; a pipe is not waited for."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=type_)
+        return msgspec.json.decode(_read_file(path), type=type_)
     except FileNotFoundError:
         return None
     except msgspec.DecodeError as e:
         hint = "the file was changed by hand, or by another version of hpc-dynamo"
         raise HpcDynamoError(f"{path} cannot be read: {e}", hint=hint) from e
+
+
+def _read_file(path: Path) -> bytes:
+    with open(path, "rb", opener=_open_without_wait) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_JSON_BYTES:
+            what = f"{path} cannot be read: it is not a file of at most {MAX_JSON_BYTES} bytes"
+            raise HpcDynamoError(what, hint=f"ls -l {shlex.quote(str(path))}")
+        return file.read(MAX_JSON_BYTES)
+
+
+def _open_without_wait(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)

@@ -19,6 +19,7 @@ from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.http import HttpClient, HttpServer
 from hpc_dynamo.kv.agent import KvAgent
+from hpc_dynamo.printable import LineFormatter
 from hpc_dynamo.simulator.adapters import parse_lora_modules
 from hpc_dynamo.simulator.bad_answers import BadAnswer
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
@@ -194,8 +195,9 @@ def main() -> int:
     """Run the simulator and return its exit code."""
     raise_descriptor_limit()
     args = parser().parse_args()
-    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=args.log_level.upper(), format=form)
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(level=args.log_level.upper(), handlers=[handler])
     try:
         set_nodes_from_slurm(args)
         check(args)

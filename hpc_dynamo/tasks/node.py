@@ -33,6 +33,8 @@ from hpc_dynamo.launch.headless_job import restart_headless_job
 from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_count
 from hpc_dynamo.launch.sole_use import wait_for_earlier_jobs
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome, Preempted
+from hpc_dynamo.printable import LineFormatter
+from hpc_dynamo.process.identity import start_ticks
 from hpc_dynamo.run import Attempt, Run, write_json
 from hpc_dynamo.run.logs import BoundedFileHandler, RateLimit
 from hpc_dynamo.run.privacy import PRIVATE_UMASK, require_private_folder
@@ -205,6 +207,7 @@ def node_record(node: int, host: str, address: str, log_file: Path) -> NodeRecor
         log=str(log_file),
         started_at=time.time(),
         slurm_step_id=os.environ.get("SLURM_STEP_ID", ""),
+        pid_started=start_ticks(os.getpid()),
     )
 
 
@@ -268,13 +271,12 @@ def on_preemption_signal(action: Callable[[], object]) -> None:
 
 def log_to_file(file: Path, *, to_slurm: bool = True) -> None:
     """Log to a file, and warnings also to Slurm's output, which is that of this process."""
-    formatter = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     to_file, output = BoundedFileHandler(file), logging.StreamHandler()
     output.setLevel(logging.WARNING)
     root = logging.getLogger()
     root.setLevel(logging.INFO)
     for handler in (to_file, output) if to_slurm else (to_file,):
-        handler.setFormatter(formatter)
+        handler.setFormatter(LineFormatter())
         handler.addFilter(RateLimit())
         root.addHandler(handler)
 

@@ -78,12 +78,13 @@ async def test_stream_is_unbroken_after_any_cut(client: MigratingClient, path: s
 
 
 @PATHS
-async def test_stream_continues_three_times(client: MigratingClient, path: str) -> None:
+async def test_stream_ends_with_the_second_dead_worker(client: MigratingClient, path: str) -> None:
     body = BODIES[path] | GREEDY
     whole = await client.whole(path, body)
-    assert_unbroken(await client.stream(path, body, 1000, 900, 1300), whole)
+    assert_unbroken(await client.stream(path, body, 1000), whole)
     with pytest.raises(WorkerFailed):
         await client.stream(path, body, 800, 800, 800, 800)
+    assert client.cutter.after == [800, 800]
 
 
 # TensorRT-LLM does not split requests of these paths.
@@ -92,9 +93,9 @@ async def test_stream_continues_three_times(client: MigratingClient, path: str) 
 async def test_typed_stream_is_unbroken(client: MigratingClient, path: str) -> None:
     body = TYPED[path]
     whole = await client.whole(path, body)
-    for cuts in ((300,), (900,), (1900,), (3000,), (700, 800, 900)):
+    for cuts in ((300,), (900,), (1900,), (3000,)):
         await client.unbroken(path, body, whole, *cuts)
-    assert client.migrator.outcomes["completed"] >= 4
+    assert client.migrator.outcomes["completed"] >= 3
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from hpc_dynamo.json_reader import (
     MAX_DEPTH,
+    MAX_LENIENT_VALUES,
     JsonError,
+    count_outside_strings,
     is_null,
     nesting_depth,
     read_fields,
@@ -69,7 +72,7 @@ def test_reader_accepts_nan() -> None:
         (b'{"a": ' + b"9" * 5000 + b"x", "4300 digits"),
         (nested(MAX_DEPTH + 1), f"nested more than {MAX_DEPTH} deep"),
         (nested(3000), f"nested more than {MAX_DEPTH} deep"),
-        (b"[" * 1_000_000, f"nested more than {MAX_DEPTH} deep"),
+        (b"[" * 90_000, f"nested more than {MAX_DEPTH} deep"),
         (nested(3000).decode().encode("utf-16"), f"nested more than {MAX_DEPTH} deep"),
         (nested(300).replace(b"1", b"NaN"), f"nested more than {MAX_DEPTH} deep"),
     ],
@@ -95,6 +98,16 @@ def test_brackets_in_strings_do_not_count_as_nesting() -> None:
     assert read_value(code.encode("utf-16")) == json.loads(code)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_slow_reader_is_for_few_values(encoding: str) -> None:
+    many = "1," * MAX_LENIENT_VALUES + "NaN"
+    for content in (f'{{"a": [{many}]}}', f'{{"a": [{many}'):
+        with pytest.raises(JsonError, match=f"more than {MAX_LENIENT_VALUES} values"):
+            read_fields(content.encode(encoding))
+    text = f'{{"a": "{many}", "b": NaN}}'.encode(encoding)
+    assert len(read_value(text)["a"]) == len(many)
+
+
 def test_many_siblings_do_not_count_as_nesting() -> None:
     assert len(read_value(b"[" + b"[]," * 5000 + b"[]]")) == 5001
 
@@ -115,6 +128,15 @@ VALUES = st.recursive(
 @given(VALUES)
 def test_written_value_reads_back(value: Any) -> None:
     assert read_value(write_value(value)) == value
+
+
+@given(VALUES)
+def test_characters_in_strings_are_not_counted(value: Any) -> None:
+    content = json.dumps({'"\\:': value, ":,": '""', "": [":", "", '\\"']}).encode()
+    for characters in (b":", b"[{", b",:[{"):
+        outside = re.sub(rb'"(?:[^"\\]|\\.)*"', b"", content)
+        expected = sum(outside.count(character) for character in characters)
+        assert count_outside_strings(content, characters, expected - 1) == expected
 
 
 @given(st.binary())

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from hpc_dynamo.errors import FileRefused
+from hpc_dynamo.process import node_folder
 from hpc_dynamo.process.node_folder import (
+    MARK,
     PREFIX,
     private_node_folder,
     remove_leftover_folders,
@@ -71,10 +74,37 @@ def test_traps_of_other_users_are_not_followed(tmp_path: Path) -> None:
     inside = tmp_path / f"{PREFIX}dead"
     inside.mkdir(mode=0o700)
     (inside / "link").symlink_to(mine)
+    (tmp_path / f"{PREFIX}moved").mkdir(mode=0o700)
+    for marked in (theirs, tmp_path / f"{PREFIX}open", inside):
+        (marked / MARK).touch()
     remove_leftover_folders(tmp_path)
     left = {path.name.removeprefix(PREFIX) for path in tmp_path.iterdir()}
-    assert left == {"mine", "link", "file", "theirs", "open"}
+    assert left == {"mine", "link", "file", "theirs", "open", "moved"}
     assert (mine / "thesis.tex").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
+@pytest.mark.parametrize(
+    ("owner", "permissions", "used"),
+    [(0, 0o1777, True), (0, 0o777, False), (0, 0o770, False), (OTHER, 0o1777, False)],
+)
+def test_folder_is_not_made_for_others_to_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, permissions: int, used: bool
+) -> None:
+    base, other = tmp_path / "tmp", tmp_path / "other"
+    for folder in (base, other):
+        folder.mkdir()
+    os.chown(base, owner, owner)
+    base.chmod(permissions)
+    monkeypatch.setattr("tempfile.tempdir", str(base))
+    monkeypatch.setattr(node_folder, "MAX_BASE_BYTES", 1000)
+    monkeypatch.setattr(node_folder, "SHORT_BASE", str(other))
+    with private_node_folder() as made:
+        assert Path(made).parent == (base if used else other)
+    if not used:
+        monkeypatch.setattr(node_folder, "SHORT_BASE", str(base))
+        with pytest.raises(FileRefused, match=f"{base}: "), private_node_folder():
+            pass
 
 
 def test_only_unused_segments_are_removed() -> None:

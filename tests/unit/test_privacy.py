@@ -3,11 +3,13 @@
 import os
 import stat
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from hpc_dynamo.errors import FileRefused
+from hpc_dynamo.run import privacy
 from hpc_dynamo.run.privacy import (
     create_private_folder,
     open_private_folder,
@@ -103,6 +105,35 @@ def parent_is_link_of_another_user(run: Path) -> Path:
     return run.parent
 
 
+def grandparent_of_another_user(run: Path) -> Path:
+    os.chown(run.parent.parent, OTHER, OTHER)
+    return run.parent.parent
+
+
+def sticky_grandparent_of_another_user(run: Path) -> Path:
+    run.parent.parent.chmod(0o1777)
+    return grandparent_of_another_user(run)
+
+
+def own_link_leads_through_a_link_of_another_user(run: Path) -> Path:
+    run.parent.rename(run.parent.with_name("real"))
+    hop = run.parent.with_name("hop")
+    hop.symlink_to("real")
+    os.lchown(hop, OTHER, OTHER)
+    run.parent.symlink_to(hop)
+    return hop
+
+
+def own_link_leads_out_of_a_folder_of_another_user(run: Path) -> Path:
+    run.parent.rename(run.parent.with_name("real"))
+    theirs = run.parent.with_name("theirs")
+    theirs.mkdir()
+    os.chown(theirs, OTHER, OTHER)
+    (theirs / "hop").symlink_to("../real")
+    run.parent.symlink_to("theirs/hop")
+    return theirs
+
+
 @needs_root
 @pytest.mark.parametrize(
     ("prepare", "hint"),
@@ -117,6 +148,10 @@ def parent_is_link_of_another_user(run: Path) -> Path:
         (parent_writable_by_group, "`chmod go-w {0}`, or runs_dir="),
         (grandparent_writable_by_all, "`chmod go-w {0}`, or runs_dir="),
         (parent_is_link_of_another_user, "runs_dir="),
+        (grandparent_of_another_user, "runs_dir="),
+        (sticky_grandparent_of_another_user, "runs_dir="),
+        (own_link_leads_through_a_link_of_another_user, "runs_dir="),
+        (own_link_leads_out_of_a_folder_of_another_user, "runs_dir="),
     ],
 )
 def test_unsafe_folder_is_refused(
@@ -140,6 +175,55 @@ def test_sticky_folder_of_root_is_accepted(tmp_path: Path, level: str) -> None:
     create_private_folder(run)
     (tmp_path / "scratch").chmod(0o1777)
     require_private_folder(run)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("permissions", "group", "accepted"),
+    [
+        (0o2770, OTHER, True),
+        (0o2750, OTHER, False),
+        (0o1777, OTHER, False),
+        (0o2770, 0, False),
+    ],
+)
+def test_project_folder_of_a_group_of_this_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, permissions: int, group: int, accepted: bool
+) -> None:
+    """The primary group, here that of root, does not count: it may contain all users."""
+    monkeypatch.setattr(os, "getgroups", lambda: [0, OTHER])
+    project = tmp_path / "project"
+    create_private_folder(project / "runs" / "r")
+    os.chown(project, OTHER, group)
+    project.chmod(permissions)
+    refused = nullcontext() if accepted else pytest.raises(FileRefused, match="project: ")
+    with refused:
+        require_private_folder(project / "runs" / "r")
+
+
+def test_owner_without_an_id_in_a_container_is_trusted_above(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Root's folders have this owner in a user namespace that contains only this user."""
+    read, shown = Path.read_text, "0 1000 1"
+    monkeypatch.setattr(
+        Path, "read_text", lambda path: shown if path.name == "uid_map" else read(path)
+    )
+    privacy._unmapped_owner.cache_clear()
+    try:
+        assert privacy._unmapped_owner() == {OTHER}
+        shown = "0 0 4294967295"
+        privacy._unmapped_owner.cache_clear()
+        assert not privacy._unmapped_owner()
+    finally:
+        privacy._unmapped_owner.cache_clear()
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(OSError, match="symbolic links"):
+        require_private_folder(tmp_path / "a" / "r")
 
 
 def test_own_link_to_the_folder_of_runs_is_accepted(tmp_path: Path) -> None:

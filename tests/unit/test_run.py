@@ -1,5 +1,6 @@
 """Run folder: permissions, atomic writes, and unique attempt numbers."""
 
+import os
 import stat
 import subprocess
 import sys
@@ -156,3 +157,14 @@ def test_job_reports_the_exit_code_of_its_outcome(attempt: Attempt) -> None:
     assert [exit_code(attempt, code) for code in (0, 137)] == [0, 137]
     write_json(attempt.outcome_file, Outcome(exit_code=4))
     assert exit_code(attempt, 137) == 4
+
+
+def test_record_that_is_a_pipe_or_too_large_is_refused(tmp_path: Path) -> None:
+    """Another user may have made it: a read of a pipe does not wait, and none fills the memory."""
+    pipe, large = tmp_path / "pipe", tmp_path / "large"
+    os.mkfifo(pipe)
+    with large.open("wb") as file:
+        file.truncate(3 << 30)
+    for path in (pipe, large, Path("/dev/zero")):
+        with pytest.raises(HpcDynamoError, match="it is not a file of at most"):
+            read_json(path, dict)

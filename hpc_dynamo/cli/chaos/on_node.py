@@ -15,7 +15,8 @@ from pathlib import Path
 def main() -> None:
     """Send the signal."""
     number, agent, words = int(sys.argv[1]), int(sys.argv[2]), set(sys.argv[3:])
-    if b"hpc_dynamo" not in _raw(agent) and b"submitit" not in _raw(agent):
+    known = b"hpc_dynamo" in _raw(agent) or b"submitit" in _raw(agent)
+    if not (known and _is_own(agent)):
         sys.exit(f"process {agent} is no agent")
     found = [pid for pid in _descendants(agent) if _matches(pid, words)] if words else [agent]
     for pid in found:
@@ -27,6 +28,19 @@ def _matches(pid: int, words: set[str]) -> bool:
     command = [os.fsdecode(word) for word in _raw(pid).split(b"\0")]
     supervises = any(word.endswith("process/supervisor.py") for word in command)
     return words <= set(command) and not supervises
+
+
+def _is_own(pid: int) -> bool:
+    """Return True if the process is this user's: process ids are reused."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    return any(
+        line.split()[2] == str(os.geteuid())
+        for line in status.splitlines()
+        if line.startswith("Uid:")
+    )
 
 
 def _raw(pid: int) -> bytes:

@@ -6,14 +6,11 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console
-
 from hpc_dynamo.cli.chat.client import ChatClient
+from hpc_dynamo.cli.render.console import SafeConsole
+from hpc_dynamo.printable import escape_controls
 
-OUT = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-
-# Control characters removed from answers: they could move the cursor or retitle the window.
-REMOVED_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
+OUT = SafeConsole(soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 @dataclass
@@ -84,7 +81,7 @@ class StreamedAnswer:
             self._first_at, self._started = self._last_at, True
         self.text += text
         if sys.stdout.isatty():
-            self._show(thought.translate(REMOVED_CONTROLS), text.translate(REMOVED_CONTROLS))
+            self._show(thought.replace("\r", ""), escape_controls(text.replace("\r", "")))
         else:
             print(text, end="", flush=True)
 

@@ -2,12 +2,11 @@
 
 from contextlib import suppress
 
-from rich.console import Console
-
 from hpc_dynamo.cli.chat.conversation import OUT, Conversation
+from hpc_dynamo.cli.render.console import SafeConsole
 from hpc_dynamo.errors import HpcDynamoError
 
-ERR = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+ERR = SafeConsole(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 COMMANDS = (
     "/clear starts a new conversation, /system TEXT sets the system prompt, /exit or Ctrl-D ends"

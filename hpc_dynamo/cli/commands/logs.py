@@ -19,6 +19,7 @@ from hpc_dynamo.cli.run_lookup import find_run, is_run, is_run_name, serving_att
 from hpc_dynamo.cli.run_watcher import POLL_S, RunWatcher
 from hpc_dynamo.config import Task
 from hpc_dynamo.errors import ConfigError, unknown_name
+from hpc_dynamo.printable import terminal_line
 from hpc_dynamo.run import Attempt
 
 LOG_NAME = re.compile(r"\d+|head|(?:worker|agent|frontend)-\d+")
@@ -96,7 +97,7 @@ def _log_table(known: dict[str, Path]) -> Table:
         last = LogTail(file)
         lines = [*last.last(1), *last.rest()]
         size = f"{file.stat().st_size:,}" if file.exists() else "-"
-        table.add_row(name, size, Text(lines[-1] if lines else ""))
+        table.add_row(name, size, Text(terminal_line(lines[-1]) if lines else ""))
     return table
 
 
@@ -124,4 +125,5 @@ def _show(
 
 def _print_lines(name: str, lines: Iterable[str]) -> None:
     for line in lines:
+        line = terminal_line(line) if sys.stdout.isatty() else line
         print(f"{name:>10} | {line}" if name else line, flush=True)

@@ -26,7 +26,9 @@ def print_candidates(words: Sequence[str]) -> int:
 def candidates(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yield the candidates for the last of `words`, which follow the program's name."""
     current = words[-1]
-    yield from (pair for pair in _all(words) if pair[0].startswith(current))
+    for text, about in _all(words):
+        if text.startswith(current) and text.isprintable():  # a newline would be two candidates
+            yield text, about
 
 
 def _all(words: Sequence[str]) -> Candidates:
@@ -54,14 +56,28 @@ def _bash(breaks: str, line: str) -> Iterator[str]:
     current = words[-1]
     kept = 0 if quoted else max(current.rfind(c) + 1 for c in f"{breaks} " if c in "=: ")
     for text, _ in candidates(words[1:]):
-        rest = text[kept:] if quoted else re.sub(r"([^\w@%+=:,./~-])", r"\\\1", text[kept:])
+        rest = _quoted(text[kept:], quoted)
+        if rest is None:
+            continue
         yield rest if text.endswith((".", "=", "/")) else f"{rest} "
 
 
-def split_line(line: str) -> tuple[list[str], bool]:
-    """Split a line up to the cursor as a shell does. Returns also whether a quote is open."""
+def _quoted(text: str, quote: str) -> str | None:
+    """Return the text as bash reads it inside `quote`, or None if it cannot be written there.
+
+    Names of files may be of other users, and must not run a command.
+    """
+    if not quote:
+        return re.sub(r"([^\w@%+=:,./~-])", r"\\\1", text)
+    if quote == "'":
+        return None if "'" in text else text
+    return None if "!" in text else re.sub(r'([\\$"`])', r"\\\1", text)
+
+
+def split_line(line: str) -> tuple[list[str], str]:
+    """Split a line up to the cursor as a shell does. Returns also the quote that is open."""
     for quote in ("", "'", '"'):
         with suppress(ValueError):
             words = shlex.split(line + quote)
-            return (words if quote or not line[-1:].isspace() else [*words, ""]), bool(quote)
-    return [""], False
+            return (words if quote or not line[-1:].isspace() else [*words, ""]), quote
+    return [""], ""

@@ -1,5 +1,6 @@
 """Candidates for verbs that take a run: names of runs, and of their logs."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,8 +30,10 @@ def candidates(verb: str, before: Sequence[str], current: str) -> Iterator[tuple
 
 
 def _runs(folder: Path) -> list[Run]:
-    found = [(path.stat().st_mtime, path.parent) for path in folder.glob("*/attempts")]
-    return [Run(path) for _, path in sorted(found, reverse=True)]
+    """Return the runs of this user in a folder, the newest first."""
+    found = [(path.stat(), path.parent) for path in folder.glob("*/attempts")]
+    own = [(stat.st_mtime, path) for stat, path in found if stat.st_uid == os.geteuid()]
+    return [Run(path) for _, path in sorted(own, reverse=True)]
 
 
 def _logs(folder: Path, before: Sequence[str]) -> Iterator[tuple[str, str]]:

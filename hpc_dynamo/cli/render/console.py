@@ -3,6 +3,7 @@
 import codecs
 import io
 import os
+from collections.abc import Iterable
 from typing import IO
 
 from rich.console import (
@@ -12,11 +13,26 @@ from rich.console import (
     RenderableType,
     RenderResult,
 )
+from rich.segment import Segment
+
+from hpc_dynamo.printable import escape_controls
 
 NO_LIMIT = 1_000_000  # columns
 
 
-class UnlimitedConsole(Console):
+class SafeConsole(Console):
+    """Console that escapes control characters in texts of files, engines and models."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Yield the segments of a renderable. rich's own control codes stay."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(escape_controls(text), style)
+
+
+class UnlimitedConsole(SafeConsole):
     """Console that cuts and wraps nothing if its output is not a terminal."""
 
     @property

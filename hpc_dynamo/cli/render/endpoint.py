@@ -53,11 +53,19 @@ def ssh_tunnel(endpoint: Endpoint) -> str:
     loopback interface of another node needs a session on that node.
     """
     target = urlsplit(endpoint.url).netloc
-    login = f"{getpass.getuser()}@{_login_host()}"
+    login = _with_user(_login_host())
     forward = f"ssh -L {LAPTOP_PORT}:{target}"
     if target.startswith(LOOPBACK) and endpoint.host != socket.gethostname():
-        return f"{forward} -J {login} {getpass.getuser()}@{endpoint.host}"
+        return f"{forward} -J {login} {_with_user(endpoint.host)}"
     return f"{forward} {login}"
+
+
+def _with_user(host: str) -> str:
+    """Return `USER@host`, or only the host for a user id without a name, as in a container."""
+    try:
+        return f"{getpass.getuser()}@{host}"
+    except (KeyError, OSError):
+        return host
 
 
 def _login_host() -> str:

@@ -84,7 +84,7 @@ class Serve:
     max_body_mb: float = setting(32.0, "Maximum size of a request body.", unit="MB", gt=0)
     max_items_per_request: int = setting(
         10_000,
-        "Maximum number of objects and arrays in a request, such as messages, and of its prompts.",
+        "Maximum number of objects and arrays in a request, and of prompts; 4 times as many keys.",
         ge=1,
     )
     max_buffered_mb: float = setting(

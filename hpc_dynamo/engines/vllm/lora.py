@@ -46,7 +46,7 @@ def adapter_rank(path: str) -> int:
         adapter = msgspec.json.decode(
             (Path(path) / ADAPTER_CONFIG).read_bytes(), type=_AdapterConfig
         )
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return 0
     rank = max(adapter.r, *adapter.rank_pattern.values(), 0)
     return rank if rank <= VLLM_RANKS[-1] else 0

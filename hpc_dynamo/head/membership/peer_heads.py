@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from hpc_dynamo.http import HttpClient
+from hpc_dynamo.http import MAX_REPORT_BYTES, HttpClient
 from hpc_dynamo.router import RequestRouter, decode_loads
 
 PATH = "/v1/loads"
@@ -52,7 +52,7 @@ class PeerHeads:
         """Read the loads of a peer; return the error, or an empty string."""
         try:
             async with asyncio.timeout(TIMEOUT_S), self._client.send("GET", url, PATH) as answer:
-                content = await answer.read()
+                content = await answer.read(MAX_REPORT_BYTES)
             if answer.status != 200:
                 return f"it answers {answer.status}"
             loads = decode_loads(content)

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from hpc_dynamo import launch
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.http import HttpClient, pinned_tls_context
+from hpc_dynamo.http import MAX_REPORT_BYTES, HttpClient, pinned_tls_context
 from hpc_dynamo.launch import detached_submit
 from hpc_dynamo.launch.node import is_requeued
 from hpc_dynamo.messages import Outcome, Successor
@@ -180,7 +180,7 @@ class JobHandover:
         request = client.send("GET", known.url, "/ready")
         try:
             async with asyncio.timeout(READY_TIMEOUT_S), request as answer:
-                await answer.read()
+                await answer.read(MAX_REPORT_BYTES)
             self._last_answer = time.monotonic()
             if answer.status == 200:
                 return replace(known, ready=True, detail="it takes new requests")

@@ -32,14 +32,16 @@ log = logging.getLogger(__name__)
 class SimulatorTokenizer:
     """Computes token ids as the simulator does, for a run without a model folder."""
 
-    async def chat(self, body: Mapping[str, Any]) -> Tokens | UnknownTokens:
+    async def chat(self, body: Mapping[str, Any], max_tokens: int = 0) -> Tokens | UnknownTokens:
         fields = {name: body[name] for name in ("messages", "tools") if body.get(name)}
         try:
             return Tokens.of(msgspec.convert(fields, TokenizeRequest).tokens())
         except (msgspec.ValidationError, RequestRejected) as e:
             return UnknownTokens(str(e))
 
-    async def completion(self, body: Mapping[str, Any]) -> list[Tokens] | UnknownTokens:
+    async def completion(
+        self, body: Mapping[str, Any], max_tokens: int = 0
+    ) -> list[Tokens] | UnknownTokens:
         return await completion_token_ids(body, self._encode)
 
     async def _encode(self, text: str, special: bool) -> Tokens:

@@ -9,11 +9,10 @@ those of other programs. So the port is first opened without it, which fails if 
 
 A program that sets SO_REUSEPORT itself, such as vLLM, can then still join the port.
 
-Source: socket(7), ip(7); proc(5) for /proc/net/tcp; Linux, net/ipv4/inet_connection_sock.c.
+Source: socket(7), ip(7); Linux, net/ipv4/inet_connection_sock.c.
 """
 
 import os
-import pwd
 import re
 import shlex
 import socket
@@ -23,10 +22,10 @@ from pathlib import Path
 from typing import Self
 
 from hpc_dynamo.errors import EngineError
+from hpc_dynamo.process.listeners import listeners, user_name
 from hpc_dynamo.run import Attempt
 
 BACKLOG = 4096
-LISTEN = "0A"  # state of a socket in /proc/net/tcp
 RUN = re.compile(r"(/\S.*)/attempts/\d+")
 
 
@@ -121,27 +120,17 @@ def _port_error(host: str, port: int, error: OSError) -> EngineError:
 def port_owner(port: int) -> str:
     """Describe the process that listens on a port of this node, if visible: processes of other
     users are hidden. Empty if no process listens."""
-    for inode, uid in _listening(port):
-        for pid in _with_socket(inode):
+    for listener in listeners(port):
+        for pid in _with_socket(listener.inode):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
             run = next((m for word in words if (m := RUN.match(word))), None)
             return f"process {pid} of {run[0]}" if run else f"process {pid}: {_short(words)}"
-        return f"a process of user {_user(uid)}"
+        return f"a process of user {user_name(listener.uid)}"
     return ""
 
 
 def _short(words: list[str]) -> str:
     return " ".join(words).strip()[:100]
-
-
-def _listening(port: int) -> Iterator[tuple[str, int]]:
-    """Yield inode and user id of each socket that listens on the port."""
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with suppress(OSError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
-                    yield fields[9], int(fields[7])
 
 
 def _with_socket(inode: str) -> Iterator[int]:
@@ -150,10 +139,3 @@ def _with_socket(inode: str) -> Iterator[int]:
         with suppress(OSError):
             if os.readlink(fd) == f"socket:[{inode}]":
                 yield int(fd.parts[2])
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)

@@ -8,6 +8,7 @@ import msgspec
 from hpc_dynamo.engines import SleepEndpoints, engine
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.head.workloads.workload import HeadContext
+from hpc_dynamo.http import MAX_REPORT_BYTES
 from hpc_dynamo.messages import WorkerReport, WorkerState
 
 TIMEOUT_S = 300.0  # to move weights to host memory, or back
@@ -82,7 +83,7 @@ class SleepController:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 async with self._context.client.send("POST", worker.url, path, b"{}") as answer:
-                    body = await answer.read()
+                    body = await answer.read(MAX_REPORT_BYTES)
         except OSError as e:  # TimeoutError is one
             raise RequestFailed(f"{what}: {e or type(e).__name__}", status=502) from e
         if answer.status != 200:

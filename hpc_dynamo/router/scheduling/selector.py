@@ -99,13 +99,14 @@ class WorkerSelector:
         policy, present = self.policy(request), tuple(workers)
         if policy is Policy.direct and not request.hints.workers:
             raise NoSuchWorker("router.policy=direct: X-Worker-Rank must name a worker")
+        roles = self.required_roles(request)
+        usable = [self.usable(role, request, present) for role in roles]
+        if not usable[0]:
+            return None  # before the hashes: a queued request may be tried often
         hashes = self.hashes(request)
         inputs = self.cost_inputs(request, hashes)
-        roles = self.required_roles(request)
-        selected = [self._select_for_role(role, request, present, inputs) for role in roles]
-        decode, prefill = selected[0], selected[-1]
-        if decode is None:
-            return None
+        decode = self._cheapest(request, usable[0], inputs)
+        prefill = self._cheapest(request, usable[-1], inputs) if usable[-1] else None
         reason = AGGREGATED
         if len(roles) > 1:
             reason = self._reason(request, present, inputs, decode, prefill)
@@ -116,16 +117,9 @@ class WorkerSelector:
         uncached, overlap = inputs.uncached_tokens(worker), inputs.overlaps.get(worker.rank, 0)
         return Selection(decode, prefill, uncached, overlap, hashes, policy, reason)
 
-    def _select_for_role(
-        self,
-        role: Role,
-        request: RoutingRequest,
-        workers: Sequence[RoutedWorker],
-        inputs: CostInputs,
-    ) -> RoutedWorker | None:
-        usable = self.usable(role, request, workers)
-        if not usable:
-            return None
+    def _cheapest(
+        self, request: RoutingRequest, usable: Sequence[RoutedWorker], inputs: CostInputs
+    ) -> RoutedWorker:
         temperature = _value_or(request.hints.temperature, self._config.temperature)
         return select_worker(POLICIES[self.policy(request)], usable, inputs, temperature)
 

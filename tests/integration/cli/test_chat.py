@@ -302,13 +302,13 @@ def test_conversation_continues_after_an_error(server: Server, tmp_path: Path) -
     assert [m["content"] for m in server.asked()[1]["messages"]] == ["Second"]
 
 
-def test_control_characters_of_answers_are_removed_on_a_terminal(
+def test_control_characters_of_answers_are_escaped_on_a_terminal(
     server: Server, tmp_path: Path
 ) -> None:
     evil = "\x1b]0;owned\x07A\x9b2JB :smile: [bold]"
     server.answers(*said(evil))
     with on_a_terminal(["chat", "--url", server.url, "Hi"], tmp_path) as chat:
-        chat.expect_exact("]0;ownedA2JB :smile: [bold]")
+        chat.expect_exact(r"\x1b]0;owned\x07A\x9b2JB :smile: [bold]")
         assert ends(chat) == 0
     assert hpc_dynamo("chat", "--url", server.url, "Hi", cwd=tmp_path).stdout == f"{evil}\n"
 

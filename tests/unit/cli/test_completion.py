@@ -97,13 +97,13 @@ def test_logs_of_a_run_are_completed() -> None:
 @pytest.mark.parametrize(
     ("line", "words", "quoted"),
     [
-        ("x plan a=b", ["x", "plan", "a=b"], False),
-        ("x plan ", ["x", "plan", ""], False),
-        ("x chat 'a b", ["x", "chat", "a b"], True),
-        (r"x a\ b", ["x", "a b"], False),
+        ("x plan a=b", ["x", "plan", "a=b"], ""),
+        ("x plan ", ["x", "plan", ""], ""),
+        ("x chat 'a b", ["x", "chat", "a b"], "'"),
+        (r"x a\ b", ["x", "a b"], ""),
     ],
 )
-def test_a_line_is_split_as_the_shell_does(line: str, words: list[str], quoted: bool) -> None:
+def test_a_line_is_split_as_the_shell_does(line: str, words: list[str], quoted: str) -> None:
     assert split_line(line) == (words, quoted)
 
 
@@ -122,6 +122,36 @@ def test_bash_gets_the_text_after_its_last_word_break(
     new_run(tmp_path / "runs" / "a b")
     assert print_candidates(["bash", breaks, line]) == 0
     assert capsys.readouterr().out == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "expected"),
+    [
+        ("a$(touch x)", '"a', '"a\\$(touch x) "'),
+        ('a`x`"\\', '"a', '"a\\`x\\`\\"\\\\ "'),
+        ("a!x", '"a', ""),
+        ("a$(x)", "'a", "'a$(x) '"),
+        ("a'$(x)", "'a", ""),
+        ("a$(x)!'", "a", "a\\$\\(x\\)\\!\\' "),
+        ("a\n$(x)", "a", ""),
+        ("a\x1b]0;x\x07", "'a", ""),
+    ],
+)
+def test_names_of_folders_run_no_command(
+    name: str, line: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs" / name / "attempts").mkdir(parents=True)
+    assert print_candidates(["bash", " =:", f"hpc-dynamo status {line}"]) == 0
+    quote = line.rstrip("a")
+    printed = capsys.readouterr().out.rstrip("\n")
+    assert (quote + printed + quote if printed else "") == expected
+
+
+def test_runs_of_other_users_are_not_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    assert found("status", "") == ["name=", "runs_dir="]
 
 
 def test_an_error_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,15 +87,16 @@ async def test_cut_before_a_stop_string(client: MigratingClient, path: str) -> N
 
 
 @PATHS
-async def test_second_and_third_death(client: MigratingClient, path: str) -> None:
+async def test_a_stream_that_kills_its_workers_ends_after_two(
+    client: MigratingClient, path: str
+) -> None:
     body = body_of(path)
-    whole = await client.whole(path, body)
     await client.content(path, body)
-    end = ends(client)[5]
-    await client.unbroken(path, body, whole, end, 700)
-    await client.unbroken(path, body, whole, end, 700, 500)
-    with pytest.raises(WorkerFailed):
-        await client.content(path, body, end, 500, 500, 500)
+    for cuts in ((ends(client)[5], 500, 400, 400), (0, 500, 400, 400)):
+        with pytest.raises(WorkerFailed) as failed:
+            await client.content(path, body, *cuts)
+        assert failed.value.deaths + len(client.cutter.after) >= 3
+        assert client.cutter.after == [400, 400]
 
 
 @PATHS

@@ -417,8 +417,28 @@ async def test_a_request_that_kills_its_worker_is_tried_once_more(house: House) 
             server = await asyncio.start_server(die, "127.0.0.1", 0)
             port = (await stack.enter_async_context(server)).sockets[0].getsockname()[1]
             await dispatcher.add_worker(rank, Role.aggregated, f"http://127.0.0.1:{port}")
-        assert (await broken(dispatcher)).reached
+        error = await broken(dispatcher)
+    assert error.reached
+    assert error.deaths == MAX_ATTEMPTS
     assert len(set(deaths)) == len(deaths) == MAX_ATTEMPTS == 2
+
+
+async def test_lost_workers_do_not_count_as_killed(house: House) -> None:
+    async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    dispatcher = await house.dispatcher(TopologyKind.aggregated)
+    async with await asyncio.start_server(wait, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        for rank in range(2):
+            await dispatcher.add_worker(rank, Role.aggregated, f"http://127.0.0.1:{port}")
+        sent = asyncio.create_task(broken(dispatcher))
+        for _ in range(2):
+            while not (busy := [w.rank for w in dispatcher.workers if w.active]):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            dispatcher.remove_worker(busy[0])
+        assert (await sent).deaths == 0
 
 
 async def broken(dispatcher: Sender) -> WorkerFailed:

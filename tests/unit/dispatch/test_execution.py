@@ -72,6 +72,10 @@ TABLE: list[tuple[str, Body, str]] = [
     (RESPONSES, {"input": "a"}, "d d w"),
     (RESPONSES, {"input": "a", "tools": [{"type": "function", "name": "f"}]}, "d d w"),
     (RESPONSES, {"input": "a", "tools": [{"type": "web_search_preview"}]}, "w w w"),
+    # Engines ignore `n` on these paths.
+    (MESSAGES, TALK | {"max_tokens": 5, "n": 5}, "w d w"),
+    (RESPONSES, {"input": "a", "n": 5}, "w d w"),
+    (RESPONSES, {"input": "a", "n": "two"}, "w d w"),
     (RESPONSES, {"input": "a", "tools": "all"}, "w w w"),
     (RESPONSES, {"input": "a", "previous_response_id": "r"}, "w w w"),
     (RESPONSES, {"input": "a", "background": True}, "w w w"),

@@ -14,7 +14,7 @@ from hpc_dynamo.dispatch import RequestBuilder, RequestContext
 from hpc_dynamo.dispatch.reserved_fields import REFUSED_FIELDS, RESERVED_FIELDS
 from hpc_dynamo.engines import CHAT, COMPLETIONS
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.preprocess import Tokens
+from hpc_dynamo.preprocess import PROMPT_FIELDS, PromptTooLong, Tokens
 
 CONTEXT = 100
 TALK = {"messages": [{"role": "user", "content": "a"}]}
@@ -23,10 +23,11 @@ TALK = {"messages": [{"role": "user", "content": "a"}]}
 class FixedTokenizer:
     """Computes as many token ids as a prompt has characters."""
 
-    async def chat(self, body: Any) -> Tokens:
+    async def chat(self, body: Any, max_tokens: int = 0) -> Tokens:
         return _tokens(body["messages"][0]["content"])
 
-    async def completion(self, body: Any) -> list[Tokens]:
+    async def completion(self, body: Any, max_tokens: int = 0) -> list[Tokens]:
+        assert body.keys() <= PROMPT_FIELDS
         prompt = body["prompt"]
         one = isinstance(prompt, str) or isinstance(prompt[0], int)
         return [_tokens(text) for text in ([prompt] if one else prompt)]
@@ -97,6 +98,24 @@ async def test_length_of_a_prompt_is_given_as_by_vllm(prompt: object, size: str)
 )
 async def test_what_an_engine_may_accept_is_sent_to_it(path: str, body: dict[str, Any]) -> None:
     await build(path, body)
+
+
+class LimitedTokenizer(FixedTokenizer):
+    """Refuses all texts as too long."""
+
+    async def completion(self, body: Any, max_tokens: int = 0) -> list[Tokens]:
+        raise PromptTooLong(max_tokens)
+
+
+async def test_text_that_was_not_tokenized_is_beyond_the_context() -> None:
+    context, fields = RequestContext(max_context_tokens=CONTEXT), {"prompt": "x", "logit_bias": {}}
+    with pytest.raises(RequestFailed, match="at least 101 input tokens") as refusal:
+        await RequestBuilder(Config(), LimitedTokenizer()).build(COMPLETIONS, b"", fields, context)
+    assert refusal.value.status == 400
+
+
+async def test_fields_without_effect_on_the_prompt_are_not_decoded() -> None:
+    await build(COMPLETIONS, {"prompt": "x", "logit_bias": {"1": 1}, "stop": ["a"]})
 
 
 async def test_an_engine_that_shortens_prompts_gets_them() -> None:

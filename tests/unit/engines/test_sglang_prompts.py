@@ -18,6 +18,7 @@ from hpc_dynamo.errors import RequestFailed
 
 EMBEDDINGS = "/v1/embeddings"
 EMPTY, UNKNOWN = "an element of the list is empty", "is out of the vocabulary"
+INTEGERS = "token ids must be integers"
 DISAGGREGATED = Topology(kind=TopologyKind.disaggregated, prefill=Pool(), decode=Pool())
 AGGREGATED = Topology(kind=TopologyKind.aggregated, aggregated=Pool())
 
@@ -55,11 +56,42 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (COMPLETIONS, {"prompt": "a", "n": 0}, f"{COUNT} 0"),
     (CHAT, {"messages": [], "n": -1}, f"{COUNT} -1"),
     (CHAT, {"messages": [], "n": False}, f"{COUNT} 0"),
+    (CHAT, {"messages": [], "n": -1.0}, f"{COUNT} -1"),
+    (CHAT, {"messages": [], "n": "-1"}, f"{COUNT} -1"),
+    (COMPLETIONS, {"prompt": [1, 1e9]}, INTEGERS),
+    (COMPLETIONS, {"prompt": [1.0]}, INTEGERS),
+    (COMPLETIONS, {"prompt": [1, "999999999"]}, INTEGERS),
+    (COMPLETIONS, {"prompt": [True]}, INTEGERS),
+    (COMPLETIONS, {"prompt": [[1], ["-7"]]}, INTEGERS),
+    (COMPLETIONS, {"prompt": [[1], [[100]]]}, INTEGERS),
+    (COMPLETIONS, {"prompt": [[1], 100]}, "several types"),
+    (COMPLETIONS, {"prompt": "a", "stop_token_ids": [100]}, UNKNOWN),
+    (CHAT, {"messages": [], "input_ids": [100]}, UNKNOWN),
+    (CHAT, {"messages": [], "stop_token_ids": ["100"]}, INTEGERS),
+    ("/generate", {"input_ids": [100]}, UNKNOWN),
+    ("/generate", {"input_ids": [[1], [-1]]}, UNKNOWN),
+    ("/generate", {"input_ids": []}, "input_ids is empty"),
+    ("/generate", {"text": ""}, "text is empty"),
+    ("/generate", {"text": ["a", ""]}, EMPTY),
+    ("/generate", {"text": "a", "token_ids_logprob": [None, [1, 100]]}, UNKNOWN),
+    ("/generate", {"text": "a", "sampling_params": {"n": 0}}, f"{COUNT} 0"),
+    ("/generate", {"text": "a", "sampling_params": [{}, {"stop_token_ids": [-1]}]}, UNKNOWN),
+    ("/encode", {"input_ids": [100]}, UNKNOWN),
+    ("/v1/score", {"query": [1], "items": [[100]]}, UNKNOWN),
+    ("/v1/score", {"query": [100], "items": [[1]]}, UNKNOWN),
+    ("/v1/score", {"query": "a", "items": ["b"], "label_token_ids": [100]}, UNKNOWN),
+    ("/v1/rerank", {"query": "a", "documents": [""]}, EMPTY),
 ]
 SENT: list[tuple[str, dict[str, Any]]] = [
     (COMPLETIONS, {"prompt": ["a", "b"]}),
     (COMPLETIONS, {"prompt": [0, 99]}),
     (COMPLETIONS, {"prompt": [[0], [99]]}),
+    (COMPLETIONS, {"prompt": ["7", "8"]}),
+    (COMPLETIONS, {"prompt": "a", "n": "2", "stop_token_ids": [1]}),
+    (EMBEDDINGS, {"input": [{"text": "a"}]}),
+    ("/generate", {"input_ids": [1], "sampling_params": {"n": 2, "stop_token_ids": []}}),
+    ("/generate", {"text": ["a"], "token_ids_logprob": [None, [1]], "sampling_params": None}),
+    ("/v1/score", {"query": "a", "items": ["b"], "label_token_ids": [1, 2]}),
     # SGLang refuses these itself.
     (COMPLETIONS, {"prompt": ""}),
     (CHAT, {"messages": [], "n": "two"}),

@@ -7,7 +7,7 @@ import pytest
 
 from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.frontend.request_translator import read_body
-from hpc_dynamo.json_reader import count_containers
+from hpc_dynamo.json_reader import count_outside_strings
 
 LIMIT = 100
 MESSAGE = {"role": "user", "content": "hi"}
@@ -21,10 +21,15 @@ REFUSED: dict[str, dict[str, Any]] = {
     "content parts": {"messages": [{"role": "user", "content": [{"type": "text"}] * 101}]},
     "tools": {"messages": [MESSAGE], "tools": [{}] * 101},
     "nested": {"x": [[[]]] * 60},
+    "names of fields": {f"k{i}": 1 for i in range(401)},
+    "names of tokens": {"prompt": "a", "logit_bias": {str(i): 1 for i in range(401)}},
+    "names in several objects": {"x": [{str(i): 1 for i in range(50)}] * 9},
 }
 ACCEPTED: dict[str, dict[str, Any]] = {
     "token ids": {"prompt": list(range(5000))},
     "brackets in a text": {"prompt": '{["\\' * 900},
+    "colons in a text": {"prompt": '12:34 \\"::' * 900},
+    "names of fields": {"messages": [MESSAGE | {"name": "a"}] * 98},
     "commas in a text": {"prompt": [", " * 5000]},
     "messages": {"messages": [MESSAGE] * 98},
     "prompts": {"prompt": ["a"] * 100},
@@ -50,4 +55,4 @@ def test_long_texts_and_token_ids_are_accepted(body: dict[str, Any]) -> None:
 
 def test_brackets_in_strings_are_not_counted() -> None:
     content = json.dumps({'a{"': ['\\"[[[[', {"b": "\\\\{"}]}).encode()
-    assert count_containers(content, 2) == 3
+    assert count_outside_strings(content, b"[{", 2) == 3

@@ -1,12 +1,21 @@
 """Configuration files of model folders, complete and incomplete."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models
 
-from hpc_dynamo.preprocess import NoTokenizer, Preprocessor
+from hpc_dynamo.config import Config, Engine, Model
+from hpc_dynamo.model_files.weights import weight_defects
+from hpc_dynamo.preprocess import (
+    NoTokenizer,
+    Preprocessor,
+    PromptRejected,
+    TokenIdsOnly,
+    load_tokenizer,
+)
 from tests.unit.preprocess.conftest import model_folder
 
 
@@ -29,3 +38,96 @@ def test_folder_without_tokenizer_raises(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(NoTokenizer, match=r"config\.json is not JSON"):
         Preprocessor.load(tmp_path)
+
+
+DEEP = '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"
+PANICS = {"type": "Precompiled", "precompiled_charsmap": "////AAAA"}  # in the Rust library
+
+
+def decoder(entry: str) -> str:
+    return f'{{"added_tokens_decoder": {entry}}}'
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        *((f"{name}.json", DEEP) for name in ("config", "tokenizer_config", "special_tokens_map")),
+        *(
+            ("tokenizer_config.json", decoder(entry))
+            for entry in ("[1]", '{"x": {"content": "a"}}', '{"1": {}}', '{"1": {"content": 5}}')
+        ),
+        ("tokenizer_config.json", decoder(f'{{"{"1" * 5000}": {{"content": "a"}}}}')),
+        ("tokenizer_config.json", '{"bos_token": "\\ud800"}'),
+        ("tokenizer.json", "\udcff"),
+        ("chat_template.jinja", "\udcff"),
+        ("tokenizer.json", "panics"),
+    ],
+)
+def test_malformed_files_only_turn_off_the_tokenizer(file: str, text: str, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "m", "x")
+    tokenizer = json.loads(Tokenizer(models.BPE({"a": 0}, [])).to_str())
+    if text == "panics":
+        text = json.dumps({**tokenizer, "normalizer": PANICS})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / file).write_bytes(text.encode(errors="surrogateescape"))
+    config = Config(engine=Engine(name="vllm"), model=Model(path=str(folder)))
+    loaded = load_tokenizer(config, {})
+    assert isinstance(loaded, TokenIdsOnly)
+    assert len(loaded.reason) < 1000
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer_config"),
+    [
+        ({"architectures": 5}, {}),
+        ({"architectures": [5, None]}, {}),
+        *(({}, {"chat_template": value}) for value in (5, ["x"], [{"template": "x"}], {"a": 1})),
+        ({}, {"chat_template": [{"name": [], "template": 5}]}),
+        ({}, {"chat_template": {"default": []}}),
+        ({}, {"chat_template": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}"}),
+        ({}, {"chat_template": "{% if a %}" * 2000 + "{% endif %}" * 2000}),
+    ],
+)
+def test_malformed_templates_end_no_process(
+    config: dict[str, Any], tokenizer_config: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = model_folder(tmp_path / "m", "", **tokenizer_config)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "config.json").write_text(json.dumps(config))
+    Tokenizer(models.BPE({"<s>": 0, "a": 1}, [])).save(str(folder / "tokenizer.json"))
+    assert len(Preprocessor.load(folder).probes()) == 2  # two texts and no chat
+
+
+def test_interruption_of_loading_is_not_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    folder = model_folder(tmp_path / "m", "x")
+    (folder / "tokenizer.json").touch()
+    monkeypatch.setattr(Preprocessor, "load", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        load_tokenizer(Config(engine=Engine(name="vllm"), model=Model(path=str(folder))), {})
+
+
+def test_panic_while_encoding_rejects_the_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PanicException(BaseException):  # the name of pyo3
+        """Panic of a Rust library."""
+
+    def panic(*_: object, **__: object) -> bytes:
+        raise PanicException("index out of bounds")
+
+    folder = model_folder(tmp_path / "m", "x")
+    Tokenizer(models.BPE({"<s>": 0, "a": 1}, [])).save(str(folder / "tokenizer.json"))
+    preprocess = Preprocessor.load(folder)
+    monkeypatch.setattr(preprocess._encoder, "encode", panic)
+    with pytest.raises(PromptRejected, match="out of bounds"):
+        preprocess.encode("a")
+
+
+def test_deep_index_of_weights_is_a_defect(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(DEEP)
+    assert any("not a JSON object" in defect for defect in weight_defects(tmp_path))

@@ -99,6 +99,9 @@ def test_render_of_unsupported_prompt_is_unknown(
         "{% for m in messages %}",
         "{{ raise_exception('no') }}",
         "{% for m in messages %}{{ loop.__class__ }}{{ loop._iterable.append(1) }}{% endfor %}",
+        # Jinja 3.1.5 and older allow these.
+        "{{ ('{0.__globals__[__builtins__]}'|attr('format'))(strftime_now) }}",
+        "{{ ('{0.__class__.__mro__}'|attr('format'))(messages) }}",
     ],
 )
 def test_failing_or_unsafe_template_is_rejected(template: str, tmp_path: Path) -> None:

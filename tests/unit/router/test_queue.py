@@ -10,9 +10,11 @@ from hpc_dynamo.router import (
     AllWorkersTried,
     NoWorker,
     Overloaded,
+    RoutingHints,
     RoutingRequest,
     Target,
 )
+from hpc_dynamo.router.scheduling.worker import RoutedWorker
 from tests.unit.router.requests import (
     DEADLINE_S,
     ONE,
@@ -228,3 +230,55 @@ async def test_request_with_missing_role_blocks_only_requests_of_that_role() -> 
     assert (await router.route(RoutingRequest(may_disaggregate=False))).prefill is None
     await router.add_worker(rank, Role.prefill, "http://p")
     assert (await stuck).prefill is not None
+
+
+class CountingLimits(AdmissionLimits):
+    """Counts how often it is asked if a worker has room."""
+
+    asked = 0
+
+    def has_room(self, worker: RoutedWorker, ready: int) -> bool:
+        type(self).asked += 1
+        return super().has_room(worker, ready)
+
+
+def for_worker(*ranks: int) -> RoutingRequest:
+    return RoutingRequest(hints=RoutingHints(workers=ranks))
+
+
+async def test_requests_for_a_busy_worker_cost_one_attempt_per_event() -> None:
+    router = await aggregated_router(2, CountingLimits(max_requests_per_worker=1))
+    first = await router.route(for_worker(0))
+    CountingLimits.asked = 0
+    queued = [router.enqueue(for_worker(0, 0)) for _ in range(200)]
+    (await router.route(RoutingRequest())).release()
+    for gone in queued[100:]:
+        router.cancel(gone)
+    assert CountingLimits.asked <= 2 * 310
+    first.release()
+    for waiting in queued[:100]:
+        assert waiting.lease.result().decode.rank == 0
+        waiting.lease.result().release()
+    assert_nothing_left(router)
+
+
+async def test_queue_full_of_requests_for_a_busy_worker_does_not_close_the_others() -> None:
+    router = await aggregated_router(
+        2, AdmissionLimits(max_requests_per_worker=1, max_queued_requests=3)
+    )
+    await router.route(for_worker(0))
+    await queue_requests(router, for_worker(0), 3)
+    await assert_rejected(router, for_worker(0), Overloaded)
+    assert (await router.route(RoutingRequest())).decode.rank == 1
+    await assert_rejected(router, RoutingRequest(), Overloaded)
+
+
+async def test_priority_counts_among_requests_for_different_workers() -> None:
+    router = await aggregated_router(2, ONE)
+    leases = [await router.route(for_worker(rank)) for rank in (0, 1)]
+    (low,) = await queue_requests(router, for_worker(0))
+    hints = RoutingHints(workers=(0, 1), priority=1)
+    (high,) = await queue_requests(router, RoutingRequest(hints=hints))
+    leases[0].release()
+    assert (await high).decode.rank == 0
+    assert not low.done()
