@@ -27,7 +27,7 @@ from hpc_dynamo.planner.interpolation import load_performance
 from hpc_dynamo.planner.performance import WorkerPerformance
 from hpc_dynamo.planner.planner import RolePlanner
 from hpc_dynamo.planner.signals import PlannerDecision
-from hpc_dynamo.run import Attempt
+from hpc_dynamo.run import Attempt, ExtraJobFolder
 from hpc_dynamo.wire import ControlServer
 
 STOP_MARGIN_S = 10.0  # for an agent, in addition to engine.stop_timeout_s
@@ -126,6 +126,11 @@ class Head(JobLifecycle):
             )
             await self._scale_out.run()
 
+    def _jobs_without_head(self) -> list[ExtraJobFolder]:
+        """Return the jobs that were submitted with this one; their agents may connect at once."""
+        jobs = self._attempt.extra_jobs() if self._attempt.plan().separate_jobs else []
+        return [folder for folder in jobs if folder.state() is None]
+
     async def _run_hetero_jobs(self, context: HeadContext, members: Membership) -> None:
         if self._attempt.plan().separate_jobs:
             router, on_preemption = context.route.router, self.on_preemption_signal
@@ -176,7 +181,7 @@ class Head(JobLifecycle):
             routers = {model: route.router for model, route in routes.items()}
             members = Membership(self._attempt, self._roster, self._server, routers, self.fail)
             members.on_preemption = self.on_preemption_signal
-            for folder in self._earlier_jobs:
+            for folder in (*self._earlier_jobs, *self._jobs_without_head()):
                 members.expect(folder.plan())
             if self._config.planner.job_handover and self._config.task is Task.serve:
                 changed = next(iter(routers.values())).changed

@@ -118,7 +118,7 @@ def test_preflight_fault_names_node(cluster: SlurmCluster, shared_dir: Path) -> 
     first, _, third = cluster.nodes
     for node in cluster.nodes[:2]:
         run(*cluster.on(node, *MAKE_MODEL))
-    words = ("input=prompts.jsonl", "model.path=/tmp/model")
+    words = ("input=prompts.jsonl", "model.path=/tmp/model", "topology.decode.workers=2")
     try:
         done = hpc_dynamo("batch", *THREE, *words, cwd=shared_dir, env=cluster.env, timeout_s=120)
     finally:
