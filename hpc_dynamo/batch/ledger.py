@@ -169,10 +169,7 @@ class Ledger:
                         if not future.done():
                             future.set_result(None)
         except OSError as e:
-            e.filename = e.filename or str(self._part)
-            known = file_error(e) or HpcDynamoError(f"{self._part} cannot be written: {e}")
-            known.hint = f"{known.hint or 'check the disk'}; run the same command again to resume"
-            raise known from e
+            raise _write_error(e, self._part) from e
 
     def _require_linked(self, handle: int) -> None:
         """Raise HpcDynamoError if the part was deleted: writes to it still succeed."""
@@ -207,10 +204,17 @@ class Ledger:
                     result = results[custom_id]
                     (output if result.answered else errors).copy(result)
                     answered, failed = answered + result.answered, failed + (not result.answered)
-        except OSError as e:  # the error of a full disk has no file name
-            e.filename = e.filename or str(self._run.output)
-            raise
+        except OSError as e:
+            raise _write_error(e, self._run.output) from e
         return answered, failed
+
+
+def _write_error(error: OSError, file: Path) -> HpcDynamoError:
+    """Return the error for a file that could not be written. That of a full disk has no name."""
+    error.filename = error.filename or str(file)
+    known = file_error(error) or HpcDynamoError(f"{file} cannot be written: {error}")
+    known.hint = f"{known.hint or 'check the disk'}; run the same command again to resume"
+    return known
 
 
 def _truncate_incomplete_line(handle: int) -> None:

@@ -24,6 +24,7 @@ from hpc_dynamo.messages import (
     KvEvents,
     KvReplayRequest,
     NodeRecord,
+    NodesReplaced,
     Roster,
     WorkerReport,
     WorkerState,
@@ -278,6 +279,7 @@ async def test_head_indexes_events_and_requests_missing_ones(run: Run) -> None:
         await agent.send(Hello(node=record(attempt)))
         await agent.send(KvEvents(rank=0, seq=7, payload=batch(0)))  # its worker has not joined yet
         await agent.send(READY)
+        assert await agent.receive(SOON_S) == NodesReplaced(replacements={}, restart_count=0)
         assert await agent.receive(SOON_S) == KvReplayRequest(rank=0, start=0)
         for seq in (0, REPLAY_END, 2):
             await agent.send(KvEvents(rank=0, seq=seq, payload=batch(seq)))

@@ -231,7 +231,7 @@ def test_full_disk_without_a_file_name_names_the_run(tmp_path: Path) -> None:
 
 def test_disk_that_fills_up_during_a_batch(small: Path, tmp_path: Path) -> None:
     """The outcome reports it, and the same command resumes once there is space."""
-    ids = write_prompts(tmp_path / "p.jsonl", 400, max_tokens=40)
+    ids = write_prompts(tmp_path / "p.jsonl", 800, max_tokens=40)
     words = (*BATCH, f"runs_dir={small}/runs")
     ballast = filled(small, but=400_000)
     done = hpc_dynamo(*words, cwd=tmp_path)

@@ -17,6 +17,7 @@ import pytest
 from hpc_dynamo import launch
 from hpc_dynamo.cli.render import serving
 from hpc_dynamo.config import (
+    Bootstrap,
     Cluster,
     Config,
     Device,
@@ -70,7 +71,9 @@ CONFIG = Config(
     engine=Engine(name="simulator", device=Device.cpu, args={"timing": "instant"}),
     model=Model(name="m"),
     topology=Topology(aggregated=Pool(workers=2)),
-    cluster=Cluster(heartbeat_timeout_s=3.0, reconnect_timeout_s=3.0),
+    cluster=Cluster(
+        heartbeat_timeout_s=3.0, reconnect_timeout_s=3.0, bootstrap=Bootstrap(timeout_s=3.0)
+    ),
 )
 AGENT = "import sys; from hpc_dynamo.tasks.join import main; sys.exit(main(sys.argv[1]))"
 
