@@ -41,7 +41,8 @@ def test_stream_that_ends_early_is_no_complete_answer(served: Served) -> None:
             assert reasons[-1] == "length"
         except openai.APIError as e:
             errors.append(e.message)
-    assert all("ended early" in error for error in errors), errors
+    # A stream ends once two workers have failed with it.
+    assert all("ended early" in error or "with HTML" in error for error in errors), errors
 
 
 def test_bad_answers_never_reach_the_client(served: Served) -> None:
