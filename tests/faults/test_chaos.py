@@ -12,6 +12,7 @@ import pytest
 
 from hpc_dynamo.cli.chaos import on_node
 from hpc_dynamo.cli.chaos.schedule import Process, ProcessKind, schedule
+from hpc_dynamo.messages import WorkerState
 from tests.cluster.slurm import SlurmCluster
 from tests.integration.serving.served import Served, serving
 from tests.support.fault_rows import FaultRecorder
@@ -47,8 +48,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("chaos")
     words = ("topology=aggregated", "topology.aggregated.workers=2", "serve.frontend_processes=1")
     with serving(folder, *words) as served:
-        until("both workers", lambda: len(served.workers().get("aggregated", [])) == 2)
+        until("both workers in its status file", lambda: ready(served) == 2)
         yield served
+
+
+def ready(served: Served) -> int:
+    """Return the count of ready workers in the file that `chaos` reads."""
+    status = served.attempt.status()
+    return sum(w.state is WorkerState.ready for w in status.workers) if status else 0
 
 
 def chaos(served: Served, *words: str) -> list[str]:
