@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hpc_dynamo.process import supervisor
+from hpc_dynamo.process.session import SESSION, processes
 from hpc_dynamo.run.logs import limit_sizes
 
 # Time of a supervisor to end its command and itself, in addition to the command's own time. One
@@ -134,11 +135,10 @@ class Child:
 
 def kill_session(leader: int) -> None:
     """Send SIGKILL to every process of the session of `leader` (proc(5), stat field 6)."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == leader:
-                os.kill(int(stat.parent.name), signal.SIGKILL)
+    for process, fields in processes():
+        if int(fields[SESSION]) == leader:
+            with suppress(OSError):
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def _as_shell(code: int) -> int:

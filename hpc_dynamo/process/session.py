@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 STOPPED = "T"  # by SIGSTOP, SIGTSTP or a similar signal
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-OWN_TIMES, TIMES_OF_CHILDREN = slice(11, 13), slice(13, 15)  # fields, from the state on
+SESSION, STARTED_AT = 3, 19  # fields, from the state on
+OWN_TIMES, TIMES_OF_CHILDREN = slice(11, 13), slice(13, 15)
 NS_PER_S = 1e9
 RETRY_S = 1.0
 
@@ -80,12 +81,17 @@ async def _scan(leaders: frozenset[int]) -> dict[int, SessionUsage]:
 def session_usages(leaders: Collection[int]) -> dict[int, SessionUsage]:
     """Return the usage of the sessions of these processes that are alive."""
     sessions = defaultdict[int, list[tuple[Path, list[str]]]](list)
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()  # from the state on
-            if int(fields[3]) in leaders:
-                sessions[int(fields[3])].append((stat.parent, fields))
+    for process, fields in processes():
+        if (leader := int(fields[SESSION])) in leaders:
+            sessions[leader].append((process, fields))
     return {leader: _usage(rows) for leader, rows in sessions.items()}
+
+
+def processes() -> Iterator[tuple[Path, list[str]]]:
+    """Yield the folder in /proc of each process, and its stat fields from the state on."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            yield stat.parent, stat.read_text().rpartition(")")[2].split()
 
 
 def _usage(rows: list[tuple[Path, list[str]]]) -> SessionUsage:

@@ -6,6 +6,8 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+from hpc_dynamo.process.session import SESSION, STARTED_AT, processes
+
 ENVIRONMENT = {"PYTHONFAULTHANDLER": "1"}  # see the documentation of Python's faulthandler
 PATIENCE_S = 1.0  # per process; one that is stopped by a signal writes nothing
 
@@ -29,10 +31,9 @@ def abort_session(leader: int) -> None:
 
 def _members(leader: int) -> list[int]:
     """Return the process ids of a session without its leader, the youngest first (proc(5))."""
-    found = list[tuple[int, int]]()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == leader != int(stat.parent.name):
-                found.append((int(fields[19]), int(stat.parent.name)))
+    found = [
+        (int(fields[STARTED_AT]), int(process.name))
+        for process, fields in processes()
+        if int(fields[SESSION]) == leader != int(process.name)
+    ]
     return [pid for _, pid in sorted(found, reverse=True)]

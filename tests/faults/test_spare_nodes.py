@@ -1,4 +1,4 @@
-"""Nodes that fail while a job has spare nodes: on this machine, where a node is an agent."""
+"""Nodes that fail while a job has spare nodes. On this machine each agent is a node."""
 
 import os
 import signal

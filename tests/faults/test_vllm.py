@@ -75,11 +75,11 @@ def all_ready(served: Served) -> None:
 def cases(served: Served) -> list[Case]:
     """Return requests of all kinds that continue, with stop strings from their own texts."""
     chat, counted = GREEDY | TALK, GREEDY | COUNT
-    told = text_of(served.post(CHAT, chat).json)
+    text = text_of(served.post(CHAT, chat).json)
     said = text_of(served.post(COMPLETIONS, counted).json)
     return [
         (CHAT, chat),
-        (CHAT, chat | {"stop": told[120:130]}),
+        (CHAT, chat | {"stop": text[120:130]}),
         (CHAT, chat | {"logprobs": True, "top_logprobs": 2, "max_tokens": 40}),
         (COMPLETIONS, counted),
         (COMPLETIONS, counted | {"stop": [said[90:93], "never"]}),

@@ -78,10 +78,10 @@ THEIR_OWN = b'{"type":"error","error":{"type":"NotFoundError","message":"Not the
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/tokenize", "/v1/messages/count_tokens"])
 @pytest.mark.parametrize("body", [VLLM, b'{"detail":"Not Found"}'])
 def test_missing_path_in_any_engine_format_is_404(path: str, body: bytes) -> None:
-    told = json.loads(errors.engine_error_body(404, body, "worker 0 answered 404", path))
-    assert told["error"]["message"] == f"the engine of this job has no endpoint {path}"
-    assert told["error"]["type"] == "not_found_error"
-    assert (told.get("type") == "error") == path.startswith("/v1/messages")
+    shown = json.loads(errors.engine_error_body(404, body, "worker 0 answered 404", path))
+    assert shown["error"]["message"] == f"the engine of this job has no endpoint {path}"
+    assert shown["error"]["type"] == "not_found_error"
+    assert (shown.get("type") == "error") == path.startswith("/v1/messages")
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ def test_missing_path_in_any_engine_format_is_404(path: str, body: bytes) -> Non
 def test_engine_message_gets_format_of_path(
     status: int, body: bytes, path: str, message: str
 ) -> None:
-    told = json.loads(errors.engine_error_body(status, body, "worker 0 answered", path))
-    assert told["error"]["message"] == message
-    assert (told.get("type") == "error") == (path == "/v1/messages")
+    shown = json.loads(errors.engine_error_body(status, body, "worker 0 answered", path))
+    assert shown["error"]["message"] == message
+    assert (shown.get("type") == "error") == (path == "/v1/messages")
 
 
 def test_flat_engine_errors_become_openai_errors() -> None:
-    told = json.loads(errors.engine_error_body(400, FLAT, "worker 0 answered", "/v1/completions"))
-    assert told == {
+    shown = json.loads(errors.engine_error_body(400, FLAT, "worker 0 answered", "/v1/completions"))
+    assert shown == {
         "error": {
             "message": "the input is too long",
             "type": "BadRequestError",
@@ -128,9 +128,9 @@ def test_engine_error_body_is_unchanged(body: bytes, path: str) -> None:
 def test_broken_stream_ends_with_engine_message(path: str) -> None:
     error = errors.engine_error(400, FLAT, "worker 0 answered 400", path)
     lines = errors.error_event(error, path).decode().splitlines()
-    told = json.loads(next(line for line in lines if line.startswith("data: {"))[6:])
-    assert told["error"]["message"] == "the input is too long"
-    assert (told.get("type") == "error") == (path == "/v1/messages")
+    shown = json.loads(next(line for line in lines if line.startswith("data: {"))[6:])
+    assert shown["error"]["message"] == "the input is too long"
+    assert (shown.get("type") == "error") == (path == "/v1/messages")
     assert ("data: [DONE]" in lines) == (path != "/v1/messages")
 
 
@@ -139,9 +139,9 @@ def test_broken_responses_stream_ends_with_a_numbered_event() -> None:
     before = b'data: {"sequence_number":7,"delta":"x"}\n\ndata: {"sequence_number": 8}\n\n'
     lines = errors.error_event(error, "/v1/responses", before).decode().split("\n")
     assert lines[2] == "event: error"
-    told = json.loads(lines[3].removeprefix("data: "))
-    assert (told.pop("type"), told.pop("sequence_number")) == ("error", 9)
-    assert told == {"code": "overloaded_error", "message": "worker 0 left", "param": None}
+    shown = json.loads(lines[3].removeprefix("data: "))
+    assert (shown.pop("type"), shown.pop("sequence_number")) == ("error", 9)
+    assert shown == {"code": "overloaded_error", "message": "worker 0 left", "param": None}
 
 
 @pytest.mark.parametrize("path", ["/live", "/ready", "/health", "/openapi.json"])

@@ -42,13 +42,13 @@ def send(served: Served, tokens: int = 2) -> Reply:
 
 def test_sleeping_worker_receives_no_requests_until_woken(served: Served) -> None:
     assert put(served, 1, "sleep").json == {"rank": 1, "asleep": True}
-    until("it is told", lambda: awake(served) == {0})
+    until("the states of the workers", lambda: awake(served) == {0})
     assert put(served, 1, "sleep").status == 200  # it does already
     before = computed(served)
     assert [send(served).status for _ in range(4)] == [200] * 4
     assert computed(served) == [before[0] + 8, before[1]]
     assert put(served, 1, "wake").json == {"rank": 1, "asleep": False}
-    until("it is told", lambda: awake(served) == {0, 1})
+    until("the states of the workers", lambda: awake(served) == {0, 1})
     with ThreadPoolExecutor(4) as pool:
         assert {r.status for r in pool.map(lambda _: send(served, 100), range(4))} == {200}
     assert computed(served)[1] > before[1]
@@ -89,7 +89,7 @@ def test_sleeping_worker_stays_asleep_when_the_head_is_restarted(served: Served)
     assert [send(served).status for _ in range(4)] == [200] * 4
     assert computed(served) == [before[0] + 8, before[1]]
     assert put(served, 1, "wake").status == 200
-    until("it is told", lambda: awake(served) == {0, 1})
+    until("the states of the workers", lambda: awake(served) == {0, 1})
 
 
 def test_worker_killed_while_asleep_restarts_awake(served: Served) -> None:
