@@ -16,7 +16,7 @@ CHARS_PER_BYTE = 8  # templates may repeat parts of a request
 
 @dataclass(frozen=True)
 class RenderLimits:
-    """What one rendering may use.
+    """CPU time, memory and characters that one rendering may use.
 
     The CPU time is that of the process, so other load does not count. Longer requests may use more
     memory and may become longer texts.
@@ -40,5 +40,5 @@ class RenderOutcome(IntEnum):
 
     text = 0  # the rendered text
     unsupported = 1  # the reason
-    rejected = 2  # the reason of the template
-    over_limit = 3  # what the template used too much of
+    rejected = 2  # the reason
+    over_limit = 3  # the limit

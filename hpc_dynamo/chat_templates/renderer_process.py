@@ -128,7 +128,7 @@ class _Child:
         return received
 
     def reason(self, limits: RenderLimits) -> str:
-        """Return why the process ended, and remove what is left of it."""
+        """Return why the process ended, and release its socket."""
         self.end()
         code = self._process.returncode
         if code == -signal.SIGPROF:

@@ -59,9 +59,9 @@ class Preprocessor:
         """Return the token ids of a body of /v1/chat/completions.
 
         Texts that may take longer than half a millisecond are tokenized in a thread.
-        Raises PromptRejected if the template rejects the messages, TemplateFailed if it exceeds a
-        limit, and PromptTooLong if their length in characters already exceeds `max_tokens` of the
-        longest token (0: no limit).
+        Raises PromptRejected if the template rejects the messages, and TemplateFailed if it exceeds
+        a limit. Raises PromptTooLong if their length in characters already exceeds `max_tokens` of
+        the longest token (0: no limit).
         """
         text = await self.render(body)
         if isinstance(text, UnknownTokens):
