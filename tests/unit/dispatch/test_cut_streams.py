@@ -92,7 +92,8 @@ async def test_a_stream_that_kills_its_workers_ends_after_two(
 ) -> None:
     body = body_of(path)
     await client.content(path, body)
-    for cuts in ((ends(client)[5], 500, 400, 400), (0, 500, 400, 400)):
+    # After one byte, the client does not send the request again on a new connection.
+    for cuts in ((ends(client)[5], 500, 400, 400), (1, 500, 400, 400)):
         with pytest.raises(WorkerFailed) as failed:
             await client.content(path, body, *cuts)
         assert failed.value.deaths + len(client.cutter.after) >= 3
