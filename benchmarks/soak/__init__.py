@@ -8,5 +8,6 @@ The job is `hpc-dynamo serve` on this machine with one prefill and one decode si
 arrive at random times, independent of responses. Half of them are streams, half of the prompts
 share a prefix, and one client in twenty disconnects at a random moment. The exit code is 1 if a
 check fails. Memory growth is not checked in short runs. Faults are a SIGKILL or a SIGSTOP of 5 to
-25 s of an engine or a frontend, as by `hpc-dynamo chaos`.
+25 s of an engine or a frontend, as by `hpc-dynamo chaos`. Clients try twice more if the connection
+fails or the job answers 503, as OpenAI's client does.
 """

@@ -33,6 +33,7 @@ CAPACITY_S, WARM_S = 20.0, 2.0
 SAMPLE_S, SAY_S = 10.0, 60.0
 SETTLE_S = 80.0  # servers close idle connections after 75 s; short runs do not wait
 SETTLED_MIN = 5.0
+RESTARTS = 1000  # with faults, which hit the same worker again and again
 
 
 class ProgressDisplay:
@@ -76,6 +77,8 @@ async def run(
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
     make = bodies(args.model / "tokenizer.json")
     words = [f"serve.frontend_processes={args.frontends}"] if args.frontends else []
+    if args.faults is not None:
+        words.append(f"engine.max_restarts={RESTARTS}")
     words += args.overrides
     show.text("the job is starting")
     async with start(folder, args.model, words) as job:

@@ -14,6 +14,8 @@ from hpc_dynamo.http import HttpClient
 PROMPT, STREAMED, WHOLE = 300, 50, 16  # tokens of a prompt, a streamed and a whole response
 CLIENTS = 64  # concurrent clients of the closed loop
 ANSWER_S = 60.0
+RETRIES, BACKOFF_S = 2, 0.5  # as the official OpenAI client has them
+RETRIED = 503
 MAX_IN_FLIGHT = 4096  # more requests in progress mean that the job cannot keep up
 
 Bodies = Callable[[bool], bytes]
@@ -42,7 +44,7 @@ class LoadClients:
 
     def __init__(self, http: HttpClient, url: str, bodies: Bodies, leave: float) -> None:
         self._http, self._url, self._bodies, self._leave = http, url, bodies, leave
-        self.sent = self.answered = self.disconnected = self.in_flight = 0
+        self.sent = self.answered = self.disconnected = self.in_flight = self.retries = 0
         self.errors, self.first_error = Counter[str](), ""
         self._usual_s = {False: 0.01, True: 0.01}  # mean response time by stream
         self.reset_samples()
@@ -59,7 +61,7 @@ class LoadClients:
         patience = asyncio.timeout(limit_s)
         try:
             async with patience:
-                await self._ask(stream)
+                await self._ask_again(stream)
         except OSError as e:  # includes TimeoutError
             if leaves and patience.expired():
                 self.disconnected += 1
@@ -72,12 +74,29 @@ class LoadClients:
         """Return True if the next client should disconnect. Some get their response before that."""
         return self.disconnected < self._leave * self.sent and random.random() < 3 * self._leave
 
-    async def _ask(self, stream: bool) -> None:
+    async def _ask_again(self, stream: bool) -> None:
+        """Send a request, again if the connection or the job fails at its start."""
+        for attempt in range(RETRIES):
+            if await self._ask(stream, last=False):
+                return
+            self.retries += 1
+            await asyncio.sleep(BACKOFF_S * 2**attempt)
+        await self._ask(stream, last=True)
+
+    async def _ask(self, stream: bool, *, last: bool) -> bool:
+        """Send a request. Return False if it may be sent again, unless it is the `last` time."""
         began, seen = time.perf_counter(), list[float]()
         ear = StreamReader(lambda: seen.append(time.perf_counter() - began))
         body = self._bodies(stream)
-        async with self._http.send("POST", self._url, "/v1/chat/completions", body) as answer:
-            await answer.relay(ear)
+        try:
+            async with self._http.send("POST", self._url, "/v1/chat/completions", body) as answer:
+                await answer.relay(ear)
+        except ConnectionError:
+            if last or seen:
+                raise
+            return False
+        if not last and answer.status == RETRIED:
+            return False
         if answer.status != 200:
             return self._fail(f"status {answer.status}", ear.end.decode(errors="replace"))
         said = USAGE.findall(ear.end)
@@ -88,11 +107,12 @@ class LoadClients:
         self.ttft_s += seen if stream else ()
         self._usual_s[stream] += 0.05 * (took_s - self._usual_s[stream])
         self.answered += 1
-        return None
+        return True
 
-    def _fail(self, kind: str, text: str) -> None:
+    def _fail(self, kind: str, text: str) -> bool:
         self.errors[kind] += 1
         self.first_error = self.first_error or f"{kind}: {text[-300:]}"
+        return True
 
     async def closed_loop(self, seconds: float) -> float:
         """Run CLIENTS that each wait for their response; return the responses per second."""

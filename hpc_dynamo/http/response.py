@@ -110,7 +110,7 @@ class HttpResponse(asyncio.Protocol):
 
     @property
     def nothing_received(self) -> bool:
-        return not self.status
+        return not self._received
 
     async def _wait_for_change(self) -> None:
         if self._error:
