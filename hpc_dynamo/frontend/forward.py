@@ -22,6 +22,7 @@ HOP_BY_HOP_HEADERS = frozenset(
 RETURNED_HEADERS = ("content-type", "cache-control", "retry-after")
 # Number of the attempt that forwarded a request. A request that comes back is not forwarded again.
 ATTEMPT_HEADER = "x-hpc-dynamo-attempt"
+MAX_DIGITS = 10
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class SuccessorForwarder:
 
         Raises RequestFailed if the response was interrupted.
         """
-        sender = request.headers.get(ATTEMPT_HEADER, "")
+        sender = request.headers.get(ATTEMPT_HEADER, "")[:MAX_DIGITS]
         if sender.isdecimal() and int(sender) >= self._number:
             return False
         headers = _headers(request, request_id, self._number)

@@ -79,7 +79,7 @@ class HttpClient:
                 yield response
             finally:
                 if response.reusable:
-                    response.used = True
+                    response.keep()
                     self._idle[address].append(response)
                 else:
                     response.abort()
