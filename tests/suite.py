@@ -28,8 +28,10 @@ from tests.cluster.install import PACKAGES, missing_programs, not_installable
 PYTEST = (sys.executable, "-m", "pytest", "-q", "--durations=15")
 # pytest then prints the reasons in the short summary in full, not cut at 80 columns.
 UNCUT = {"BUILD_NUMBER": "1"}
-REASON_CHARS = 400  # of a failed test, in the last lines of the output
-LINE_BYTES = 2**24  # asyncio's default of 64 KiB ends a part whose output has a longer line
+# Longest line about a failed test at the end of the output.
+FAILURE_CHARS = 400
+# Longest line that a part may print. asyncio's default of 64 KiB is too short for some assertions.
+LINE_BYTES = 2**24
 # Tests that share only the machine. They wait as much as they compute: three workers on two
 # cores. A worker that has run all its tests takes over tests of another one.
 LOCAL = ("-n", "3", "--dist", "worksteal", "-m", "not cluster and not vllm and not slow_fault")
@@ -50,12 +52,12 @@ VLLM = ("-n", "2", "--dist", "loadfile", "-m", "vllm and not slow_fault")
 
 @dataclass(frozen=True)
 class Result:
-    """Outcome of one part: its exit code and its duration in seconds."""
+    """Outcome of one part: exit code, duration in seconds, one line for each failed test."""
 
     part: str
     code: int
     took_s: float
-    failures: Sequence[str] = ()  # of its tests, with the reason
+    failures: Sequence[str] = ()
 
     def __str__(self) -> str:
         verdict = "passed" if self.code == 0 else f"FAILED (exit code {self.code})"
@@ -90,7 +92,7 @@ class FailureLines:
         elif line.startswith("="):
             self._in_summary = False
         elif self._in_summary and line.startswith(("FAILED ", "ERROR ")):
-            self.lines.append(line[:REASON_CHARS])
+            self.lines.append(line[:FAILURE_CHARS])
 
 
 def report(results: Sequence[Result]) -> str:
