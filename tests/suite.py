@@ -2,9 +2,10 @@
 
     prepare    install Slurm and Open MPI with apt-get (root on Debian only)
 
-Then three lanes at the same time:
+Then four lanes at the same time:
 
-    lint, local       ruff, mypy, docs; unit and integration tests
+    lint              ruff, mypy, docs
+    local             unit and integration tests
     vllm-env, vllm    install the CPU build of vLLM; tests with real vLLM engines
     cluster           tests on a real Slurm cluster, which mostly wait
 
@@ -141,10 +142,8 @@ Part = tuple[str, Sequence[str]]
 def lanes() -> list[list[Part]]:
     """Return the parts: those of a lane run one after another, the lanes at the same time."""
     return [
-        [
-            ("lint", ("make", "--no-print-directory", "lint")),
-            ("local", (*PYTEST, *LOCAL)),
-        ],
+        [("lint", ("make", "--no-print-directory", "lint"))],
+        [("local", (*PYTEST, *LOCAL))],
         [
             ("vllm-env", (sys.executable, "-m", "hpc_dynamo.demo.provision")),
             ("vllm", (*PYTEST, *VLLM, *files_with("vllm"))),

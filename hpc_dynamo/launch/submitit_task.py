@@ -17,13 +17,14 @@ from hpc_dynamo.run.privacy import PRIVATE_UMASK, open_private_folder
 def main(path: str) -> None:
     """Run the task. Raises FileRefused if another user could have changed the folder."""
     os.umask(PRIVATE_UMASK)
-    _import_without_numpy()(f"/proc/self/fd/{open_private_folder(Path(path))}")
+    submitit_entry()(f"/proc/self/fd/{open_private_folder(Path(path))}")
 
 
-def _import_without_numpy() -> Callable[[str], None]:
-    """Return submitit's function. It imports NumPy if that is installed, for pickles with arrays.
+def submitit_entry() -> Callable[[str], None]:
+    """Return submitit's function that runs a task, imported without NumPy.
 
-    There are none here, and NumPy costs each task 0.1 s of CPU time and the threads of its BLAS.
+    submitit imports NumPy, if it is installed, for pickles with arrays. There are none here, and
+    NumPy costs each task 0.1 s of CPU time and the threads of its BLAS.
     """
     sys.modules["numpy"] = None  # type: ignore[assignment]  # `import numpy` raises ImportError
     try:
