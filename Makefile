@@ -3,7 +3,7 @@ PYTHON ?= python3
 ENGINE ?= vllm
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Tests start thousands of Python processes. Without .pyc files each would compile its modules anew.
+# Tests start thousands of Python processes. Without .pyc files each compiles all its modules.
 unexport PYTHONDONTWRITEBYTECODE
 # Versions and hashes of every package: requirements/README.md.
 LOCKED := $(BIN)/pip install --quiet --require-hashes -r
