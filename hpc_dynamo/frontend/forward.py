@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.frontend.relay import MAX_WHOLE_BYTES, length
 from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.http import Header, HttpClient, HttpRequest, HttpResponse, ResponseWriter
 
@@ -104,7 +105,7 @@ async def _relay(answer: HttpResponse, response: ResponseWriter) -> bool:
         for name in RETURNED_HEADERS
         if name in answer.headers
     ]
-    if "content-length" in answer.headers:
+    if "content-length" in answer.headers and length(answer.headers) <= MAX_WHOLE_BYTES:
         response.send(answer.status, await answer.read(), headers)
         return True
     response.begin(answer.status, headers)
