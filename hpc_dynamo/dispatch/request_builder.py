@@ -94,6 +94,8 @@ class RequestBuilder:
         too long for the model."""
         bare = path.partition("?")[0]
         check_fields(bare, body)
+        if bare == COMPLETIONS:
+            self._check_length(body, context)
         self._media.check(body)
         if self._prompt_check and (reason := self._prompt_check.refusal(bare, body)):
             raise RequestFailed(reason, status=400)
@@ -115,6 +117,11 @@ class RequestBuilder:
         """Return only the routing request for this path and body."""
         prompts = await self._tokenize(path, body, context)
         return self._route_and_execution(path, body, context, prompts)[0]
+
+    def _check_length(self, body: Body, context: RequestContext) -> None:
+        """Raise RequestFailed for token ids that are too many, before they are decoded."""
+        if not self._truncates:
+            require_context(body, least_tokens(body.get("prompt")), context.max_context_tokens)
 
     def _route_and_execution(
         self, path: str, body: Body, context: RequestContext, prompts: Sequence[Tokens]
@@ -159,12 +166,12 @@ class RequestBuilder:
             limited = context.context_tokens and self._execution(path, body, context).disaggregated
             if not limited:
                 return []
-        limit = 0 if self._truncates else context.max_context_tokens
         if path == COMPLETIONS:
-            require_context(body, least_tokens(body.get("prompt")), limit)
+            self._check_length(body, context)
         tokenize = self.tokenizer.chat if path == CHAT else self.tokenizer.completion
         try:
             read = (name for name in body if name in PROMPT_FIELDS)
+            limit = 0 if self._truncates else context.max_context_tokens
             result = await tokenize({name: _decoded(body[name]) for name in read}, limit)
         except PromptTooLong:
             require_context(body, context.max_context_tokens + 1, context.max_context_tokens)

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections import deque
+from contextlib import suppress
 from typing import Protocol, cast
 
 import httptools
@@ -20,6 +21,26 @@ class ByteSink(Protocol):
 
     @property
     def congested(self) -> bool: ...
+
+    async def drain(self) -> None: ...
+
+
+class _StartComplete(Exception):
+    """Ends a relay."""
+
+
+class _Start:
+    """ByteSink for the first bytes of a body."""
+
+    congested = False
+
+    def __init__(self, size: int) -> None:
+        self.content, self._size = bytearray(), size
+
+    def write(self, data: bytes) -> None:
+        self.content += data
+        if len(self.content) > self._size:
+            raise _StartComplete
 
     async def drain(self) -> None: ...
 
@@ -66,6 +87,13 @@ class HttpResponse(asyncio.Protocol):
         while not self._complete:
             await self._wait_for_change()
         return b"".join(self._body)
+
+    async def read_start(self, max_bytes: int) -> bytes:
+        """Return the body, or its first `max_bytes`. Then the rest is not received."""
+        start = _Start(max_bytes)
+        with suppress(_StartComplete):
+            await self.relay(start)
+        return bytes(start.content[:max_bytes])
 
     async def relay(self, sink: ByteSink) -> None:
         """Write the body to `sink` piece by piece as it arrives, without waking a task per piece.

@@ -81,3 +81,16 @@ async def test_kept_connection_keeps_no_response() -> None:
             assert tracemalloc.get_traced_memory()[0] < size
         finally:
             tracemalloc.stop()
+
+
+async def test_start_of_a_long_response_is_read() -> None:
+    """Errors of 100 MB, in which engines repeat the request, stopped a frontend for seconds."""
+
+    async def serve(request: HttpRequest, response: ResponseWriter) -> None:
+        response.send(400, b"x" * int(request.query))
+
+    async with asyncio.timeout(30), HttpServer(serve) as server, HttpClient() as client:
+        url = f"http://127.0.0.1:{await server.listen('127.0.0.1', 0)}"
+        for size in (0, 1, 999, 1000, 1001, 10 << 20):
+            async with client.send("GET", url, f"/?{size}") as answer:
+                assert await answer.read_start(1000) == b"x" * min(size, 1000)
