@@ -15,7 +15,8 @@ run folder, in any later process.
     retry.py excluded_nodes.py                      another job without nodes that failed
     sole_use.py exit_code.py   one job at a time works on a run; its exit code for Slurm
     mpi_step.py mpi_rank.py    workers that are Slurm steps: MPI worlds, engines under Pyxis
-    extra_jobs.py extra_job_submit.py detached_submit.py   more jobs of a run, and the next attempt
+    extra_jobs.py next_attempt.py   more jobs of a run; requeue, or submission of its next attempt
+    detached_submit.py extra_job_submit.py          submission of a job from inside a job
 """
 
 import logging
