@@ -98,7 +98,7 @@ class KvAgent:
             region = [(self._memory.address, size_bytes, self._memory.device, "")]
             self._registered = self._agent.register_memory(region, self._memory.memory_type)
             self._blocks = self._prepare("", self._record(b""))
-        except Exception as e:
+        except Exception as e:  # NIXL's errors have no common base class
             hint = "compare UCX_TLS and UCX_NET_DEVICES with this node's devices (ucx_info -d)"
             raise KvTransferError(f"NIXL agent {name} did not start: {e}", hint=hint) from e
 
@@ -122,7 +122,7 @@ class KvAgent:
         try:
             await self._call(self._agent.add_remote_agent, peer.agent)
             blocks = await self._call(self._prepare, peer.name, peer)
-        except Exception as e:
+        except Exception as e:  # NIXL's errors have no common base class
             raise KvTransferError(f"NIXL peer {peer.name} could not be added: {e}") from e
         self._peers[peer.name] = _Peer(blocks, peer.num_blocks)
         return peer.name
@@ -157,7 +157,7 @@ class KvAgent:
         try:
             handle = await self._call(self._create, peer, remote_blocks, local_blocks, notification)
             post_s = await self._run(handle, local_blocks, began + timeout_s)
-        except Exception as e:
+        except Exception as e:  # NIXL's errors have no common base class
             if not isinstance(e, TimeoutError):
                 # The connection is broken; add_peer creates a new one.
                 await self.remove_peer(peer)
@@ -190,7 +190,7 @@ class KvAgent:
         self._check(peer, (), ())
         try:
             await self._call(self._agent.send_notif, peer, notification)
-        except Exception as e:
+        except Exception as e:  # NIXL's errors have no common base class
             await self.remove_peer(peer)
             raise KvTransferError(f"{peer} did not receive {notification!r}: {e}") from e
 
@@ -269,6 +269,6 @@ class KvAgent:
             if await self._call(self._agent.check_xfer_state, handle) == "PROC":
                 return False
             await self._call(handle.release)
-        except Exception as e:  # noqa: BLE001 - no common base class; an error ends it too
+        except Exception as e:  # noqa: BLE001  # an error of NIXL ends the pull too
             log.debug("an abandoned transfer of %s ended: %s", self.name, e)
         return True

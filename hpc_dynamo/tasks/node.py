@@ -110,7 +110,7 @@ def run_to_outcome(
     except HpcDynamoError as e:
         log.error("%s", e)
         return Outcome(exit_code=e.exit_code, message=str(e), bad_hosts=e.bad_hosts)
-    except Exception as e:
+    except Exception as e:  # a defect, or a file error in a group: both need an outcome
         if error := file_error_in(e, near=file):
             log.error("%s", error)
             return Outcome(exit_code=error.exit_code, message=f"{error}\n  log: {file}")
