@@ -8,7 +8,6 @@ applied them, and the run is resumed.
 
 import os
 import shlex
-import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -166,7 +165,7 @@ def _recorded(run: Run) -> RunSettings | None:
         return known
     config = attempts[-1].config()
     settings = SETTINGS[config.task](config) if config.task in SETTINGS else {}
-    return RunSettings(task=config.task, settings=settings, written_at=0.0)
+    return RunSettings(task=config.task, settings=settings)
 
 
 def _check_task(config: Config, run: Run, recorded: RunSettings) -> None:
@@ -236,5 +235,4 @@ def _create(run: Run) -> None:
 def _record(config: Config, run: Run) -> None:
     """Record in the folder the settings that its results are made with from now on."""
     settings = SETTINGS[config.task](config)
-    record = RunSettings(task=config.task, settings=settings, written_at=time.time())
-    write_json(run.settings_file, record)
+    write_json(run.settings_file, RunSettings(task=config.task, settings=settings))

@@ -52,7 +52,6 @@ class KvTransfer:
 
     size_bytes: int
     blocks: int
-    post_s: float  # time until NIXL had accepted the request
     seconds: float  # time until the bytes had arrived
 
 
@@ -156,7 +155,7 @@ class KvAgent:
         began = time.monotonic()
         try:
             handle = await self._call(self._create, peer, remote_blocks, local_blocks, notification)
-            post_s = await self._run(handle, local_blocks, began + timeout_s)
+            await self._run(handle, local_blocks, began + timeout_s)
         except Exception as e:  # NIXL's errors have no common base class
             if not isinstance(e, TimeoutError):
                 # The connection is broken; add_peer creates a new one.
@@ -167,7 +166,7 @@ class KvAgent:
             raise KvTransferError(what, hint=hint) from e
         seconds = time.monotonic() - began
         count = len(local_blocks)
-        return KvTransfer(count * self.block_bytes, count, post_s, seconds)
+        return KvTransfer(count * self.block_bytes, count, seconds)
 
     async def wait_settled(self, local_blocks: Sequence[int]) -> None:
         """Wait until no failed or cancelled pull can still write into `local_blocks`.
@@ -244,12 +243,11 @@ class KvAgent:
             "READ", self._blocks, list(local), peer_blocks, list(remote), notification
         )
 
-    async def _run(self, handle: Any, local: Sequence[int], deadline: float) -> float:
-        """Post the transfer and wait for its end. Return the seconds that posting took."""
-        began, wait_s = time.monotonic(), self._first_wait_s
+    async def _run(self, handle: Any, local: Sequence[int], deadline: float) -> None:
+        """Post the transfer and wait for its end."""
+        wait_s = self._first_wait_s
         try:
             state = await self._call(self._agent.transfer, handle)
-            post_s = time.monotonic() - began
             while state == "PROC":
                 if time.monotonic() > deadline:
                     raise TimeoutError("the peer is silent")
@@ -262,7 +260,6 @@ class KvAgent:
             self._abandoned.append(_AbandonedPull(handle, frozenset(local)))
             raise
         await self._call(handle.release)
-        return post_s
 
     async def _ended(self, handle: Any) -> bool:
         try:

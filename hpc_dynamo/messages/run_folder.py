@@ -32,14 +32,12 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     task: Task
     settings: dict[str, Any]  # by the dotted name of the field
-    written_at: float
 
 
 class RetryRound(msgspec.Struct, frozen=True, kw_only=True):
     """Latest `batch.retry_failed=true` of a run: failures of earlier attempts are void."""
 
     last_attempt: int  # failures up to this attempt are void
-    requested_at: float
 
 
 class ExtraJobState(StrEnum):
