@@ -84,7 +84,7 @@ async def _has_port(process: EngineProcess) -> bool:
 
 
 def _watched(config: Config, process: EngineProcess, child: Child, role: Role) -> WatchedEngine:
-    fields = probe_fields(pd_protocol_of(config), role)
+    fields = probe_fields(pd_protocol_of(config.engine), role)
     names = engine(config.engine.name).metrics
     name = config.model.served_name
     usage, listens = lambda: process.usage(child), lambda: _has_port(process)

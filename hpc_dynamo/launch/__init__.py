@@ -71,7 +71,7 @@ def with_submission_mode(launcher: Launcher, config: Config, plan: Plan) -> Plan
     if mixed is Heterogeneous.auto:
         mixed = Heterogeneous.hetjob if slurm.starts_hetjobs() else Heterogeneous.jobs
     if mixed is Heterogeneous.jobs:
-        require_single_model(config, "cluster.slurm.heterogeneous=jobs")
+        require_single_model(config.models, "cluster.slurm.heterogeneous=jobs")
     return replace(plan, separate_jobs=mixed is Heterogeneous.jobs)
 
 
