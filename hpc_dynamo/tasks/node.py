@@ -32,12 +32,12 @@ from hpc_dynamo.launch import bootstrap_step, detached_submit, retry
 from hpc_dynamo.launch.headless_job import restart_headless_job
 from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_count
 from hpc_dynamo.launch.sole_use import wait_for_earlier_jobs
+from hpc_dynamo.launch.task_folder import refuse_unsafe_folder
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome, Preempted
 from hpc_dynamo.printable import LineFormatter
 from hpc_dynamo.process.identity import start_ticks
-from hpc_dynamo.run import Attempt, Run, write_json
+from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.run.logs import BoundedFileHandler, RateLimit
-from hpc_dynamo.run.privacy import PRIVATE_UMASK, require_private_folder
 from hpc_dynamo.tasks.head_process import HeadProcess
 from hpc_dynamo.tasks.start_layout import start_layout
 from hpc_dynamo.tasks.superseded import is_superseded, stop_if_superseded
@@ -68,18 +68,6 @@ def main(path: str) -> int:
     if index == 0 and not is_superseded(attempt):
         _conclude(attempt, outcome)
     return outcome.exit_code
-
-
-def refuse_unsafe_folder(run: Run) -> int:
-    """Make new files private. Return an exit code if another user could have changed the run; it is
-    printed to Slurm's log, since nothing is written to such a folder."""
-    os.umask(PRIVATE_UMASK)
-    try:
-        require_private_folder(run.path)
-    except HpcDynamoError as e:
-        print(f"error: {e}", file=sys.stderr, flush=True)
-        return e.exit_code
-    return 0
 
 
 def reserve_outcome_space(attempt: Attempt) -> None:
