@@ -28,6 +28,7 @@ from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.doctor.preflight import preflight
 from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error, file_error_in
 from hpc_dynamo.head import Standalone
+from hpc_dynamo.head.workloads.endpoint_socket import new_socket
 from hpc_dynamo.launch import bootstrap_step, detached_submit, retry
 from hpc_dynamo.launch.headless_job import restart_headless_job
 from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_count
@@ -224,15 +225,17 @@ async def _run_with_head(
         preempted.set()
         group.create_task(report_preemption())
 
-    head = HeadProcess(attempt, listening, report_preemption)
-    on_stop_signal(head.stop)
-    async with asyncio.TaskGroup() as group:
-        on_preemption_signal(on_preemption)
-        group.create_task(agent.run(), name="agent")
-        superseded = group.create_task(stop_if_superseded(attempt, head.stop))
-        outcome = await head.run()
-        superseded.cancel()
-        agent.stop()
+    with new_socket(attempt.config().serve.host or listening.getsockname()[0]) as endpoint:
+        head = HeadProcess(attempt, listening, endpoint, report_preemption)
+        on_stop_signal(head.stop)
+        async with asyncio.TaskGroup() as group:
+            on_preemption_signal(on_preemption)
+            group.create_task(agent.run(), name="agent")
+            superseded = group.create_task(stop_if_superseded(attempt, head.stop))
+            outcome = await head.run()
+            endpoint.close()
+            superseded.cancel()
+            agent.stop()
     return outcome
 
 
