@@ -12,7 +12,7 @@ from hpc_dynamo.preprocess.tokens import NoTokenizer
 from hpc_dynamo.regular_file import read_regular_file
 
 MAX_TOKENIZER_BYTES = 256 << 20  # the largest vocabularies have 50 MB
-MAX_BYTES = 32 << 20  # of another file
+MAX_BYTES = 32 << 20  # limit for other files
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # Architectures whose chats vLLM renders in code.
 _RENDERED_IN_CODE = (
