@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from hpc_dynamo.preprocess.tokenizer_limits import require_bounded
 from hpc_dynamo.preprocess.tokens import NoTokenizer
 from hpc_dynamo.regular_file import read_regular_file
 
@@ -90,6 +91,7 @@ class ModelFolder:
         `Preprocessor.probes`. Raises NoTokenizer if tokenizer.json cannot be read.
         """
         serialized = _text(self.path / "tokenizer.json", MAX_TOKENIZER_BYTES)
+        require_bounded(serialized)
         try:
             tokenizer = Tokenizer.from_str(serialized)
         except Exception as error:  # the library raises no narrower class
