@@ -52,10 +52,10 @@ class RendererProcess:
         """
         content = marshal.dumps(dict(body))
         await self._acquire(patience_s)
-        try:
-            outcome, text = await self._answer(content)
-        finally:
-            self._lock.release()
+        # A client that disconnects must not end the process, whose start takes others' time.
+        answering = asyncio.create_task(self._answer(content))
+        answering.add_done_callback(lambda _: self._lock.release())
+        outcome, text = await asyncio.shield(answering)
         match outcome:
             case RenderOutcome.text:
                 return text
@@ -76,7 +76,11 @@ class RendererProcess:
             raise UnsupportedPrompt("another chat is being rendered") from None
 
     async def _answer(self, content: bytes) -> tuple[RenderOutcome, str]:
-        child = self._child = self._child or _Child(self._renderer, self._limits)
+        try:
+            child = self._child = self._child or _Child(self._renderer, self._limits)
+        except OSError as e:  # such as too many open files
+            log.warning("the process that renders chats cannot start: %s", e)
+            return RenderOutcome.unsupported, str(e)
         try:
             return await child.exchange(content)
         except (EOFError, OSError):

@@ -28,7 +28,11 @@ from hpc_dynamo.engines.answer_settings import (
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.messages import RunSettings
 from hpc_dynamo.run import Run, Secrets, new_token, read_json, write_json
-from hpc_dynamo.run.privacy import PRIVATE_UMASK, require_private_folder
+from hpc_dynamo.run.privacy import (
+    PRIVATE_UMASK,
+    require_private_folder,
+    require_safe_cwd,
+)
 from hpc_dynamo.wire import new_keys
 
 Notify = Callable[[str], object]  # prints a line for the user
@@ -100,7 +104,8 @@ def serve_run(config: Config, notify: Notify) -> Run:
 def _unused_folder(config: Config, notify: Notify) -> Run:
     """Return the run, after a rename of its folder if `overwrite=true`. Makes new files private.
 
-    Raises RunBusy if a job uses it. Raises FileRefused if another user could have written to it.
+    Raises RunBusy if a job uses it. Raises FileRefused if another user could have written to it, or
+    if all users could write to the current folder, which the job inherits.
     Raises ConfigError if its folder contains files but no run.
     """
     os.umask(PRIVATE_UMASK)
@@ -108,6 +113,7 @@ def _unused_folder(config: Config, notify: Notify) -> Run:
     require_private_folder(run.path, make_private=False)
     _refuse_foreign_folder(config, run)
     require_private_folder(run.path)
+    require_safe_cwd()
     launch.refuse_if_busy(run)
     if config.overwrite and run.attempts():
         if launch.is_restarted_job(run):
@@ -152,7 +158,7 @@ def _has_results(run: Run) -> bool:
 
 def _free_old_path(run: Run) -> Path:
     names = (run.path.with_name(f"{run.path.name}.old-{n}") for n in count(1))
-    return next(path for path in names if not path.exists())
+    return next(path for path in names if not os.path.lexists(path))
 
 
 def _recorded(run: Run) -> RunSettings | None:

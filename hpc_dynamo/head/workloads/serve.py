@@ -79,7 +79,8 @@ class ServeWorkload:
             port = earlier.port
         while True:
             try:
-                return EndpointSocket(host, port, shared=shared, attempt=attempt)
+                kept = self._context.endpoint_socket
+                return EndpointSocket(host, port, shared=shared, attempt=attempt, kept=kept)
             except EngineError:
                 if earlier is None or time.monotonic() - began > PORT_WAIT_S:
                     raise

@@ -157,6 +157,7 @@ def test_vllm_command_of_disaggregated_topology(
         "CUDA_VISIBLE_DEVICES": "2,3",
         "PYTHONPATH": str(INJECTED),
         "VLLM_API_KEY": "secret-token",
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "VLLM_NIXL_SIDE_CHANNEL_HOST": "10.0.0.7",
         "VLLM_NIXL_SIDE_CHANNEL_PORT": "5001",
         "VLLM_NO_USAGE_STATS": "1",
