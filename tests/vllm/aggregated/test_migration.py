@@ -38,7 +38,7 @@ async def client(served: Served) -> AsyncIterator[MigratingClient]:
         yield made
 
 
-@pytest.mark.parametrize(("question", "cuts"), zip(QUESTIONS, CUTS, strict=True))
+@pytest.mark.parametrize(("question", "cuts"), list(zip(QUESTIONS, CUTS, strict=True)))
 async def test_chat_is_unbroken_after_any_cut(
     client: MigratingClient, question: str, cuts: tuple[int, ...]
 ) -> None:
