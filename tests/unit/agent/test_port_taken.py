@@ -69,7 +69,7 @@ async def never() -> EngineError:
 
 
 async def start(process: EngineProcess, exited: "asyncio.Task[EngineError]") -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await wait_until_ready(Config(), process, Role.decode, "secret", exited)
 
 

@@ -156,7 +156,7 @@ def test_token_reaches_sglang_inside_process(tmp_path: Path) -> None:
     command = engine("sglang").command(CONFIG, place(Role.prefill))
     path = f"{command.env['PYTHONPATH']}:{tmp_path}"
     env = {**os.environ, **command.env, "PYTHONPATH": path}
-    done = subprocess.run(command.argv, env=env, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command.argv, env=env, capture_output=True, text=True, timeout=90)
     words = [*command.argv[3:], "--api-key", "secret-token"]
     assert done.stdout == f"{words} sglang.launch_server\n", done.stderr
 
