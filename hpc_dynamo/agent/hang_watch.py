@@ -45,7 +45,7 @@ class HangWatch:
 
     def __init__(self, token: str) -> None:
         self._token = token
-        self._progress: ProgressWatch | None = None  # of the engine that runs now
+        self._progress: ProgressWatch | None = None  # present engine
 
     def set_asleep(self, asleep: bool) -> None:
         """Expect no progress of the worker while it sleeps."""
