@@ -14,7 +14,6 @@ import importlib.machinery
 import shutil
 import sys
 import types
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ class PlaceholderType(type):
 class PlaceholderModule(types.ModuleType):
     """Module whose every attribute is a placeholder class."""
 
-    __path__: Sequence[str] = ()
     __version__ = "0.0.0"
 
     def __getattr__(self, name: str) -> Any:

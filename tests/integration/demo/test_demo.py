@@ -11,7 +11,7 @@ import pytest
 
 from hpc_dynamo.batch.input_file import read_input
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.config import Launcher, TopologyKind
+from hpc_dynamo.config import Device, Launcher, TopologyKind
 from hpc_dynamo.demo.__main__ import PROMPTS, answers, batch_arguments
 from hpc_dynamo.demo.engine_environment import DemoEngine
 from hpc_dynamo.demo.steps import (
@@ -68,6 +68,13 @@ def test_batch_arguments_compose(folder: str) -> None:
     assert config.topology.prefill.workers == 2
     assert config.cluster.launcher is Launcher.local
     assert config.input == str(PROMPTS)
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang"])
+def test_each_engine_of_demo_selects_its_settings(name: str) -> None:
+    engine = DemoEngine(Path("/python"), Path("/model"), f"{name}-cpu")
+    config = compose(batch_arguments(engine, [])[1:])
+    assert (config.engine.name, config.engine.device) == (name, Device.cpu)
 
 
 def test_answers_are_paired_with_questions(tmp_path: Path) -> None:
