@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.sglang, pytest.mark.timeout(900)]
 
 ASKED: Any = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 TRANSFERRED_MB = "sglang:kv_transfer_total_mb_sum"
+BLOCK = 16  # tokens
 
 
 def ask(served: Served, **more: Any) -> Any:
@@ -118,6 +119,24 @@ def test_errors_of_engine_reach_client(served: Served, fields: dict[str, Any], n
 def test_embeddings_are_refused_with_reason(served: Served) -> None:
     with pytest.raises(openai.BadRequestError, match="embedding"):
         served.client.embeddings.create(model=MODEL, input="Hi")
+
+
+def test_kv_events_lead_to_prefill_worker_with_prefix(served: Served) -> None:
+    """A repeated prompt: the router knows its blocks, and SGLang finds them."""
+    prompt = "Ships from the north carry salt, wood and iron to the towns of the coast. " * 8
+    body = {"prompt": prompt, "max_tokens": 1}
+
+    def overlap() -> int:
+        workers = served.post(f"{served.url}/route", served.key, {"prompt": prompt})["workers"]
+        return max(worker["overlap_blocks"] for worker in workers)
+
+    assert overlap() == 0
+    tokens = post(served, "completions", **body)[1]["usage"]["prompt_tokens"]
+    until("KV events", lambda: overlap() == tokens // BLOCK)
+    before = served.metric("prefill", "sglang:cached_tokens_total")
+    assert post(served, "completions", **body)[0] == 200
+    hits = served.metric("prefill", "sglang:cached_tokens_total") - before
+    assert 0 <= tokens - hits <= BLOCK
 
 
 def test_disconnected_client_frees_both_workers(served: Served) -> None:
