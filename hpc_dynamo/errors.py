@@ -14,7 +14,8 @@
     ├── WireError             a peer did not answer in time, or sent an invalid message
     ├── EngineError           an engine did not start or died, with rank, node and log
     ├── RequestFailed         an engine answered with an error, or not at all
-    │   ├── PromptRejected    (preprocess) the chat template refuses the messages
+    │   ├── PromptRejected    (chat_templates) the chat template refuses the messages
+    │   ├── TemplateFailed    (chat_templates) the chat template exceeded a limit
     │   ├── NoSuchWorker      (router) the request names a worker that is not there
     │   └── Overloaded, NoWorker, Exhausted   (router) no worker has room, is ready, or is left
     └── KvTransferError       NIXL could not register, connect or move a buffer

@@ -14,8 +14,9 @@ import msgspec
 from hpc_dynamo.config import Config, Policy, TopologyKind
 from hpc_dynamo.dispatch.context_limit import require_context
 from hpc_dynamo.dispatch.execution import AGGREGATED, Execution, choose_execution
+from hpc_dynamo.dispatch.media_sources import MediaSources
 from hpc_dynamo.dispatch.request_context import RequestContext
-from hpc_dynamo.dispatch.reserved_fields import check_fields
+from hpc_dynamo.dispatch.reserved_fields import check_fields, check_form
 from hpc_dynamo.dispatch.worker_client import EngineRequest
 from hpc_dynamo.engines import (
     CHAT,
@@ -72,6 +73,7 @@ class RequestBuilder:
         self.tokenizer: PromptTokenizer = tokenizer or TokenIdsOnly()
         self._model, self._protocol = model, pd_protocol_of(config)
         self._prompt_check = prompt_check_of(config)
+        self._media = MediaSources(config.engine.allowed_media)
         self._truncates = truncates_prompts(config)
         self._policy, self._block_tokens = config.router.policy, config.router.block_tokens
         self._disaggregated = config.topology.kind is TopologyKind.disaggregated
@@ -92,6 +94,7 @@ class RequestBuilder:
         too long for the model."""
         bare = path.partition("?")[0]
         check_fields(bare, body)
+        self._media.check(body)
         if self._prompt_check and (reason := self._prompt_check.refusal(bare, body)):
             raise RequestFailed(reason, status=400)
         prompts = await self._tokenize(bare, body, context)
@@ -100,6 +103,11 @@ class RequestBuilder:
         routing, execution = self._route_and_execution(bare, body, context, prompts)
         samples = execution.samples
         return EngineRequest(path, content, body, routing, headers, samples, context)
+
+    def check_form(self, fields: Sequence[tuple[str, str]]) -> None:
+        """Raise RequestFailed for a field of a multipart form that could harm an engine."""
+        check_form(fields)
+        self._media.check_form(fields)
 
     async def routing_request(
         self, path: str, body: Body, context: RequestContext

@@ -27,7 +27,7 @@ async def tokenizer_matches_engine(
 
     Waits for a worker, since an engine may start for longer than a request may wait for it.
     """
-    for probe, expected in tokenizer.probes():
+    for probe, expected in await tokenizer.probes():
         body: Body = {"model": model, **probe}
         request = EngineRequest(PATH, msgspec.json.encode(body), body, routing)
         try:

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from hpc_dynamo.preprocess.chat_messages import UnsupportedPrompt
+from hpc_dynamo.chat_templates import UnsupportedPrompt
 from hpc_dynamo.preprocess.tokens import Tokens, UnknownTokens
 
 Encode = Callable[[str, bool], Awaitable[Tokens]]

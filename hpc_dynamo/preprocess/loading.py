@@ -29,7 +29,7 @@ def load_tokenizer(config: Config, environ: Mapping[str, str]) -> Preprocessor |
     except FileRefused as e:
         return TokenIdsOnly(f"{EFFECT}: {e.message}", e.hint)
     try:
-        return Preprocessor.load(_folder(source, _option(config.engine)))
+        return Preprocessor.load(_folder(source, _option(config.engine)), model=config.served_name)
     except NoTokenizer as e:
         return TokenIdsOnly(f"{EFFECT}: {e.message}", e.hint)
     except OSError as e:

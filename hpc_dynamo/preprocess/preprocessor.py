@@ -8,24 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from hpc_dynamo.chat_templates import ChatRenderer, PromptRejected, UnsupportedPrompt
+from hpc_dynamo.chat_templates.renderer_process import PATIENCE_S, RendererProcess
+from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.preprocess.begun_output import BegunOutput, after_text
-from hpc_dynamo.preprocess.chat_messages import (
-    UnsupportedPrompt,
-    chat_messages,
-    merge_developer_messages,
-    normalized_tools,
-)
 from hpc_dynamo.preprocess.completion_prompts import completion_token_ids
 from hpc_dynamo.preprocess.encoder import choose_encoder
 from hpc_dynamo.preprocess.model_folder import ModelFolder
-from hpc_dynamo.preprocess.template import ChatTemplate, compile_template
-from hpc_dynamo.preprocess.tokens import (
-    PromptRejected,
-    PromptTooLong,
-    Tokens,
-    UnknownTokens,
-    is_failure,
-)
+from hpc_dynamo.preprocess.tokens import PromptTooLong, Tokens, UnknownTokens, is_failure
 
 CACHE_BYTES = 64 << 20
 # Texts of this length take 30 bytes of memory for each character, so few are tokenized at a time.
@@ -36,25 +26,29 @@ _PROBE = "It's  12345 na\u00efve\n\n tests</s> of<|im_end|>\n \u4e2d\u6587 \U000
 
 
 class Preprocessor:
-    """Templates and tokenizer of one model. Immutable, and thread-safe."""
+    """Templates and tokenizer of one model. `model` is its name in errors."""
 
-    def __init__(self, folder: ModelFolder, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self, folder: ModelFolder, cache_bytes: int = CACHE_BYTES, model: str = ""
+    ) -> None:
         tokenizer, serialized = folder.tokenizer()
         self._encoder, self.fallback_reason = choose_encoder(
             tokenizer, serialized, cache_bytes=cache_bytes
         )
         # vLLM 0.32 refuses longer texts in the same way, before it tokenizes them.
         self._longest_token = max(map(len, tokenizer.get_vocab()), default=0)
-        self._templates, self._special = folder.templates(), folder.special_tokens()
-        self._unsupported_renderer = folder.unsupported_renderer()
+        renderer = ChatRenderer(
+            folder.templates(), folder.special_tokens(), folder.unsupported_renderer()
+        )
+        self._renderer = RendererProcess(renderer, model)
 
     @classmethod
-    def load(cls, path: Path, cache_bytes: int = CACHE_BYTES) -> Self:
+    def load(cls, path: Path, cache_bytes: int = CACHE_BYTES, model: str = "") -> Self:
         """Read a model folder. Takes 0.5 s for a vocabulary of 50,000 tokens, 2 s for 150,000.
 
         Raises NoTokenizer if the folder has no tokenizer.json.
         """
-        return cls(ModelFolder.read(path), cache_bytes)
+        return cls(ModelFolder.read(path), cache_bytes, model)
 
     @property
     def encoder_name(self) -> str:
@@ -65,10 +59,11 @@ class Preprocessor:
         """Return the token ids of a body of /v1/chat/completions.
 
         Texts that may take longer than half a millisecond are tokenized in a thread.
-        Raises PromptRejected if the template rejects the messages, and PromptTooLong if their
-        length in characters already exceeds `max_tokens` of the longest token (0: no limit).
+        Raises PromptRejected if the template rejects the messages, and TemplateFailed if it exceeds
+        a limit. Raises PromptTooLong if their length in characters already exceeds `max_tokens` of
+        the longest token (0: no limit).
         """
-        text = self.render(body)
+        text = await self.render(body)
         if isinstance(text, UnknownTokens):
             return text
         special = bool(body.get("add_special_tokens", False))
@@ -83,10 +78,10 @@ class Preprocessor:
     async def begun(self, body: Mapping[str, Any], text: str) -> BegunOutput | UnknownTokens:
         """Return the token ids of the prompt of a chat or a completion, and of the output `text`.
 
-        Raises PromptRejected.
+        Raises PromptRejected and TemplateFailed.
         """
         if "messages" in body:
-            prompt: Any = self.render(body)
+            prompt: Any = await self.render(body, patience_s=None)
             special = bool(body.get("add_special_tokens", False))
         else:
             prompt, special = body.get("prompt"), bool(body.get("add_special_tokens", True))
@@ -99,10 +94,12 @@ class Preprocessor:
             return known
         return BegunOutput(known[0], self.encode(text))
 
-    def render(self, body: Mapping[str, Any]) -> str | UnknownTokens:
-        """Return the text that the engine tokenizes for a body of /v1/chat/completions."""
+    async def render(
+        self, body: Mapping[str, Any], patience_s: float | None = PATIENCE_S
+    ) -> str | UnknownTokens:
+        """Return the text that the engine tokenizes for a body. See RendererProcess.render."""
         try:
-            return self._render(body)
+            return await self._renderer.render(body, patience_s)
         except UnsupportedPrompt as e:
             return UnknownTokens(str(e))
 
@@ -121,7 +118,7 @@ class Preprocessor:
         """See Encoder.limit_memory."""
         return self._encoder.limit_memory()
 
-    def probes(self) -> list[tuple[dict[str, Any], Tokens]]:
+    async def probes(self) -> list[tuple[dict[str, Any], Tokens]]:
         """Return bodies for an engine's /tokenize with the ids that it should return.
 
         An engine may build its own tokenizer from the folder (transformers 5 does for Llama 2) or
@@ -135,8 +132,8 @@ class Preprocessor:
             for special in (False, True)
         ]
         chat = {"messages": [{"role": "user", "content": _PROBE}]}
-        with suppress(PromptRejected):
-            if isinstance(text := self.render(chat), str):
+        with suppress(RequestFailed):
+            if isinstance(text := await self.render(chat, patience_s=None), str):
                 probes.append((chat, self.encode(text)))
         return probes
 
@@ -152,56 +149,3 @@ class Preprocessor:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(_LARGE, self._encode, text, special)
         return await asyncio.to_thread(self.encode, text, special=special)
-
-    def _render(self, body: Mapping[str, Any]) -> str:
-        if body.get("truncate_prompt_tokens") is not None:
-            raise UnsupportedPrompt("truncate_prompt_tokens")
-        variables = self._variables(body)
-        template = self._template(body, variables["tools"])
-        messages = chat_messages(body.get("messages"), parts=template.expects_content_parts)
-        if not template.knows_developer:
-            messages = merge_developer_messages(messages)
-        if not variables.pop("continue_final_message"):
-            return template.render(messages, variables)
-        if variables["add_generation_prompt"]:
-            raise PromptRejected("continue_final_message needs add_generation_prompt to be false")
-        return template.render_continued(messages, variables)
-
-    def _template(self, body: Mapping[str, Any], tools: object) -> ChatTemplate:
-        if self._unsupported_renderer:
-            raise UnsupportedPrompt(self._unsupported_renderer)
-        if body.get("chat_template") is not None:
-            raise UnsupportedPrompt("a chat template in the request")
-        name = "tool_use" if tools is not None and "tool_use" in self._templates else "default"
-        if name not in self._templates:
-            raise UnsupportedPrompt("the model has no chat template")
-        return compile_template(self._templates[name])
-
-    def _variables(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the variables that a template sees in addition to the messages."""
-        kwargs = body.get("chat_template_kwargs") or {}
-        if not isinstance(kwargs, dict) or {"chat_template", "tokenize"} & kwargs.keys():
-            raise UnsupportedPrompt("chat_template_kwargs that engines reject")
-        effort = body.get("reasoning_effort")
-        thinking = {} if effort is None else {"enable_thinking": effort != "none"}
-        requested = {
-            **thinking,
-            **kwargs,
-            **{name: body[name] for name in ("documents", "reasoning_effort") if body.get(name)},
-            "add_generation_prompt": _flag(body, "add_generation_prompt", True),
-            "continue_final_message": _flag(body, "continue_final_message", False),
-        }
-        kept = {name: value for name, value in requested.items() if not _unset(value)}
-        tools = normalized_tools(body.get("tools"))
-        return self._special | {"documents": None, "tools": tools} | kept
-
-
-def _unset(value: object) -> bool:
-    return value is None or value == "auto"
-
-
-def _flag(body: Mapping[str, Any], name: str, default: bool) -> bool:
-    value = body.get(name, default)
-    if not isinstance(value, bool):
-        raise UnsupportedPrompt(f"{name} is not a boolean")
-    return value

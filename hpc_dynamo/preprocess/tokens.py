@@ -62,10 +62,3 @@ class PromptTooLong(RequestFailed):
 def is_failure(error: BaseException) -> bool:
     """Return True for exceptions, and for a panic of a Rust library, which is no Exception."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
-class PromptRejected(RequestFailed):
-    """The model's chat template rejects these messages; engines also answer 400."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, status=400)

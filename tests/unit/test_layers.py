@@ -45,7 +45,7 @@ HOMES = {
     "zmq": ("wire/",),
     "fastokens": ("preprocess/",),
     "httptools": ("http/",),
-    "jinja2": ("preprocess/",),
+    "jinja2": ("chat_templates/",),
     "prometheus_client": ("engines/metrics.py", "head/", "simulator/"),
     "tokenizers": ("preprocess/",),
     "xxhash": ("router/index/hashes.py",),

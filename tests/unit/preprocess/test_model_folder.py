@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tokenizers import Tokenizer, models
 
+from hpc_dynamo.chat_templates import TemplateFailed
 from hpc_dynamo.config import Config, Engine, Model
+from hpc_dynamo.dispatch import RequestBuilder, RequestContext
+from hpc_dynamo.engines import CHAT
 from hpc_dynamo.model_files.weights import weight_defects
 from hpc_dynamo.preprocess import (
     NoTokenizer,
@@ -88,20 +92,20 @@ def test_malformed_files_only_turn_off_the_tokenizer(file: str, text: str, tmp_p
         ({}, {"chat_template": "{% if a %}" * 2000 + "{% endif %}" * 2000}),
     ],
 )
-def test_malformed_templates_end_no_process(
+async def test_malformed_templates_end_no_process(
     config: dict[str, Any], tokenizer_config: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = model_folder(tmp_path / "m", "", **tokenizer_config)
     (folder / "chat_template.jinja").unlink()
     (folder / "config.json").write_text(json.dumps(config))
     Tokenizer(models.BPE({"<s>": 0, "a": 1}, [])).save(str(folder / "tokenizer.json"))
-    assert len(Preprocessor.load(folder).probes()) == 2  # two texts and no chat
+    assert len(await Preprocessor.load(folder).probes()) == 2  # two texts and no chat
 
 
 def test_interruption_of_loading_is_not_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     folder = model_folder(tmp_path / "m", "x")
@@ -131,3 +135,15 @@ def test_panic_while_encoding_rejects_the_prompt(
 def test_deep_index_of_weights_is_a_defect(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(DEEP)
     assert any("not a JSON object" in defect for defect in weight_defects(tmp_path))
+
+
+async def test_hostile_template_is_answered_with_400_before_an_engine_gets_it(
+    tmp_path: Path,
+) -> None:
+    folder = model_folder(tmp_path / "m", "{{ 'x' * 10 ** 12 }}")
+    Tokenizer(models.BPE({"<s>": 0, "a": 1}, [])).save(str(folder / "tokenizer.json"))
+    tokenizer = Preprocessor.load(folder, model="demo")
+    assert len(await tokenizer.probes()) == 2
+    builder, body = RequestBuilder(Config(), tokenizer), b'[{"role":"user","content":"Hi"}]'
+    with pytest.raises(TemplateFailed, match="template of the model demo needs more than 1024 MiB"):
+        await builder.build(CHAT, b"", {"messages": msgspec.Raw(body)}, RequestContext())

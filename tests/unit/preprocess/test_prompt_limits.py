@@ -5,6 +5,7 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
+from hpc_dynamo.chat_templates import ChatRenderer
 from hpc_dynamo.preprocess import PROMPT_FIELDS, Preprocessor, PromptTooLong, Tokens
 
 
@@ -36,5 +37,7 @@ class RecordedBody(dict[str, Any]):
 async def test_fields_that_affect_the_prompt_are_known(folders: dict[str, Path]) -> None:
     preprocess = Preprocessor.load(folders["llama3"])
     await preprocess.completion(RecordedBody(prompt="a"))
+    # Of a chat, one field is read next to those of its rendering.
     await preprocess.chat(RecordedBody(messages=[{"role": "user", "content": "a"}]))
+    ChatRenderer({"default": "a"}, {}).render(RecordedBody(messages=[{"role": "user"}]))
     assert RecordedBody.names == PROMPT_FIELDS

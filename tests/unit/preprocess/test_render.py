@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, models
 
-from hpc_dynamo.preprocess import Preprocessor, PromptRejected, UnknownTokens
+from hpc_dynamo.chat_templates import ChatRenderer, PromptRejected, UnsupportedPrompt
+from hpc_dynamo.preprocess.model_folder import ModelFolder
 from tests.unit.preprocess import cases
 from tests.unit.preprocess.conftest import model_folder
 from tests.unit.preprocess.templates import TEMPLATES
@@ -25,27 +26,31 @@ def bare(path: Path, template: str, **config: Any) -> Path:
     return folder
 
 
-def preprocessor(path: Path, template: str) -> Preprocessor:
-    return Preprocessor.load(bare(path, template))
+def renderer(folder: Path) -> ChatRenderer:
+    model = ModelFolder.read(folder)
+    return ChatRenderer(model.templates(), model.special_tokens(), model.unsupported_renderer())
+
+
+def rendering(path: Path, template: str) -> ChatRenderer:
+    return renderer(bare(path, template))
 
 
 @pytest.fixture(scope="module")
-def by_template(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Preprocessor]:
+def by_template(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ChatRenderer]:
     root = tmp_path_factory.mktemp("templates")
-    return {name: preprocessor(root / name, text) for name, text in TEMPLATES.items()}
+    return {name: rendering(root / name, text) for name, text in TEMPLATES.items()}
 
 
-def outcome(preprocess: Preprocessor, body: dict[str, Any]) -> str | None:
+def outcome(chats: ChatRenderer, body: dict[str, Any]) -> str | None:
     try:
-        text = preprocess.render(body)
-    except PromptRejected:
+        return chats.render(body)
+    except (PromptRejected, UnsupportedPrompt):
         return None
-    return None if isinstance(text, UnknownTokens) else text
 
 
 @pytest.mark.parametrize("case", cases.BODIES)
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_render_equals_vllm(template: str, case: str, by_template: dict[str, Preprocessor]) -> None:
+def test_render_equals_vllm(template: str, case: str, by_template: dict[str, ChatRenderer]) -> None:
     body = copy.deepcopy(cases.BODIES[case])
     assert outcome(by_template[template], body) == GOLDEN[f"{template}/{case}"]
     assert body == cases.BODIES[case]  # the body is forwarded afterwards
@@ -82,9 +87,10 @@ FOREIGN: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("body", FOREIGN.values(), ids=FOREIGN)
 def test_render_of_unsupported_prompt_is_unknown(
-    body: dict[str, Any], by_template: dict[str, Preprocessor]
+    body: dict[str, Any], by_template: dict[str, ChatRenderer]
 ) -> None:
-    assert isinstance(by_template["thinking"].render(body), UnknownTokens)
+    with pytest.raises(UnsupportedPrompt):
+        by_template["thinking"].render(body)
 
 
 @pytest.mark.parametrize(
@@ -105,23 +111,23 @@ def test_render_of_unsupported_prompt_is_unknown(
     ],
 )
 def test_failing_or_unsafe_template_is_rejected(template: str, tmp_path: Path) -> None:
-    preprocess = preprocessor(tmp_path / "m", template)
+    chats = rendering(tmp_path / "m", template)
     with pytest.raises(PromptRejected) as caught:
-        preprocess.render({"messages": [dict(USER[0])]})
+        chats.render({"messages": [dict(USER[0])]})
     assert (caught.value.status, caught.value.final) == (400, True)
 
 
-def test_rejection_carries_reason_of_template(by_template: dict[str, Preprocessor]) -> None:
+def test_rejection_carries_reason_of_template(by_template: dict[str, ChatRenderer]) -> None:
     with pytest.raises(PromptRejected, match=r"^Roles must alternate user/assistant"):
         by_template["instruct"].render(cases.BODIES["alternation"])
 
 
 def test_template_reads_fields_named_like_dict_methods(tmp_path: Path) -> None:
     """A field does not hide a method: `message.items()` stays a call."""
-    preprocess = preprocessor(tmp_path / "m", "{{ tools[0].function.parameters.items() | list }}")
+    chats = rendering(tmp_path / "m", "{{ tools[0].function.parameters.items() | list }}")
     function = {"name": "f", "parameters": {"items": 1}}
     tools = [{"type": "function", "function": function}]
-    assert preprocess.render({"messages": USER, "tools": tools}) == "[('items', 1)]"
+    assert chats.render({"messages": USER, "tools": tools}) == "[('items', 1)]"
 
 
 def test_named_templates_are_selected(tmp_path: Path) -> None:
@@ -129,19 +135,21 @@ def test_named_templates_are_selected(tmp_path: Path) -> None:
     folder = bare(tmp_path / "m", "", chat_template=named)
     (folder / "chat_template.jinja").unlink()
     tools = [{"type": "function", "function": {"name": "f"}}]
-    preprocess = Preprocessor.load(folder)
-    assert preprocess.render({"messages": USER}) == "plain"
-    assert preprocess.render({"messages": USER, "tools": tools}) == "tools"
+    chats = renderer(folder)
+    assert chats.render({"messages": USER}) == "plain"
+    assert chats.render({"messages": USER, "tools": tools}) == "tools"
 
 
 @pytest.mark.parametrize("architecture", ["GptOssForCausalLM", "DeepseekV32ForCausalLM"])
 def test_model_rendered_in_code_is_unknown(architecture: str, tmp_path: Path) -> None:
     folder = bare(tmp_path / "m", "x")
     (folder / "config.json").write_text(json.dumps({"architectures": [architecture]}))
-    assert isinstance(Preprocessor.load(folder).render({"messages": USER}), UnknownTokens)
+    with pytest.raises(UnsupportedPrompt):
+        renderer(folder).render({"messages": USER})
 
 
 def test_model_without_template_is_unknown(tmp_path: Path) -> None:
     folder = bare(tmp_path / "m", "")
     (folder / "chat_template.jinja").unlink()
-    assert isinstance(Preprocessor.load(folder).render({"messages": USER}), UnknownTokens)
+    with pytest.raises(UnsupportedPrompt):
+        renderer(folder).render({"messages": USER})

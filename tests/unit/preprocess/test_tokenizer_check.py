@@ -43,7 +43,7 @@ async def test_tokenizer_check_retries_until_engine_is_ready(
     folders: dict[str, Path], same: bool
 ) -> None:
     prompts = Preprocessor.load(folders["llama3"])
-    ids = [list(expected.ids) for _, expected in prompts.probes()]
+    ids = [list(expected.ids) for _, expected in await prompts.probes()]
     asked = list[object]()
 
     async def tokenize(request: web.Request) -> web.Response:

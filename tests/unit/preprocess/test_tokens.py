@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
+from hpc_dynamo.chat_templates import ChatRenderer
 from hpc_dynamo.preprocess import Preprocessor, PromptRejected, Tokens, UnknownTokens
 from hpc_dynamo.preprocess.encoder import CachingEncoder, FastokensEncoder
 from hpc_dynamo.preprocess.model_folder import ModelFolder
 from tests.unit.preprocess.conftest import FAMILIES, FAST, model_folder
+from tests.unit.preprocess.templates import TEMPLATES
 
 ATOMS = [
     *(" ", "  ", "\n", "\n\n", " \n \n", "\t", "\r\n", "\r", "\x0b", "\x0c", "\x00", "\x85"),
@@ -102,10 +104,10 @@ def test_cached_pieces_give_ids_of_whole_text(
 @pytest.mark.parametrize("name", FAMILIES)
 def test_growing_chat_gives_ids_of_whole_text(name: str, family: dict[str, Model]) -> None:
     model, messages = family[name], list[dict[str, str]]()
+    chats = ChatRenderer({"default": TEMPLATES["thinking"]}, {"eos_token": "</s>"})
     for turn in range(12):
         messages.append({"role": ("user", "assistant")[turn % 2], "content": f"{turn} é\n" * turn})
-        text = model.ours["large"].render({"messages": messages})
-        assert isinstance(text, str)
+        text = chats.render({"messages": messages})
         wanted = expected(model.exact, text, False)
         assert list(model.ours["large"].encode(text).ids) == wanted
 
@@ -219,7 +221,7 @@ async def test_preprocessor_tokenizes_chat_and_completion(
         body["messages"][0]["content"] = message
         tokens = await preprocess.chat(body)
         assert isinstance(tokens, Tokens)
-        assert list(tokens.ids) == expected(exact, str(preprocess.render(body)), False)
+        assert list(tokens.ids) == expected(exact, str(await preprocess.render(body)), False)
         assert len(tokens) == len(tokens.ids)
     many = await preprocess.completion({"prompt": ["a b", "<s>"]})
     assert isinstance(many, list)
@@ -267,7 +269,7 @@ async def test_half_a_surrogate_pair_is_rejected(folders: dict[str, Path]) -> No
 
 async def test_probes_equal_ids_of_requests(folders: dict[str, Path]) -> None:
     preprocess = Preprocessor.load(folders["llama3"])
-    (*texts, (chat, ids)) = preprocess.probes()
+    (*texts, (chat, ids)) = await preprocess.probes()
     assert [await preprocess.completion(body) for body, _ in texts] == [[ids] for _, ids in texts]
     assert await preprocess.chat(chat) == ids
 

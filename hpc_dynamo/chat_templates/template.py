@@ -17,8 +17,8 @@ from jinja2.parser import Parser
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from hpc_dynamo.preprocess.content_format import expects_content_parts
-from hpc_dynamo.preprocess.tokens import PromptRejected
+from hpc_dynamo.chat_templates.content_format import expects_content_parts
+from hpc_dynamo.chat_templates.refusals import PromptRejected
 
 _TAG = "CONTINUE_FINAL_MESSAGE_TAG "
 

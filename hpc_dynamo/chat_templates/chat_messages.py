@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hpc_dynamo.chat_templates.refusals import UnsupportedPrompt
+
 _TEXT_OF = {
     "text": "text",
     "input_text": "text",
@@ -25,10 +27,6 @@ _PART_FIELDS = _MEDIA | {
 # One client sends a line that changes with every request. vLLM drops it to keep prefixes equal.
 _BILLING = "x-anthropic-billing-header"
 _OPTIONAL_TOOL_FIELDS = ("strict", "defer_loading")
-
-
-class UnsupportedPrompt(Exception):
-    """The prompt has parts that only the engine can tokenize or reject."""
 
 
 def chat_messages(messages: object, *, parts: bool) -> list[dict[str, Any]]:
