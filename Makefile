@@ -3,6 +3,8 @@ PYTHON ?= python3
 ENGINE ?= vllm
 VENV   := .venv
 BIN    := $(VENV)/bin
+# Tests start thousands of Python processes. Without .pyc files each compiles all its modules.
+unexport PYTHONDONTWRITEBYTECODE
 # Versions and hashes of every package: requirements/README.md.
 LOCKED := $(BIN)/pip install --quiet --require-hashes -r
 NIXL   := $(BIN)/pip install --quiet --require-hashes --no-deps -r requirements/nixl.lock

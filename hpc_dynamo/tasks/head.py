@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from hpc_dynamo.errors import BootstrapError
-from hpc_dynamo.head import Head
+from hpc_dynamo.head.head import Head
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.tasks.head_reports import INTERVAL_S, report_outcome, report_progress

@@ -27,7 +27,6 @@ from hpc_dynamo.config import Task
 from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.doctor.preflight import preflight
 from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error, file_error_in
-from hpc_dynamo.head import Standalone
 from hpc_dynamo.launch import bootstrap_step, detached_submit, retry
 from hpc_dynamo.launch.headless_job import restart_headless_job
 from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_count
@@ -213,6 +212,8 @@ def node_record(node: int, host: str, address: str, log_file: Path) -> NodeRecor
 
 async def _run_standalone(attempt: Attempt, me: NodeRecord) -> Outcome:
     """Serve in front of engines that hpc_dynamo did not start."""
+    from hpc_dynamo.head.standalone import Standalone
+
     write_json(attempt.node_file(me.node), me)
     head = Standalone(attempt, me.address)
     on_stop_signal(head.interrupt)

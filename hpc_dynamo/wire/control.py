@@ -17,6 +17,7 @@ import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from hpc_dynamo.errors import WireError
+from hpc_dynamo.wire.connection_limit import ConnectionLimit, StrangerLimits
 
 T = TypeVar("T")
 
@@ -95,6 +96,7 @@ class ControlServer(Generic[T]):
         keys: tuple[str, str],
         codec: MessageCodec[T],
         listening: socket.socket | None = None,
+        limits: StrangerLimits | None = None,
     ) -> None:
         self._codec, self._context = codec, zmq.asyncio.Context()
         self._auth = AsyncioAuthenticator(self._context)
@@ -104,6 +106,7 @@ class ControlServer(Generic[T]):
         self._socket.curve_server = True
         self._socket.zap_domain = ZAP_DOMAIN.encode()
         self._socket.router_mandatory = True
+        self.connections = ConnectionLimit(self._socket, limits or StrangerLimits())
         if listening:
             # ZMQ closes the descriptor together with its socket.
             self._socket.set(zmq.USE_FD, os.dup(listening.fileno()))
@@ -112,6 +115,7 @@ class ControlServer(Generic[T]):
         else:
             port = self._socket.bind_to_random_port(f"tcp://{address}")
             self.endpoint = f"tcp://{address}:{port}"
+        self.connections.port = int(self.endpoint.rpartition(":")[2])
 
     async def receive(self) -> tuple[bytes, T]:
         """Return the next message of any client, with the id of the client.
@@ -119,11 +123,12 @@ class ControlServer(Generic[T]):
         A message that cannot be decoded is logged and dropped: it must not affect other clients.
         """
         while True:
-            peer, *frames = await self._socket.recv_multipart()
+            peer, *frames = await self._socket.recv_multipart(copy=False)
+            self.connections.authenticated(peer.get(zmq.SRCFD))
             try:
-                return peer, self._codec.decode(b"".join(frames))
+                return peer.bytes, self._codec.decode(b"".join(f.buffer for f in frames))
             except WireError as e:
-                log.error("ignored a message of client %s: %s", peer.hex(), e)
+                log.error("ignored a message of client %s: %s", peer.bytes.hex(), e)
 
     async def send(self, peer: bytes, message: T) -> bool:
         """Send a message to a client; return False if it is disconnected."""

@@ -15,7 +15,7 @@ from hpc_dynamo.http.listener import HANDSHAKE_S
 from tests.integration.serving.served import certified
 from tests.unit.http.test_http import HOST, echo, post, raw, status
 
-SOON_S = 30.0
+SOON_S = 60.0
 KEY = b"Authorization: Bearer key\r\n"
 HEAD = b"POST /x HTTP/1.1\r\nHost: h\r\n"
 

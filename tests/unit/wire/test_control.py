@@ -1,6 +1,7 @@
 """The control plane over real sockets: keys, delivery, timeouts."""
 
 import asyncio
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
@@ -11,6 +12,7 @@ import zmq.asyncio
 
 from hpc_dynamo.errors import WireError
 from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec, new_keys
+from hpc_dynamo.wire.connection_limit import StrangerLimits
 
 SOON_S = 5.0  # timeout of what must happen
 NEVER_S = 0.3  # time in which something must not happen
@@ -155,6 +157,35 @@ async def test_client_without_key_is_rejected(
         context.term()
     await connect().send(Ping("friend"))
     assert (await received(server, SOON_S))[1] == Ping("friend")
+
+
+async def test_connections_without_key_are_limited(closing: ExitStack) -> None:
+    """They took the descriptors of the head, five seconds each."""
+    server = ControlServer(HERE, KEYS, CODEC, limits=StrangerLimits(per_address=8, total=100))
+    closing.callback(server.close)
+    client = ControlClient(server.endpoint, KEYS, CODEC)
+    closing.callback(client.close)
+    await client.send(Ping("before"))
+    assert (await received(server, SOON_S))[1] == Ping("before")
+    port = int(server.endpoint.rpartition(":")[2])
+    create = socket.create_connection
+    strangers = [closing.enter_context(create((HERE, port))) for _ in range(40)]
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(SOON_S):
+        for stranger in strangers[:32]:
+            stranger.setblocking(False)
+            with suppress(ConnectionError):
+                while await loop.sock_recv(stranger, 100):
+                    pass
+    assert server.connections.closed >= 32
+    assert server.connections.strangers <= 8
+    # An older connection with the key stays, and a new one gets through.
+    late = ControlClient(server.endpoint, KEYS, CODEC)
+    closing.callback(late.close)
+    await client.send(Ping("old"))
+    assert (await received(server, SOON_S))[1] == Ping("old")
+    await late.send(Ping("new"))
+    assert (await received(server, SOON_S))[1] == Ping("new")
 
 
 async def test_receive_raises_after_its_timeout(
