@@ -128,7 +128,7 @@ def test_kv_events_lead_to_prefill_worker_with_prefix(served: Served) -> None:
 
     def overlap() -> int:
         workers = served.post(f"{served.url}/route", served.key, {"prompt": prompt})["workers"]
-        return max(worker["overlap_blocks"] for worker in workers)
+        return max(int(worker["overlap_blocks"]) for worker in workers)
 
     assert overlap() == 0
     tokens = post(served, "completions", **body)[1]["usage"]["prompt_tokens"]
