@@ -52,10 +52,10 @@ class RendererProcess:
         """
         content = marshal.dumps(dict(body))
         await self._acquire(patience_s)
-        try:
-            outcome, text = await self._answer(content)
-        finally:
-            self._lock.release()
+        # A client that disconnects must not end the process, whose start takes others' time.
+        answering = asyncio.create_task(self._answer(content))
+        answering.add_done_callback(lambda _: self._lock.release())
+        outcome, text = await asyncio.shield(answering)
         match outcome:
             case RenderOutcome.text:
                 return text

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from hpc_dynamo.config import Config, Policy, TopologyKind
-from hpc_dynamo.dispatch.context_limit import require_context
+from hpc_dynamo.dispatch.context_limit import least_tokens, require_context
 from hpc_dynamo.dispatch.execution import AGGREGATED, Execution, choose_execution
 from hpc_dynamo.dispatch.media_sources import MediaSources
 from hpc_dynamo.dispatch.request_context import RequestContext
@@ -159,10 +159,12 @@ class RequestBuilder:
             limited = context.context_tokens and self._execution(path, body, context).disaggregated
             if not limited:
                 return []
+        limit = 0 if self._truncates else context.max_context_tokens
+        if path == COMPLETIONS:
+            require_context(body, least_tokens(body.get("prompt")), limit)
         tokenize = self.tokenizer.chat if path == CHAT else self.tokenizer.completion
         try:
             read = (name for name in body if name in PROMPT_FIELDS)
-            limit = 0 if self._truncates else context.max_context_tokens
             result = await tokenize({name: _decoded(body[name]) for name in read}, limit)
         except PromptTooLong:
             require_context(body, context.max_context_tokens + 1, context.max_context_tokens)

@@ -56,10 +56,11 @@ class CheckedResponse:
         start = await self._response.first_piece()
         if not start:
             raise BadResponse("with an empty stream")
-        if self._type.startswith(STREAM) and not _starts_event(start.lstrip()):
+        stream = self._type.startswith(STREAM)
+        if stream and not _starts_event(start.lstrip()):
             raise BadResponse("with a stream that has no events")
         await self._response.relay(sink)
-        if not is_complete(self._path, self._response.tail):
+        if stream and not is_complete(self._path, self._response.tail):
             raise BadResponse("with a stream that ended early")
 
     def _check_content(self, content: bytes) -> None:

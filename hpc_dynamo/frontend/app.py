@@ -232,6 +232,8 @@ def _send_error(exchange: Exchange, error: ApiError) -> str:
     kind = {"kind": error.status}
     log.info("%s: %d %s", request.path[:200], error.status, error.message, extra=kind)
     if response.status:
+        if exchange.relay and not exchange.relay.ends_with_error:
+            return "broken"  # the connection is closed in the middle of the response
         # The status of a stream cannot change any more: the error is its last event.
         before = exchange.relay.last_piece if exchange.relay else b""
         response.write(errors.error_event(error, request.path, before))

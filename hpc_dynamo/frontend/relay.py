@@ -1,7 +1,9 @@
-"""Relays a worker's response to the client: streams piece by piece, other responses whole."""
+"""Relays a worker's response to the client: streams and long responses as they arrive, other
+responses whole."""
 
 import re
 import time
+from collections.abc import Mapping
 
 import msgspec
 
@@ -10,6 +12,8 @@ from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.http import ResponseWriter
 from hpc_dynamo.router import Lease
 
+# Ten clients that do not read could otherwise fill the memory with embeddings of 200 MB each.
+MAX_WHOLE_BYTES = 8 << 20
 # A report to the router costs as much as relaying a few chunks.
 CHUNKS_PER_REPORT = 64
 EVENTS = b"text/event-stream"
@@ -36,6 +40,7 @@ class ResponseRelay:
         self.last_piece = b""
         self._partial_event = b""
         self._lease: Lease
+        self.ends_with_error = True  # a failed response can end with an error event
 
     @property
     def started(self) -> bool:
@@ -54,12 +59,23 @@ class ResponseRelay:
             if self._chunks:
                 lease.report_progress(self._chunks)
             self._response.end()
+        elif length(response.headers) > MAX_WHOLE_BYTES:
+            await self._relay_long(response)
         else:
             content = await response.read()
             self._stats.ttft.observe(time.monotonic() - self._started_at)
             if tokens := _generated_tokens(content):
                 lease.report_progress(tokens)
             self._response.send(200, content, [(b"content-type", self._content_type)])
+
+    async def _relay_long(self, response: IncomingResponse) -> None:
+        """Relay a response of which only the head was checked."""
+        self.ends_with_error = False
+        self._response.begin(200, [(b"content-type", self._content_type)])
+        self._lease.report_first_token()
+        self._stats.ttft.observe(time.monotonic() - self._started_at)
+        await response.relay(self._response)
+        self._response.end()
 
     def write(self, data: bytes) -> None:
         """Relay a piece of a stream. Each counts as one token, while the client keeps up.
@@ -123,6 +139,12 @@ class ResponseRelay:
     def _begin(self) -> None:
         headers = [(b"content-type", self._content_type), (b"cache-control", b"no-cache")]
         self._response.begin(200, headers)
+
+
+def length(headers: Mapping[str, str]) -> int:
+    """Return the length of a response; 0 if its head does not give it."""
+    value = headers.get("content-length", "")[:18]
+    return int(value) if value.isdecimal() else 0
 
 
 class _TokenUsage(msgspec.Struct):

@@ -105,6 +105,12 @@ class HttpResponse(asyncio.Protocol):
         while not self._head_received:
             await self._wait_for_change()
 
+    def keep(self) -> None:
+        """Drop the response. The connection stays open for another request."""
+        self.used, self._sink = True, None
+        self._body.clear()
+        self._last_pieces.clear()
+
     def abort(self) -> None:
         self._transport.abort()
 

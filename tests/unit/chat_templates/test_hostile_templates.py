@@ -103,6 +103,19 @@ async def test_cancelled_chat_leaves_no_answer_to_the_next() -> None:
     assert await chats.render(BODY, patience_s=None) == "Hi"
 
 
+async def test_cancelled_chats_do_not_end_the_process() -> None:
+    """Clients that disconnected at once made each chat of others wait for a new process."""
+    chats = process("{{ messages[0].content }}")
+    await chats.render(BODY)
+    pid = chats.pid
+    for _ in range(20):
+        first = asyncio.create_task(chats.render(STUCK))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await chats.render(BODY, patience_s=None) == "Hi"
+    assert chats.pid == pid
+
+
 async def test_dead_process_is_replaced() -> None:
     chats = process("{{ messages[0].content }}")
     await chats.render(BODY)

@@ -127,7 +127,9 @@ async def test_unavailable_successor_is_not_forwarded() -> None:
         assert (answer.status, await answer.read()) == (299, b"own")
 
 
-@pytest.mark.parametrize(("by", "status"), [("0", 200), ("1", 299), ("2", 299), ("x", 200)])
+@pytest.mark.parametrize(
+    ("by", "status"), [("0", 200), ("1", 299), ("2", 299), ("x", 200), ("9" * 5000, 299)]
+)
 async def test_returning_request_is_not_forwarded_again(by: str, status: int) -> None:
     """A request passes a chain of three jobs, but returns to none of them."""
 

@@ -1,10 +1,11 @@
 """HTTP client: text of users cannot become a request, and answers belong to their request."""
 
 import asyncio
+import tracemalloc
 
 import pytest
 
-from hpc_dynamo.http import HttpClient
+from hpc_dynamo.http import HttpClient, HttpRequest, HttpServer, ResponseWriter
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n"
 
@@ -62,3 +63,21 @@ async def test_answer_to_no_request_is_never_read(*, together: bool) -> None:
             closed.clear()
             late.clear()
     assert connections == 2
+
+
+async def test_kept_connection_keeps_no_response() -> None:
+    """Each idle connection to an engine kept its last response, whatever its size."""
+    size = 1 << 20
+
+    async def serve(request: HttpRequest, response: ResponseWriter) -> None:
+        response.send(200, bytes(size))
+
+    async with asyncio.timeout(30), HttpServer(serve) as server, HttpClient() as client:
+        port = await server.listen("127.0.0.1", 0)
+        tracemalloc.start()
+        try:
+            async with client.send("GET", f"http://127.0.0.1:{port}", "/") as answer:
+                assert len(await answer.read()) == size
+            assert tracemalloc.get_traced_memory()[0] < size
+        finally:
+            tracemalloc.stop()

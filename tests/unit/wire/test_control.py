@@ -13,6 +13,7 @@ import zmq.asyncio
 from hpc_dynamo.errors import WireError
 from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec, new_keys
 from hpc_dynamo.wire.connection_limit import StrangerLimits
+from hpc_dynamo.wire.control import MAX_FRAME_BYTES, PART_BYTES
 
 SOON_S = 5.0  # timeout of what must happen
 NEVER_S = 0.3  # time in which something must not happen
@@ -255,15 +256,28 @@ async def test_invalid_message_is_ignored_by_both_ends(
     assert await client.receive(SOON_S) == Pong(7)
 
 
-async def test_large_frame_of_a_stranger_closes_its_connection(
+async def test_long_messages_pass_both_ways(
     server: ControlServer[Ping | Pong], connect: Connect
 ) -> None:
-    """One frame in place of the handshake filled the memory of the head."""
+    client = connect()
+    for size in (0, PART_BYTES, MAX_FRAME_BYTES, 10 * MAX_FRAME_BYTES):
+        await client.send(Ping("x" * size))
+        peer, message = await received(server, SOON_S)
+        assert message == Ping("x" * size)
+        assert await server.send(peer, message)
+        assert await client.receive(SOON_S) == message
+
+
+@pytest.mark.parametrize("size", [1 << 20, 1 << 30])
+async def test_large_frame_of_a_stranger_closes_its_connection(
+    server: ControlServer[Ping | Pong], connect: Connect, size: int
+) -> None:
+    """Frames in place of the handshake, also many of 8 MB, filled the memory of the head."""
     host, _, port = server.endpoint.removeprefix("tcp://").partition(":")
     async with asyncio.timeout(30):
         reader, writer = await asyncio.open_connection(host, int(port))
         greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
-        command = b"\x06" + (1 << 30).to_bytes(8, "big")
+        command = b"\x06" + size.to_bytes(8, "big")
         writer.write(greeting)
         await reader.readexactly(64)
         writer.write(command)
