@@ -76,7 +76,11 @@ class RendererProcess:
             raise UnsupportedPrompt("another chat is being rendered") from None
 
     async def _answer(self, content: bytes) -> tuple[RenderOutcome, str]:
-        child = self._child = self._child or _Child(self._renderer, self._limits)
+        try:
+            child = self._child = self._child or _Child(self._renderer, self._limits)
+        except OSError as e:  # such as too many open files
+            log.warning("the process that renders chats cannot start: %s", e)
+            return RenderOutcome.unsupported, str(e)
         try:
             return await child.exchange(content)
         except (EOFError, OSError):

@@ -38,7 +38,7 @@ class ResponseRelay:
         self._content_type = b"application/json"
         self._chunks = 0  # not yet reported to the router
         self.last_piece = b""
-        self._partial_event = b""
+        self._partial = list[bytes]()  # pieces of an event that is not complete
         self._lease: Lease
         self.ends_with_error = True  # a failed response can end with an error event
 
@@ -48,12 +48,13 @@ class ResponseRelay:
 
     async def receive(self, response: IncomingResponse, lease: Lease) -> None:
         """Relay the response; return when it is complete. Raises WorkerFailed."""
-        self._lease, self._partial_event = lease, b""
+        self._lease = lease
+        self._partial.clear()
         self._content_type = response.headers.get("content-type", "application/json").encode()
         if self._content_type.startswith(EVENTS):
             await response.relay(self)
-            if self._partial_event:
-                self._response.write(self._partial_event)
+            if self._partial:
+                self._response.write(b"".join(self._partial))
             if not self.started:
                 self._begin()
             if self._chunks:
@@ -83,7 +84,7 @@ class ResponseRelay:
         Raises WorkerFailed.
         """
         if self.record is not None:
-            if self._partial_event or not data.endswith(b"\n\n"):
+            if self._partial or not data.endswith(b"\n\n"):
                 data = self._whole_events(data)
             # Most pieces are one line, of which a look at its start is enough.
             one_line = data.find(b"\n") == len(data) - 2
@@ -122,12 +123,19 @@ class ResponseRelay:
 
     def _whole_events(self, data: bytes) -> bytes:
         """Return the events that are complete with this piece, and keep the rest."""
-        data, end = self._partial_event + data, 0
+        # An empty line may begin in the last piece. An event may have megabytes in many pieces.
+        before = b"".join(self._partial[-2:])[-2:]
+        searched, end = before + data, 0
         for separator in SEPARATORS:
-            at = data.rfind(separator, end)  # searches only the rest for the rare one
+            at = searched.rfind(separator, end)  # searches only the rest for the rare one
             end = at + len(separator) if at >= 0 else end
-        self._partial_event = data[end:]
-        return data[:end]
+        if not end:
+            self._partial.append(data)
+            return b""
+        end -= len(before)
+        whole = b"".join([*self._partial, data[:end]])
+        self._partial = [data[end:]] if end < len(data) else []
+        return whole
 
     @property
     def congested(self) -> bool:

@@ -8,6 +8,7 @@ import pytest
 from hpc_dynamo.dispatch import StreamRecord, WorkerFailed
 from hpc_dynamo.dispatch.merged_response import placeholder_lease
 from hpc_dynamo.dispatch.response_check import CheckedResponse
+from hpc_dynamo.dispatch.stream_record import MAX_EVENT_BYTES
 from hpc_dynamo.frontend.relay import MAX_WHOLE_BYTES, ResponseRelay
 from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.http import ByteSink, HttpClient, HttpRequest, HttpServer, ResponseWriter
@@ -114,3 +115,30 @@ async def test_long_response_waits_for_its_client() -> None:
         assert len(read.content) > 2 * MAX_WHOLE_BYTES
         assert len(unread.content) < MAX_WHOLE_BYTES
         waiting.cancel()
+
+
+async def test_events_arrive_whole_whatever_the_pieces() -> None:
+    stream = TEXT + b'data: {"a": 1}\n\r\n' + TEXT.replace(b"\n", b"\r\n") + b"data: [DONE]\n\n"
+    for size in range(1, 9):
+        pieces = [stream[at : at + size] for at in range(0, len(stream), size)]
+        assert await relayed(*pieces) == (stream, None)
+        content, error = await relayed(*pieces, b"data: {", b'"error": {"code": 500}}\n', b"\n")
+        assert content == stream
+        assert error
+
+
+async def test_long_event_takes_linear_time() -> None:
+    """An event of 50 MB took more than 30 s, for which the head killed the frontend."""
+    content, error = await relayed(b'data: "', *[b"x" * 1000] * 50_000, b'"\n', b"\n" + TEXT)
+    assert (len(content), error) == (50_000_010 + len(TEXT), None)
+
+
+def test_long_event_ends_the_record() -> None:
+    record = StreamRecord()
+    for event in (b"x" * (MAX_EVENT_BYTES + 1), b"y"):
+        record.append(event)
+    assert record.content() is None
+    kept = StreamRecord()
+    for event in (b"x" * (MAX_EVENT_BYTES // 2), b"y"):
+        kept.append(event)
+    assert kept.content() == b"x" * (MAX_EVENT_BYTES // 2) + b"y"
