@@ -117,7 +117,7 @@ class EngineAdapter(ABC):
     hang_messages: tuple[str, ...] = ()
 
     @abstractmethod
-    def pd_protocol(self, config: Config) -> PdProtocol:
+    def pd_protocol(self, engine: Engine) -> PdProtocol:
         """Return the protocol by which a prefill and a decode worker share a request."""
 
     @abstractmethod
@@ -130,10 +130,10 @@ class EngineAdapter(ABC):
         another shard of it."""
 
     @abstractmethod
-    def block_tokens(self, config: Config) -> int:
+    def block_tokens(self, engine: Engine) -> int:
         """Return the tokens in a KV block. KV events may report another size later."""
 
-    def is_mpi_step(self, config: Config, worker: Worker) -> bool:
+    def is_mpi_step(self, engine: Engine, worker: Worker) -> bool:
         """Return True if the worker is one MPI world over several nodes: every rank runs the
         command of the first shard, and there are no other shards."""
         return False

@@ -205,7 +205,7 @@ def test_second_installer_waits_for_first(tmp_path: Path) -> None:
     other = holder(tmp_path, 0.5)
     with exclusive_lock(tmp_path, InstallProgress(), 20):
         assert (tmp_path / "hold.done").exists(), "the other one was not finished"
-    assert other.wait(timeout=10) == 0
+    assert other.wait(timeout=60) == 0
 
 
 def installed(site: Path, texts: Sequence[str]) -> None:

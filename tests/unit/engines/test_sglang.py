@@ -145,7 +145,7 @@ def test_user_options_override_generated_sglang_options() -> None:
     found = options(engine("sglang").command(config, place(Role.decode)))
     assert (found["--page-size"], found["--ep-size"]) == ("64", "2")
     assert not {"--enable-metrics", "--no-enable-metrics"} & found.keys()
-    assert engine("sglang").block_tokens(config) == 64
+    assert engine("sglang").block_tokens(config.engine) == 64
 
 
 def test_token_reaches_sglang_inside_process(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_token_reaches_sglang_inside_process(tmp_path: Path) -> None:
     command = engine("sglang").command(CONFIG, place(Role.prefill))
     path = f"{command.env['PYTHONPATH']}:{tmp_path}"
     env = {**os.environ, **command.env, "PYTHONPATH": path}
-    done = subprocess.run(command.argv, env=env, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command.argv, env=env, capture_output=True, text=True, timeout=90)
     words = [*command.argv[3:], "--api-key", "secret-token"]
     assert done.stdout == f"{words} sglang.launch_server\n", done.stderr
 
@@ -238,21 +238,17 @@ def test_prefill_worker_without_bootstrap_port_is_rejected() -> None:
 
 def test_probe_uses_fake_bootstrap_host() -> None:
     met = {"bootstrap_host": "2.2.2.2", "bootstrap_room": 0}
-    assert probe_fields(pd_protocol_of(CONFIG), Role.prefill) == met
-    assert probe_fields(pd_protocol_of(CONFIG), Role.aggregated) == {}
-    assert (
-        probe_fields(pd_protocol_of(replace(CONFIG, engine=Engine(name="vllm"))), Role.decode) == {}
-    )
+    assert probe_fields(pd_protocol_of(CONFIG.engine), Role.prefill) == met
+    assert probe_fields(pd_protocol_of(CONFIG.engine), Role.aggregated) == {}
+    assert probe_fields(pd_protocol_of(Engine(name="vllm")), Role.decode) == {}
 
 
 def test_simulator_uses_configured_pd_protocol() -> None:
-    assert isinstance(pd_protocol_of(SIMULATED), ConcurrentProtocol)
-    assert not isinstance(
-        pd_protocol_of(replace(CONFIG, engine=Engine(name="simulator"))), ConcurrentProtocol
-    )
+    assert isinstance(pd_protocol_of(SIMULATED.engine), ConcurrentProtocol)
+    assert not isinstance(pd_protocol_of(Engine(name="simulator")), ConcurrentProtocol)
     odd = replace(CONFIG, engine=Engine(name="simulator", args={"pd-protocol": "sglan"}))
     with pytest.raises(ConfigError, match=r"engine\.args\.pd-protocol") as refused:
-        pd_protocol_of(odd)
+        pd_protocol_of(odd.engine)
     assert "did you mean 'sglang'?" in refused.value.hint
     adapter = engine("simulator")
     found = options(adapter.command(SIMULATED, place(Role.prefill)))
