@@ -16,7 +16,8 @@ import msgspec
 from hpc_dynamo.json_reader import JsonError, read_value
 
 MAX_MESSAGE_CHARS = 2000  # longer messages are truncated
-MAX_PAGE_CHARS = 1 << 14  # of an HTML page; the time to search it may grow with its square
+# The time to search an HTML page may grow with its square.
+MAX_PAGE_CHARS = 1 << 14
 
 _HTML = re.compile(r"\s*<(?:!doctype|html|head|body|\?xml)\b", re.IGNORECASE)
 _INVISIBLE = re.compile(r"<(script|style|title)\b.*?</\1>", re.IGNORECASE | re.DOTALL)

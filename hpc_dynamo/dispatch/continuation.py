@@ -48,7 +48,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 LAST_WORD = re.compile(r"\s*\S*\Z")
 MAX_REPEATED_CHARS = 64
-MAX_STOP_CHARS = 10_000  # the time to compare stop strings with a text grows with their square
+# The time to compare stop strings with a text grows with their square.
+MAX_STOP_CHARS = 10_000
 
 
 class ContinuationDiffers(RequestFailed):
