@@ -63,10 +63,11 @@ class MediaSources:
             self._check(name, _media(value, named))
 
     def check_form(self, fields: Iterable[tuple[str, str]]) -> None:
-        """Raise RequestFailed for a field of a multipart form that names a medium elsewhere."""
+        """Raise RequestFailed for a field of a multipart form that names a medium elsewhere. The
+        value of a file in the form is empty."""
         for name, value in fields:
             bare = name.partition("[")[0]
-            if _names_media(bare) or bare == "url":
+            if value and (_names_media(bare) or bare == "url"):
                 self._check(name, (value,))
 
     def _check(self, name: str, media: Iterable[str]) -> None:

@@ -159,7 +159,7 @@ def test_other_fields_may_have_any_values() -> None:
 
 def test_forms() -> None:
     sources = MediaSources()
-    sources.check_form([("prompt", "a /etc/passwd"), ("model", "m"), ("url", DATA)])
+    sources.check_form([("prompt", "a /etc/passwd"), ("model", "m"), ("url", DATA), ("file", "")])
     for name in ("url", "url[]", "image", "image[0]", "input_reference", "audio_url"):
         with pytest.raises(RequestFailed, match="allowed_media"):
             sources.check_form([(name, "/etc/passwd")])
