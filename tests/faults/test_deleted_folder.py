@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hpc_dynamo.messages import WorkerState
-from hpc_dynamo.run import Attempt, Run
+from hpc_dynamo.run import Run
 from tests.support.fault_rows import FaultRecorder
 from tests.support.runs import SIMULATOR, until, write_prompts
 
@@ -40,11 +39,6 @@ def delete(folder: Path) -> None:
     until("the folder is deleted", gone)
 
 
-def serves(attempt: Attempt) -> bool:
-    status = attempt.status()
-    return status is not None and any(w.state is WorkerState.ready for w in status.workers)
-
-
 def test_batch_ends_with_a_clear_error(tmp_path: Path, fault: FaultRecorder) -> None:
     write_prompts(tmp_path / "p.jsonl", 300, max_tokens=16)
     slow = ("batch.concurrency=2", "engine.args.time-scale=20")
@@ -68,8 +62,6 @@ def test_serve_continues(tmp_path: Path, fault: FaultRecorder) -> None:
         attempt, headers = run.attempts()[0], {"Authorization": f"Bearer {run.api_key()}"}
         endpoint = attempt.endpoint()
         assert endpoint is not None
-        # A start needs its folder.
-        until("a ready worker", lambda: serves(attempt))
         with attempt.agent_log(0).open() as log:
             row = fault("run folder deleted while serving", "requests continue")
             delete(run.path)
