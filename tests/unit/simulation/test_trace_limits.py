@@ -1,4 +1,4 @@
-"""Traces that would fill the memory or simulate for ever."""
+"""Traces that would fill the memory or simulate indefinitely."""
 
 from pathlib import Path
 
