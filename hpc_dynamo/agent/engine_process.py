@@ -68,7 +68,7 @@ class EngineProcess:
         # Earlier executions have written to the same log.
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
         worker, shards = place.worker, len(place.worker.shards)
-        self._is_mpi_step = engine(config.engine.name).is_mpi_step(config, worker)
+        self._is_mpi_step = engine(config.engine.name).is_mpi_step(config.engine, worker)
         self._step: mpi_step.WorkerStep | None = None  # Slurm step that runs it, if any
         several = shards > 1 and not self._is_mpi_step
         shard = f", shard {place.shard_index + 1} of {shards}," if several else ""

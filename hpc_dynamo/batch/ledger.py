@@ -12,7 +12,6 @@ Lines have OpenAI's batch output format: `custom_id`, `response` (`status_code`,
 import asyncio
 import logging
 import os
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -142,7 +141,7 @@ class Ledger:
         if not failed or (self._last_void_attempt() and any(to_come)):
             return 0
         last = max(map(attempt_of_part, self._run.parts()))
-        write_json(self._run.retry_file, RetryRound(last_attempt=last, requested_at=time.time()))
+        write_json(self._run.retry_file, RetryRound(last_attempt=last))
         return sum(entry.custom_id in failed for entry in requests.entries)
 
     async def record(self, line: bytes) -> None:

@@ -71,10 +71,10 @@ class RequestBuilder:
         self, config: Config, tokenizer: PromptTokenizer | None = None, model: str = ""
     ) -> None:
         self.tokenizer: PromptTokenizer = tokenizer or TokenIdsOnly()
-        self._model, self._protocol = model, pd_protocol_of(config)
+        self._model, self._protocol = model, pd_protocol_of(config.engine)
         self._prompt_check = prompt_check_of(config)
         self._media = MediaSources(config.engine.allowed_media)
-        self._truncates = truncates_prompts(config)
+        self._truncates = truncates_prompts(config.engine)
         self._policy, self._block_tokens = config.router.policy, config.router.block_tokens
         self._disaggregated = config.topology.kind is TopologyKind.disaggregated
 

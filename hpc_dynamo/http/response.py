@@ -195,7 +195,7 @@ class HttpResponse(asyncio.Protocol):
     def _write(self, sink: ByteSink, part: bytes) -> None:
         try:
             sink.write(part)
-        except Exception as e:  # noqa: BLE001  # `relay` raises it; the event loop calls this
+        except Exception as e:  # noqa: BLE001  # raised by `relay`, which awaits the end
             self._sink_error = e
             self._wake()
         else:

@@ -215,10 +215,13 @@ def _check_folder(path: Path, handle: int, make_private: bool) -> None:
 
 def _refusal(path: Path, found: os.stat_result, what: str, hint: str) -> FileRefused:
     mode = stat.S_IMODE(found.st_mode)
-    return FileRefused(f"{path}: {what} (owner {_name(found.st_uid)}, mode {mode:04o})", hint=hint)
+    return FileRefused(
+        f"{path}: {what} (owner {user_name(found.st_uid)}, mode {mode:04o})", hint=hint
+    )
 
 
-def _name(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """Return the name of a user, or the number if it has none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -122,9 +122,3 @@ def _drawn(phases: Iterable[LoadPhase], chance: random.Random) -> Iterator[Trace
 
 def _around(mean: int, chance: random.Random) -> int:
     return max(1, round(chance.uniform(0.5, 1.5) * mean))
-
-
-def slice_load(requests: Sequence[TraceRequest], first: int, end: int) -> list[TraceRequest]:
-    """Return requests[first:end], shifted to start at time 0."""
-    start = requests[first].at
-    return [replace(request, at=request.at - start) for request in requests[first:end]]

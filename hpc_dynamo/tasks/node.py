@@ -28,7 +28,7 @@ from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.doctor.preflight import preflight
 from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error, file_error_in
 from hpc_dynamo.head.workloads.endpoint_socket import new_socket
-from hpc_dynamo.launch import bootstrap_step, detached_submit, retry
+from hpc_dynamo.launch import bootstrap_step, next_attempt, retry
 from hpc_dynamo.launch.headless_job import restart_headless_job
 from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_count
 from hpc_dynamo.launch.sole_use import wait_for_earlier_jobs
@@ -98,7 +98,7 @@ def run_to_outcome(
     except HpcDynamoError as e:
         log.error("%s", e)
         return Outcome(exit_code=e.exit_code, message=str(e), bad_hosts=e.bad_hosts)
-    except Exception as e:
+    except Exception as e:  # a defect, or a file error in a group: both need an outcome
         if error := file_error_in(e, near=file):
             log.error("%s", error)
             return Outcome(exit_code=error.exit_code, message=f"{error}\n  log: {file}")
@@ -124,14 +124,14 @@ def _continue_in_next_job(attempt: Attempt, outcome: Outcome) -> Outcome | None:
         return retry.submit_without(attempt, outcome)
     if not outcome.requeue or job is None or job.launcher == "local":
         return outcome
-    if detached_submit.requeue():
+    if next_attempt.requeue():
         log.info("requeued")
         # The requeued script of a user starts another attempt.
         return None if job.launcher == "slurm" else outcome
     if job.launcher == "allocation":  # the allocation belongs to the user
         return outcome
     try:
-        number = detached_submit.submit_next_attempt(attempt).number
+        number = asyncio.run(next_attempt.submit_next_attempt(attempt)).number
     except LaunchError as e:
         return replace(outcome, message=f"{outcome.message}; {e}")
     message = f"the walltime ended; attempt {number} continues"

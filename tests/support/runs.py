@@ -100,3 +100,8 @@ def until(
 def results_on_disk(run: Path) -> int:
     """Return the number of complete lines in all parts of a run."""
     return sum(part.read_bytes().count(b"\n") for part in (run / "parts").glob("*.jsonl"))
+
+
+def until_results(run: Path, count: int, timeout_s: float = 60) -> None:
+    """Wait until a run, which may not have started, has `count` results."""
+    until(f"{count} results", lambda: results_on_disk(run) >= count, timeout_s)

@@ -142,7 +142,7 @@ def test_concurrent_attempts_get_different_numbers(run: Run) -> None:
         assert claimer.stdin
         claimer.stdin.write("go\n")
         claimer.stdin.flush()
-    numbers = [int(n) for c in claimers for n in c.communicate(timeout=20)[0].split()]
+    numbers = [int(n) for c in claimers for n in c.communicate(timeout=90)[0].split()]
     assert sorted(numbers) == list(range(1, 61))
 
 

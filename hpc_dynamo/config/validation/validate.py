@@ -35,7 +35,7 @@ def validate(config: Config) -> None:
         with errors_of_model(model):
             _check_model(own)
     check_bounds(config)
-    check_adapter_names(config)
+    check_adapter_names(config.models)
     check_hardware(config)
     walltime_minutes(config.cluster.slurm.time)
     check_slurm(config.cluster)

@@ -72,7 +72,7 @@ class BatchWorkload:
         async with asyncio.TaskGroup() as tasks:
             # A request that kills its worker must not be retried on another one.
             dispatcher = Dispatcher(
-                self._router, pd_protocol_of(config), self._client, tasks, max_attempts=1
+                self._router, pd_protocol_of(config.engine), self._client, tasks, max_attempts=1
             )
             prompts = await batch_prompts.verify_tokenizer(prompts, config, dispatcher)
             self._notices = batch_prompts.routing_notices(prompts, config)

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Self
 
 from hpc_dynamo.errors import EngineError
-from hpc_dynamo.process.listeners import listeners, user_name
+from hpc_dynamo.process.listeners import listeners
 from hpc_dynamo.run import Attempt
+from hpc_dynamo.run.privacy import user_name
 
 BACKLOG = 4096
 RUN = re.compile(r"(/\S.*)/attempts/\d+")

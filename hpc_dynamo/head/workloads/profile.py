@@ -55,7 +55,7 @@ class ProfileWorkload:
         roles = [role for role, _ in self._config.topology.pools]
         await self._context.route.router.wait_for_roles(roles)
         prefill, decode = self._workers()
-        client, protocol = self._context.client, pd_protocol_of(self._config)
+        client, protocol = self._context.client, pd_protocol_of(self._config.engine)
         name, urls = self._config.served_name, (prefill.url, decode.url)
         bench = ProfileBench(client, self._engine, name, *urls, protocol)
         try:
@@ -93,10 +93,11 @@ class ProfileWorkload:
     async def _limits(
         self, bench: ProfileBench, prefill: WorkerReport, decode: WorkerReport
     ) -> ProfileLimits:
+        engine = with_role_options(self._config, decode.role).engine
         return ProfileLimits(
             context_tokens=min(prefill.context_tokens, decode.context_tokens) or DEFAULT_CONTEXT,
             max_sequences=self._config.engine.max_num_seqs,
-            block_tokens=self._engine.block_tokens(with_role_options(self._config, decode.role)),
+            block_tokens=self._engine.block_tokens(engine),
             kv_tokens=await bench.kv_tokens(),
             transfers=prefill is not decode,
         )

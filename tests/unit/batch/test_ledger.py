@@ -349,7 +349,7 @@ except* HpcDynamoError as group:
 
 def test_full_disk_raises_and_keeps_acknowledged_lines(run: Run) -> None:
     argv = [sys.executable, "-c", FULL_DISK, str(run.path)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=90)
     *acknowledged, last = done.stdout.splitlines()
     assert last == f"told {run.attempt_results(1)}: the file is larger than its limit", done.stderr
     assert acknowledged

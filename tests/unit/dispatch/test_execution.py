@@ -3,13 +3,11 @@
 import msgspec
 import pytest
 
-from hpc_dynamo.config import Config, Engine
+from hpc_dynamo.config import Engine
 from hpc_dynamo.dispatch.execution import AGGREGATED, DISAGGREGATED, Execution, choose_execution
 from hpc_dynamo.engines import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Body, pd_protocol_of
 
-PD_PROTOCOLS = {
-    name: pd_protocol_of(Config(engine=Engine(name=name))) for name in ("vllm", "sglang", "trtllm")
-}
+PD_PROTOCOLS = {name: pd_protocol_of(Engine(name=name)) for name in ("vllm", "sglang", "trtllm")}
 TEXT = {"prompt": "a", "max_tokens": 5}
 TALK = {"messages": [{"role": "user", "content": "a"}]}
 

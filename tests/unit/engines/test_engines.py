@@ -330,7 +330,7 @@ def test_data_parallel_vllm_publishes_no_kv_events() -> None:
 )
 def test_tokens_of_a_kv_block(name: str, device: Device, args: dict[str, Any], tokens: int) -> None:
     config = replace(CONFIG, engine=Engine(name=name, device=device, args=args))
-    assert engine(name).block_tokens(config) == tokens
+    assert engine(name).block_tokens(config.engine) == tokens
 
 
 @pytest.mark.parametrize(("own", "fits"), [(8, True), (16, True), (12, False), (32, False)])

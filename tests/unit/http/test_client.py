@@ -54,7 +54,7 @@ async def test_answer_to_no_request_is_never_read(*, together: bool) -> None:
     late, closed = asyncio.Event(), asyncio.Event()
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with asyncio.timeout(30), server, HttpClient() as client:
+    async with asyncio.timeout(60), server, HttpClient() as client:
         for _ in range(2):
             async with client.send("GET", url, "/") as answer:
                 assert await answer.read() == b"1"

@@ -274,7 +274,7 @@ async def test_large_frame_of_a_stranger_closes_its_connection(
 ) -> None:
     """Frames in place of the handshake, also many of 8 MB, filled the memory of the head."""
     host, _, port = server.endpoint.removeprefix("tcp://").partition(":")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         reader, writer = await asyncio.open_connection(host, int(port))
         greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
         command = b"\x06" + size.to_bytes(8, "big")
