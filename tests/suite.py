@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_dynamo.demo import provision
+from hpc_dynamo.demo.engine_environment import MODEL_GB
 from tests.cluster.install import PACKAGES, missing_programs, not_installable
 
 PYTEST = (sys.executable, "-m", "pytest", "-q", "--durations=15")
@@ -35,7 +36,9 @@ FAILURE_CHARS = 400
 LINE_BYTES = 2**24
 # Tests that share only the machine. They wait as much as they compute: three workers on two
 # cores. A worker that has run all its tests takes over tests of another one.
-LOCAL = ("-n", "3", "--dist", "worksteal", "-m", "not cluster and not vllm and not slow_fault")
+# make demo ENGINE=sglang && .venv/bin/python -m pytest -m sglang tests/sglang
+NOT_LOCAL = ("cluster", "vllm", "sglang", "slow_fault")
+LOCAL = ("-n", "3", "--dist", "worksteal", "-m", " and ".join(f"not {m}" for m in NOT_LOCAL))
 # Each worker brings up a Slurm cluster of its own. These tests mostly wait.
 CLUSTER = (
     "-n",
@@ -72,9 +75,9 @@ def announcement() -> str:
         lines.append(f"Slurm and Open MPI: not installed ({reason}); cluster tests are skipped")
     elif missing_programs():
         lines.append(f"Slurm and Open MPI: apt-get install {' '.join(PACKAGES)}")
-    places = provision.InstallPaths(provision.cache_dir())
+    places = provision.vllm_paths()
     if not places.complete:
-        size = f"about {provision.DISK_GB + provision.MODEL_GB:.0f} GB"
+        size = f"about {provision.DISK_GB + MODEL_GB:.0f} GB"
         lines.append(f"vLLM {provision.VLLM} and a small model: {size} in {places.cache}")
     return "\n".join(f"will install  {line}" for line in lines) or "nothing to install"
 

@@ -81,8 +81,10 @@ class MetricNames:
     generation_tokens: str
     ttft: str
     itl: str
-    kv_bytes: str  # histogram or counter of bytes that NIXL moved to this worker
+    kv_bytes: str  # histogram or counter of KV transfers, of one side
     cache_info: str  # gauge with the labels num_gpu_blocks and block_size
+    kv_bytes_unit: int = 1  # bytes per unit of kv_bytes
+    kv_tokens: str = ""  # gauge of the capacity of the KV cache, instead of cache_info
     path: str = "/metrics"
 
 

@@ -47,8 +47,10 @@ SGLANG_METRICS = MetricNames(
     generation_tokens="sglang:generation_tokens",
     ttft="sglang:time_to_first_token_seconds",
     itl="sglang:inter_token_latency_seconds",
-    kv_bytes="",  # SGLang has a histogram in MB, only on the prefill side; shown as 0
-    cache_info="",  # SGLang has two gauges instead, page_size and num_pages
+    kv_bytes="sglang:kv_transfer_total_mb",  # prefill workers report it
+    cache_info="",
+    kv_bytes_unit=2**20,
+    kv_tokens="sglang:max_total_num_tokens",
 )
 
 SLEEP_ENDPOINTS = SleepEndpoints("/release_memory_occupation", "/resume_memory_occupation")

@@ -88,7 +88,7 @@ async def test_other_chats_continue() -> None:
     stuck = asyncio.create_task(chats.render(STUCK))
     await asyncio.sleep(0)
     with pytest.raises(UnsupportedPrompt, match="another chat"):
-        await chats.render(BODY, patience_s=0)
+        await chats.render(BODY, patience_s=0.01)
     waiting = asyncio.create_task(chats.render(BODY, patience_s=None))
     with pytest.raises(TemplateFailed, match=CPU):
         await stuck

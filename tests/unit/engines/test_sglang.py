@@ -203,6 +203,12 @@ sglang:cached_tokens_total{cache_source="device"} 30.0
 sglang:cached_tokens_total{cache_source="host"} 10.0
 # TYPE sglang:generation_tokens_total counter
 sglang:generation_tokens_total{model_name="m"} 7.0
+# TYPE sglang:kv_transfer_total_mb histogram
+sglang:kv_transfer_total_mb_bucket{le="+Inf"} 24.0
+sglang:kv_transfer_total_mb_count 24.0
+sglang:kv_transfer_total_mb_sum 98.4375
+# TYPE sglang:max_total_num_tokens gauge
+sglang:max_total_num_tokens{tp_rank="0"} 16384.0
 """
 
 
@@ -211,7 +217,8 @@ def test_metrics() -> None:
     assert (found.running, found.waiting, found.kv_usage) == (3, 2, 0.25)
     assert (found.prefix_queries, found.prefix_hits) == (100, 40)
     assert (found.prompt_tokens, found.generation_tokens) == (100, 7)
-    assert (found.kv_bytes, found.kv_tokens) == (0, 0)
+    assert found.kv_bytes == 140 * 16 * 46080, "140 pages of 16 tokens of SmolLM2-135M in float32"
+    assert found.kv_tokens == 16384
 
 
 # Prefill/decode protocol
