@@ -13,6 +13,7 @@ from hpc_dynamo.preprocess.tokens import NoTokenizer
 from hpc_dynamo.regular_file import read_regular_file
 
 MAX_TOKENIZER_BYTES = 256 << 20  # the largest vocabularies have 50 MB
+MAX_TOKEN_CHARS = 1000  # the start would take minutes
 MAX_BYTES = 32 << 20  # limit for other files
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # Architectures whose chats vLLM renders in code.
@@ -109,6 +110,8 @@ class ModelFolder:
         tokenizer.add_tokens(missing)
         known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
         named = [text for text in self.special_tokens().values() if text not in known]
+        if any(len(text) > MAX_TOKEN_CHARS for text in (*known, *named)):
+            raise NoTokenizer(f"a special token has more than {MAX_TOKEN_CHARS} characters")
         tokenizer.add_tokens([AddedToken(text, special=True) for text in dict.fromkeys(named)])
         return bool(missing or named)
 

@@ -115,8 +115,9 @@ class ServeWorkload:
             tls=bool(serve.tls_cert),
             serving_since=earlier.serving_since if earlier else time.time(),
         )
-        write_json(self._context.attempt.endpoint_file, endpoint)
+        # Clients wait for the endpoint file. From then on the folder may be deleted.
         self._context.attempt.run.publish_url(endpoint.url)
+        write_json(self._context.attempt.endpoint_file, endpoint)
         self.phase = "serving"
         log.info("serving at %s", endpoint.url)
 

@@ -160,6 +160,8 @@ def sequence(*normalizers: dict[str, Any]) -> dict[str, Any]:
 IDS = {"a": {"id": "a", "ids": [0] * 100, "tokens": ["a"] * 100}}
 TEMPLATE = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "a"}}] * 100,
             "pair": [], "special_tokens": IDS}  # fmt: skip
+FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+LONG = {"id": 1, "content": "a" * 1001, "special": True, **FLAGS}
 BOMBS: dict[str, tuple[dict[str, Any], str]] = {
     "doubled": (sequence(*[replace("a", "aa")] * 40), "1099511627776 times as long"),
     "long": (sequence(replace("a", "a" * 1_000_000)), "1000000 times"),
@@ -170,6 +172,7 @@ BOMBS: dict[str, tuple[dict[str, Any], str]] = {
     "prepended": (sequence(*[{"type": "Prepend", "prepend": "a" * 1000}] * 3), "times as long"),
     "template": ({"post_processor": TEMPLATE}, "adds 10000 tokens to each text"),
     "words": ({"added_tokens": [{}] * 100_001}, "adds 100001 tokens"),
+    "word": ({"added_tokens": [LONG]}, "a special token has more than 1000 characters"),
 }
 
 
