@@ -3,6 +3,8 @@ PYTHON ?= python3
 ENGINE ?= vllm
 VENV   := .venv
 BIN    := $(VENV)/bin
+# Tests start thousands of Python processes. Without .pyc files each compiles all its modules.
+unexport PYTHONDONTWRITEBYTECODE
 # Versions and hashes of every package: requirements/README.md.
 LOCKED := $(BIN)/pip install --quiet --require-hashes -r
 NIXL   := $(BIN)/pip install --quiet --require-hashes --no-deps -r requirements/nixl.lock
@@ -11,7 +13,7 @@ HPC_DYNAMO := $(BIN)/pip install --quiet --no-deps --editable .
 # tests of a busy one.
 SIDE_BY_SIDE := -n 3 --dist worksteal
 # `make test` also runs tests/integration, and property tests with more examples.
-FAST := --hypothesis-profile=fast -m "not cluster and not vllm and not slow" tests/unit
+FAST := --hypothesis-profile=fast -m "not cluster and not vllm and not sglang and not slow" tests/unit
 
 COMPILE := uv pip compile --quiet --upgrade --universal --generate-hashes --no-annotate \
 	--no-header --no-emit-index-url --python-version 3.11
@@ -22,7 +24,7 @@ COMPILE := uv pip compile --quiet --upgrade --universal --generate-hashes --no-a
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-demo: $(VENV)/demo.stamp ## a batch through one prefill and one decode worker (ENGINE=simulator: without vLLM)
+demo: $(VENV)/demo.stamp ## a batch through one prefill and one decode worker (ENGINE=sglang, ENGINE=simulator: without vLLM)
 	$(BIN)/python -m hpc_dynamo.demo --engine $(ENGINE)
 
 test: $(VENV)/dev.stamp ## all tests: local, Slurm cluster (root on Debian) and vLLM; prints first what it installs

@@ -24,7 +24,7 @@ def contain_defects(
         yield
     except passed:
         raise
-    except Exception:
+    except Exception:  # a defect can have any class
         log.exception("this is a defect of hpc-dynamo: %.1000r", message)
         if then:
             then()

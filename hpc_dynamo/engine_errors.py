@@ -16,6 +16,8 @@ import msgspec
 from hpc_dynamo.json_reader import JsonError, read_value
 
 MAX_MESSAGE_CHARS = 2000  # longer messages are truncated
+# The time to search an HTML page may grow with its square.
+MAX_PAGE_CHARS = 1 << 14
 
 _HTML = re.compile(r"\s*<(?:!doctype|html|head|body|\?xml)\b", re.IGNORECASE)
 _INVISIBLE = re.compile(r"<(script|style|title)\b.*?</\1>", re.IGNORECASE | re.DOTALL)
@@ -110,6 +112,7 @@ def _plain_text(text: str) -> str:
     """Return plain text, or the visible text of an HTML page (else its title)."""
     if not _HTML.match(text):
         return text.strip()
+    text = text[:MAX_PAGE_CHARS]
     title = _TITLE.search(text)
     visible = " ".join(unescape(_TAG.sub(" ", _INVISIBLE.sub(" ", text))).split())
     return visible or (unescape(title[1]).strip() if title else "")

@@ -6,7 +6,13 @@ from itertools import accumulate
 
 import msgspec
 
-from hpc_dynamo.messages import Quantiles
+
+class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
+    """Median and 99th percentile of `count` durations, in seconds."""
+
+    p50: float = 0.0
+    p99: float = 0.0
+    count: int = 0
 
 
 class Histogram(msgspec.Struct):

@@ -73,7 +73,10 @@ def is_text(value: str) -> bool:
 
 def write_value(value: Any) -> bytes:
     """Encode what `read_value` returned. `NaN`, infinities and half surrogate pairs survive."""
-    return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode("ascii")
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:  # half a surrogate pair
+        return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode("ascii")
 
 
 def is_null(fields: Fields, name: str) -> bool:

@@ -2,14 +2,15 @@
 
     prepare    install Slurm and Open MPI with apt-get (root on Debian only)
 
-Then three lanes at the same time:
+Then four lanes at the same time:
 
-    lint, local       ruff, mypy, docs; unit and integration tests
+    lint              ruff, mypy, docs
+    local             unit and integration tests
     vllm-env, vllm    install the CPU build of vLLM; tests with real vLLM engines
     cluster           tests on a real Slurm cluster, which mostly wait
 
 A part that fails does not stop the others. The exit code is 1 if any part failed. Output lines
-start with the name of their part.
+start with the name of their part. The last lines name all failed tests, since CI shows only those.
 """
 
 import asyncio
@@ -19,16 +20,25 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc_dynamo.demo import provision
+from hpc_dynamo.demo.engine_environment import MODEL_GB
 from tests.cluster.install import PACKAGES, missing_programs, not_installable
 
 PYTEST = (sys.executable, "-m", "pytest", "-q", "--durations=15")
+# pytest then prints the reasons in the short summary in full, not cut at 80 columns.
+UNCUT = {"BUILD_NUMBER": "1"}
+# Longest line about a failed test at the end of the output.
+FAILURE_CHARS = 400
+# Longest line that a part may print. asyncio's default of 64 KiB is too short for some assertions.
+LINE_BYTES = 2**24
 # Tests that share only the machine. They wait as much as they compute: three workers on two
 # cores. A worker that has run all its tests takes over tests of another one.
-LOCAL = ("-n", "3", "--dist", "worksteal", "-m", "not cluster and not vllm and not slow_fault")
+# make demo ENGINE=sglang && .venv/bin/python -m pytest -m sglang tests/sglang
+NOT_LOCAL = ("cluster", "vllm", "sglang", "slow_fault")
+LOCAL = ("-n", "3", "--dist", "worksteal", "-m", " and ".join(f"not {m}" for m in NOT_LOCAL))
 # Each worker brings up a Slurm cluster of its own. These tests mostly wait.
 CLUSTER = (
     "-n",
@@ -46,11 +56,12 @@ VLLM = ("-n", "2", "--dist", "loadfile", "-m", "vllm and not slow_fault")
 
 @dataclass(frozen=True)
 class Result:
-    """Outcome of one part: its exit code and its duration in seconds."""
+    """Outcome of one part: exit code, duration in seconds, one line for each failed test."""
 
     part: str
     code: int
     took_s: float
+    failures: Sequence[str] = ()
 
     def __str__(self) -> str:
         verdict = "passed" if self.code == 0 else f"FAILED (exit code {self.code})"
@@ -64,11 +75,34 @@ def announcement() -> str:
         lines.append(f"Slurm and Open MPI: not installed ({reason}); cluster tests are skipped")
     elif missing_programs():
         lines.append(f"Slurm and Open MPI: apt-get install {' '.join(PACKAGES)}")
-    places = provision.InstallPaths(provision.cache_dir())
+    places = provision.vllm_paths()
     if not places.complete:
-        size = f"about {provision.DISK_GB + provision.MODEL_GB:.0f} GB"
+        size = f"about {provision.DISK_GB + MODEL_GB:.0f} GB"
         lines.append(f"vLLM {provision.VLLM} and a small model: {size} in {places.cache}")
     return "\n".join(f"will install  {line}" for line in lines) or "nothing to install"
+
+
+@dataclass
+class FailureLines:
+    """Lines that name failed tests, from the output of one part."""
+
+    lines: list[str] = field(default_factory=list)
+    _in_summary: bool = False
+
+    def read(self, line: str) -> None:
+        """Collect a line of pytest's short summary. Its reports and captured logs are ignored."""
+        if " short test summary info " in line and line.startswith("="):
+            self._in_summary = True
+        elif line.startswith("="):
+            self._in_summary = False
+        elif self._in_summary and line.startswith(("FAILED ", "ERROR ")):
+            self.lines.append(line[:FAILURE_CHARS])
+
+
+def report(results: Sequence[Result]) -> str:
+    """Return the table of parts, then the failed tests of all parts."""
+    failures = [f"{r.part:<8} | {line}" for r in results for line in r.failures]
+    return "\n".join([*map(str, results), *failures])
 
 
 async def run(part: str, command: Sequence[str]) -> Result:
@@ -76,12 +110,19 @@ async def run(part: str, command: Sequence[str]) -> Result:
     began = time.monotonic()
     print(f"{part:<8} | $ {shlex.join(command)}", flush=True)
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        *command,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=os.environ | UNCUT,
+        limit=LINE_BYTES,
     )
     assert process.stdout
+    failures = FailureLines()
     try:
         async for line in process.stdout:
-            print(f"{part:<8} | {line.decode(errors='replace').rstrip()}", flush=True)
+            text = line.decode(errors="replace").rstrip()
+            failures.read(text)
+            print(f"{part:<8} | {text}", flush=True)
         code = await process.wait()
     finally:
         # Ctrl-C reaches the whole process group: give the child time to clean up.
@@ -89,7 +130,7 @@ async def run(part: str, command: Sequence[str]) -> Result:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             await process.wait()
-    return Result(part, code, time.monotonic() - began)
+    return Result(part, code, time.monotonic() - began, failures.lines)
 
 
 def files_with(marker: str) -> list[str]:
@@ -104,10 +145,8 @@ Part = tuple[str, Sequence[str]]
 def lanes() -> list[list[Part]]:
     """Return the parts: those of a lane run one after another, the lanes at the same time."""
     return [
-        [
-            ("lint", ("make", "--no-print-directory", "lint")),
-            ("local", (*PYTEST, *LOCAL)),
-        ],
+        [("lint", ("make", "--no-print-directory", "lint"))],
+        [("local", (*PYTEST, *LOCAL))],
         [
             ("vllm-env", (sys.executable, "-m", "hpc_dynamo.demo.provision")),
             ("vllm", (*PYTEST, *VLLM, *files_with("vllm"))),
@@ -135,7 +174,7 @@ async def suite() -> list[Result]:
 def main() -> int:
     print(announcement(), flush=True)
     results = asyncio.run(suite())
-    print("\n".join(map(str, results)))
+    print(report(results))
     # Without root or network the engines cannot be installed; their tests are skipped then.
     required = "vllm" in os.environ.get("HPC_DYNAMO_REQUIRE", "")
     return int(any(r.code and (required or r.part != "vllm-env") for r in results))

@@ -24,7 +24,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from hpc_dynamo.demo.provision import VLLM, DemoEngine, provision
+from hpc_dynamo.demo.engine_environment import DemoEngine
+from hpc_dynamo.demo.provision import VLLM, provision
 from hpc_dynamo.run import Run
 
 

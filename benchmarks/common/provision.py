@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpc_dynamo.demo.provision import cache_dir
+from hpc_dynamo.demo.engine_environment import cache_dir
 from hpc_dynamo.demo.steps import (
     InstallProgress,
     InstallStep,

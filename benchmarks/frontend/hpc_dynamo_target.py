@@ -20,7 +20,7 @@ from benchmarks.frontend.targets import TargetPids
 from hpc_dynamo.config import Config, Model, Policy, Route, Serve, Task, resolve_route
 from hpc_dynamo.config import Engine as EngineConfig
 from hpc_dynamo.config import Router as RouterConfig
-from hpc_dynamo.head import Standalone
+from hpc_dynamo.head.standalone import Standalone
 from hpc_dynamo.run import Attempt, Run, Secrets
 from hpc_dynamo.topology import plan
 

@@ -1,9 +1,10 @@
 """Agent of a node: starts the node's engines, monitors them and reports to the head.
 
-    agent            the workers of the node: start, restart, role change, stop
+    agent            the workers of the node; messages of the head
+    managed_worker   one worker: start, restart, role change, stop
     engine_process   one engine process: command, environment, log, error after its exit
     engine_start     wait until an engine generates a token
-    hang_watches     wait until an engine exits or hangs
+    hang_watch       wait until an engine exits or hangs
     progress_watch   signs of progress of one engine
     hang_detector    limits of the time without progress
     probe            HTTP queries to an engine: health, models, paths

@@ -17,6 +17,7 @@ from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.launch import mpi_step
 from hpc_dynamo.process.child import Child, clean_environment
 from hpc_dynamo.process.listeners import port_user
+from hpc_dynamo.process.node_folder import has_private_tmpdir
 from hpc_dynamo.process.session import SessionMonitor, SessionUsage
 from hpc_dynamo.process.stack_traces import ENVIRONMENT
 from hpc_dynamo.run import Attempt, write_atomic
@@ -35,12 +36,15 @@ def temporary_folders(place: Placement) -> dict[str, str]:
     """Return variables of folders in the node's one, which is removed after a dead engine.
 
     Engines with one cache of compiled code lock it. They would seem to hang while they sleep
-    until another one has compiled, so each has its own.
+    until another one has compiled, so each has its own. A TMPDIR elsewhere, whose disk may be
+    larger, is kept if only this user can write there: engines use fixed names.
     """
     folder = place.events_folder
-    if not folder.startswith(tempfile.gettempdir()):
+    if not folder:
         return {}
-    return {"TMPDIR": folder, "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor-{place.worker.rank}"}
+    compiled = {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor-{place.worker.rank}"}
+    kept = has_private_tmpdir() and not folder.startswith(tempfile.gettempdir())
+    return compiled | ({} if kept else {"TMPDIR": folder})
 
 
 class PortTaken(EngineError):
@@ -64,7 +68,7 @@ class EngineProcess:
         # Earlier executions have written to the same log.
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
         worker, shards = place.worker, len(place.worker.shards)
-        self._is_mpi_step = engine(config.engine.name).is_mpi_step(config, worker)
+        self._is_mpi_step = engine(config.engine.name).is_mpi_step(config.engine, worker)
         self._step: mpi_step.WorkerStep | None = None  # Slurm step that runs it, if any
         several = shards > 1 and not self._is_mpi_step
         shard = f", shard {place.shard_index + 1} of {shards}," if several else ""

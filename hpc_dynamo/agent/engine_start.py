@@ -46,7 +46,7 @@ async def wait_until_ready(
 async def _probe(config: Config, process: EngineProcess, role: Role, token: str) -> EngineModels:
     hang_messages = engine(config.engine.name).hang_messages
     async with HttpClient.bearer(token) as http:
-        fields = probe_fields(pd_protocol_of(config), role)
+        fields = probe_fields(pd_protocol_of(config.engine), role)
         name = config.model.served_name
         while not (await process.listens() and await serves_token(http, process.url, name, fields)):
             if any(message in process.log_tail() for message in hang_messages):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 
 from hpc_dynamo.agent.engine_process import EngineProcess
-from hpc_dynamo.agent.hang_watches import wait_for_shard
+from hpc_dynamo.agent.hang_watch import wait_for_shard
 from hpc_dynamo.engines import ShardRendezvous
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import ShardExited, StartShard

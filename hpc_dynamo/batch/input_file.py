@@ -19,6 +19,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 EXAMPLE_PATHS = f"{CHAT}, {COMPLETIONS}, /v1/embeddings, /v1/score or /v1/rerank"
 MAX_PROBLEMS_SHOWN = 20  # per error message
 BLOCK_BYTES = 1 << 20
+MAX_LINE_BYTES = 256 << 20  # a file without newlines, such as a sparse one, fills no memory
 BOM = b"\xef\xbb\xbf"
 
 
@@ -113,10 +114,17 @@ def read_input(file: Path) -> BatchInput:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Yield the number of each line, from 1, its offset, and its bytes with the newline."""
-    offset = 0
+    """Yield the number of each line, from 1, its offset, and its bytes with the newline.
+
+    Raises InputError for a line above MAX_LINE_BYTES.
+    """
+    offset, number = 0, 0
     with file.open("rb") as stream:
-        for number, raw in enumerate(stream, 1):
+        while raw := stream.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(raw) > MAX_LINE_BYTES:
+                what = f"{file}:{number}: this line has more than {MAX_LINE_BYTES >> 20} MiB"
+                raise InputError(what, hint="one request per line")
             yield number, offset, raw
             offset += len(raw)
 

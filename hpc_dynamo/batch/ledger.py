@@ -12,7 +12,6 @@ Lines have OpenAI's batch output format: `custom_id`, `response` (`status_code`,
 import asyncio
 import logging
 import os
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from hpc_dynamo.batch.input_file import BatchInput, RequestEntry
 from hpc_dynamo.batch.merged_output import MergedOutput, ResultLocation
 from hpc_dynamo.errors import HpcDynamoError, RequestFailed, file_error
 from hpc_dynamo.messages import RetryRound
-from hpc_dynamo.run import Run, read_json, write_json
+from hpc_dynamo.run import Run, attempt_of_part, read_json, write_json
 
 SEARCH_BYTES = 1 << 16  # block size of the search for the last newline
 
@@ -88,14 +87,15 @@ def _as_json(body: bytes) -> bytes:
 
 
 class Ledger:
-    """Results of all attempts of a run; appends to the part of one attempt.
+    """Results of all attempts of a run; appends to the part of one execution of an attempt.
 
-    `record` queues lines, `write` flushes them. Both run in one event loop.
+    `restarts` is the number of times that Slurm has restarted the job. `record` queues lines,
+    `write` flushes them. Both run in one event loop.
     """
 
-    def __init__(self, run: Run, attempt: int) -> None:
+    def __init__(self, run: Run, attempt: int, restarts: int = 0) -> None:
         self._run = run
-        self._part = run.attempt_results(attempt)
+        self._part = run.attempt_results(attempt, restarts)
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
         self._damaged = set[Path]()  # parts with damaged lines that were reported
@@ -108,8 +108,8 @@ class Ledger:
         """
         best: dict[str, ResultLocation] = {}
         void = self._last_void_attempt()
-        for file in sorted(self._run.results.glob("*.jsonl"), key=lambda p: int(p.stem)):
-            for custom_id, result in self._read(file, void=int(file.stem) <= void):
+        for file in self._run.parts():
+            for custom_id, result in self._read(file, void=attempt_of_part(file) <= void):
                 old = best.get(custom_id)
                 if old is None or not old.finished:
                     best[custom_id] = result
@@ -140,8 +140,8 @@ class Ledger:
         to_come = (e for e in requests.entries if (r := results.get(e.custom_id)) is None or r.void)
         if not failed or (self._last_void_attempt() and any(to_come)):
             return 0
-        last = max(int(file.stem) for file in self._run.results.glob("*.jsonl"))
-        write_json(self._run.retry_file, RetryRound(last_attempt=last, requested_at=time.time()))
+        last = max(map(attempt_of_part, self._run.parts()))
+        write_json(self._run.retry_file, RetryRound(last_attempt=last))
         return sum(entry.custom_id in failed for entry in requests.entries)
 
     async def record(self, line: bytes) -> None:
@@ -218,7 +218,7 @@ def _write_error(error: OSError, file: Path) -> HpcDynamoError:
 
 
 def _truncate_incomplete_line(handle: int) -> None:
-    """Remove an incomplete last line: a requeued job appends to the part of its earlier run."""
+    """Remove an incomplete last line: a restarted head appends to the part of the earlier one."""
     end = os.fstat(handle).st_size
     while end:
         start = max(0, end - SEARCH_BYTES)

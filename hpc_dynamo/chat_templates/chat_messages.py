@@ -149,7 +149,7 @@ def _arguments(text: object) -> dict[str, Any]:
     if isinstance(text, str):
         try:
             text = json.loads(text) if text else None
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
     return text if isinstance(text, dict) else {}
 

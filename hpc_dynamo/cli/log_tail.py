@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from hpc_dynamo.regular_file import open_regular_file
+
 BLOCK_BYTES = 1 << 16
 
 
@@ -19,7 +21,7 @@ class LogTail:
     def last(self, count: int) -> list[str]:
         """Return the last whole lines. `read` continues after them."""
         try:
-            with self.file.open("rb") as file:
+            with open_regular_file(self.file) as file:
                 end = start = file.seek(0, os.SEEK_END)
                 data = b""
                 while start and data.count(b"\n") <= count:
@@ -35,7 +37,7 @@ class LogTail:
     def read(self) -> list[str]:
         """Return the whole lines that are new since the last call."""
         try:
-            with self.file.open("rb") as file:
+            with open_regular_file(self.file) as file:
                 if file.seek(0, os.SEEK_END) < self._offset:
                     self._offset, self._part = 0, b""
                 file.seek(self._offset)

@@ -8,7 +8,6 @@ applied them, and the run is resumed.
 
 import os
 import shlex
-import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -28,7 +27,11 @@ from hpc_dynamo.engines.answer_settings import (
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.messages import RunSettings
 from hpc_dynamo.run import Run, Secrets, new_token, read_json, write_json
-from hpc_dynamo.run.privacy import PRIVATE_UMASK, require_private_folder
+from hpc_dynamo.run.privacy import (
+    PRIVATE_UMASK,
+    require_private_folder,
+    require_safe_cwd,
+)
 from hpc_dynamo.wire import new_keys
 
 Notify = Callable[[str], object]  # prints a line for the user
@@ -49,12 +52,11 @@ def batch_run(config: Config, requests: BatchInput, notify: Notify) -> Run:
     run = _unused_folder(config, notify)
     known, recorded = run.identity(), _recorded(run)
     if recorded and _has_results(run):
-        _check_task(config, run, recorded)
+        _check_task(config.task, run, recorded)
     results = Ledger(run, 0)
     locations = results.results()
     if known and locations and known.fingerprint != requests.fingerprint:
-        what = f"name={config.name}: {run.path} holds results of another input ({known.input})"
-        raise ConfigError(what, hint=_new_name_hint(config, run))
+        raise _conflict(run, f"results of another input ({known.input})")
     if recorded and locations:
         _check_settings(config, run, recorded, locations, notify)
     _create(run)
@@ -73,10 +75,10 @@ def profile_run(config: Config, notify: Notify) -> Run:
     """
     run = _unused_folder(config, notify)
     if (recorded := _recorded(run)) and _has_results(run):
-        _check_task(config, run, recorded)
+        _check_task(config.task, run, recorded)
         defaults = profile_settings(Config())
         if changed := differences(recorded.settings, profile_settings(config), defaults):
-            raise _other_settings(config, run, "points", changed)
+            raise _other_settings(run, "points", changed)
     _create(run)
     _record(config, run)
     run.write_identity(Path(f"profile of {config.served_name}"), "")
@@ -91,8 +93,7 @@ def serve_run(config: Config, notify: Notify) -> Run:
     run = _unused_folder(config, notify)
     known = run.identity()
     if known is not None:
-        what = f"name={config.name}: {run.path} holds results ({known.input})"
-        raise ConfigError(what, hint=_new_name_hint(config, run))
+        raise _conflict(run, f"results ({known.input})")
     _create(run)
     return run
 
@@ -100,14 +101,16 @@ def serve_run(config: Config, notify: Notify) -> Run:
 def _unused_folder(config: Config, notify: Notify) -> Run:
     """Return the run, after a rename of its folder if `overwrite=true`. Makes new files private.
 
-    Raises RunBusy if a job uses it. Raises FileRefused if another user could have written to it.
+    Raises RunBusy if a job uses it. Raises FileRefused if another user could have written to it, or
+    if all users could write to the current folder, which the job inherits.
     Raises ConfigError if its folder contains files but no run.
     """
     os.umask(PRIVATE_UMASK)
     run = Run(Path(config.runs_dir) / config.name)
     require_private_folder(run.path, make_private=False)
-    _refuse_foreign_folder(config, run)
+    _refuse_foreign_folder(run)
     require_private_folder(run.path)
+    require_safe_cwd()
     launch.refuse_if_busy(run)
     if config.overwrite and run.attempts():
         if launch.is_restarted_job(run):
@@ -117,12 +120,12 @@ def _unused_folder(config: Config, notify: Notify) -> Run:
     return run
 
 
-def _refuse_foreign_folder(config: Config, run: Run) -> None:
+def _refuse_foreign_folder(run: Run) -> None:
     """Raise ConfigError if the folder contains something, but nothing of a run."""
     names = sorted(path.name for path in run.path.iterdir()) if run.path.exists() else []
     if names and not run.is_created:
         shown = ", ".join(names[:MAX_NAMES_SHOWN]) + (", …" if names[MAX_NAMES_SHOWN:] else "")
-        what = f"name={config.name}: {run.path} is not the folder of a run; it contains {shown}"
+        what = f"name={run.path.name}: {run.path} is not the folder of a run; it contains {shown}"
         raise ConfigError(what, hint="name=OTHER, or runs_dir=FOLDER for all runs")
 
 
@@ -152,7 +155,7 @@ def _has_results(run: Run) -> bool:
 
 def _free_old_path(run: Run) -> Path:
     names = (run.path.with_name(f"{run.path.name}.old-{n}") for n in count(1))
-    return next(path for path in names if not path.exists())
+    return next(path for path in names if not os.path.lexists(path))
 
 
 def _recorded(run: Run) -> RunSettings | None:
@@ -166,13 +169,12 @@ def _recorded(run: Run) -> RunSettings | None:
         return known
     config = attempts[-1].config()
     settings = SETTINGS[config.task](config) if config.task in SETTINGS else {}
-    return RunSettings(task=config.task, settings=settings, written_at=0.0)
+    return RunSettings(task=config.task, settings=settings)
 
 
-def _check_task(config: Config, run: Run, recorded: RunSettings) -> None:
-    if recorded.task is not config.task:
-        what = f"name={config.name}: {run.path} holds other results, those of a {recorded.task}"
-        raise ConfigError(what, hint=_new_name_hint(config, run))
+def _check_task(task: Task, run: Run, recorded: RunSettings) -> None:
+    if recorded.task is not task:
+        raise _conflict(run, f"other results, those of a {recorded.task}")
 
 
 def _check_settings(
@@ -198,23 +200,28 @@ def _check_settings(
         notify(f"{run.path} holds {kept} made with other settings:{_as_list(changed)}")
         return
     again = f"batch.retry_failed=true runs only its {failed} failed requests again, "
-    raise _other_settings(config, run, kept, changed, again if curable else "")
+    raise _other_settings(run, kept, changed, again if curable else "")
 
 
 def _other_settings(
-    config: Config, run: Run, kept: str, changed: Sequence[SettingChange], first: str = ""
+    run: Run, kept: str, changed: Sequence[SettingChange], first: str = ""
 ) -> ConfigError:
-    what = f"name={config.name}: {run.path} holds {kept} made with other settings:"
-    return ConfigError(what + _as_list(changed), hint=first + _new_name_hint(config, run))
+    return _conflict(run, f"{kept} made with other settings:{_as_list(changed)}", first)
+
+
+def _conflict(run: Run, held: str, first: str = "") -> ConfigError:
+    """Return the error for a folder that holds something else. `first` is the preferred remedy."""
+    what = f"name={run.path.name}: {run.path} holds {held}"
+    return ConfigError(what, hint=first + _new_name_hint(run))
 
 
 def _as_list(changed: Sequence[SettingChange]) -> str:
     return "".join(f"\n    {difference}" for difference in changed)
 
 
-def _new_name_hint(config: Config, run: Run) -> str:
+def _new_name_hint(run: Run) -> str:
     """Return overrides that help, quoted for a shell."""
-    names = (f"{config.name}-{n}" for n in count(2))
+    names = (f"{run.path.name}-{n}" for n in count(2))
     free = next(name for name in names if not run.path.with_name(name).exists())
     name = shlex.quote(f"name={free}")
     old = _free_old_path(run)
@@ -236,5 +243,4 @@ def _create(run: Run) -> None:
 def _record(config: Config, run: Run) -> None:
     """Record in the folder the settings that its results are made with from now on."""
     settings = SETTINGS[config.task](config)
-    record = RunSettings(task=config.task, settings=settings, written_at=time.time())
-    write_json(run.settings_file, record)
+    write_json(run.settings_file, RunSettings(task=config.task, settings=settings))

@@ -148,5 +148,5 @@ def _existing(run: Run) -> Run:
     path = run.path.absolute()
     with suppress(FileNotFoundError, NotADirectoryError):
         os.listdir(path / "attempts")  # raises PermissionError for another user's run
-    near = ", ".join(sorted(p.name for p in path.parent.glob("*") if p.is_dir()))
+    near = ", ".join(sorted(run.path.name for run in own_runs(path.parent)))
     raise ConfigError(f"{path} is not a run", hint=f"known: {near or 'none'}")

@@ -70,15 +70,15 @@ def with_run(config: Config, name: str, runs_dir: str, profile: str) -> Config:
     return replace(config, name=name, runs_dir=runs_dir, planner=planner)
 
 
-def with_engine_limits(config: Config, is_concurrent: Callable[[Config], bool]) -> Config:
+def with_engine_limits(config: Config, is_concurrent: Callable[[Engine], bool]) -> Config:
     """Return the configuration with routers that use only what the engines support.
 
-    If prefill and decode of a request start concurrently (`is_concurrent` of the configuration of
-    one model), a decode worker cannot compute the whole request.
+    If prefill and decode of a request start concurrently (`is_concurrent` of a model's engines), a
+    decode worker cannot compute the whole request.
     """
 
     def router(own: Config) -> Router:
-        if own.topology.kind is TopologyKind.disaggregated and is_concurrent(own):
+        if own.topology.kind is TopologyKind.disaggregated and is_concurrent(own.engine):
             return replace(own.router, conditional_disaggregation=False)
         return own.router
 

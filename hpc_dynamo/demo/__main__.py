@@ -1,12 +1,12 @@
 """`python -m hpc_dynamo.demo`: a batch with one prefill and one decode worker on this machine.
 
-It installs vLLM's CPU build and a small model (`--engine simulator` needs neither). Then it runs
-`hpc-dynamo batch` and shows some of the answers.
+It installs vLLM or SGLang for CPUs and a small model (`--engine simulator` needs neither). Then it
+runs `hpc-dynamo batch` and shows some of the answers.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,20 @@ from rich.panel import Panel
 
 from hpc_dynamo.cli.command_line import main as hpc_dynamo
 from hpc_dynamo.cli.compose import compose
+from hpc_dynamo.demo.engine_environment import DemoEngine
 from hpc_dynamo.demo.next_steps import next_steps
-from hpc_dynamo.demo.provision import DemoEngine, provision
+from hpc_dynamo.demo.provision import provision
+from hpc_dynamo.demo.provision_sglang import provision_sglang
 from hpc_dynamo.errors import ExitCode, HpcDynamoError
 from hpc_dynamo.printable import escape_controls
 
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
 SHOWN_ANSWERS = 3
-ENGINES = ("vllm", "simulator")
+INSTALLERS: dict[str, Callable[[], DemoEngine | None]] = {
+    "vllm": provision,
+    "sglang": provision_sglang,
+    "simulator": lambda: None,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     console = Console()
     try:
-        engine = provision() if args.engine == "vllm" else None
+        engine = INSTALLERS[args.engine]()
     except HpcDynamoError as e:
         console.print(f"[bold red]error:[/] {escape(str(e))}", highlight=False)
         return e.exit_code
@@ -51,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m hpc_dynamo.demo", description=__doc__)
-    parser.add_argument("--engine", choices=ENGINES, default="vllm")
+    parser.add_argument("--engine", choices=INSTALLERS, default="vllm")
     parser.add_argument("overrides", nargs="*", help="FIELD=VALUE, as for hpc-dynamo batch")
     return parser
 
@@ -67,7 +73,7 @@ def engine_overrides(engine: DemoEngine | None) -> list[str]:
     if engine is None:
         return ["engine=simulator"]
     python, model = f"engine.python={engine.python}", f"model.path={engine.model}"
-    return ["engine=vllm-cpu", python, model]
+    return [f"engine={engine.config}", python, model]
 
 
 def _run_folder(arguments: Sequence[str]) -> Path:

@@ -34,6 +34,8 @@ KNOWN_FAILURES = {  # hints by text in the log; the first match counts
     "do not match the hashes": "run the same command again with PIP_NO_CACHE_DIR=1",
     "No matching distribution found for torch": "HPC_DYNAMO_TORCH_ARGS='--index-url …' with an "
     "index that has PyTorch's builds for the CPU",
+    "No matching distribution found for sglang": "a system with glibc 2.34 or newer, Python 3.11 "
+    f"or newer, or {INDEX}",
     "No matching distribution found": f"another Python, such as 3.11, or {INDEX}",
 }
 

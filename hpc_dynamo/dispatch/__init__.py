@@ -38,7 +38,7 @@ from hpc_dynamo.dispatch.dispatcher import Dispatcher, LeaseProvider
 from hpc_dynamo.dispatch.migration import StreamMigrator
 from hpc_dynamo.dispatch.request_builder import PromptTokenizer, RequestBuilder
 from hpc_dynamo.dispatch.request_context import RequestContext
-from hpc_dynamo.dispatch.reserved_fields import RESERVED_FIELDS, check_form
+from hpc_dynamo.dispatch.reserved_fields import RESERVED_FIELDS
 from hpc_dynamo.dispatch.stream_record import StreamRecord
 from hpc_dynamo.dispatch.worker_client import (
     OBJECT_DECODER,
@@ -65,6 +65,5 @@ __all__ = [
     "StreamMigrator",
     "StreamRecord",
     "WorkerFailed",
-    "check_form",
     "stream_error",
 ]

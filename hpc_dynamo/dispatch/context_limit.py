@@ -5,6 +5,7 @@ a worker. The errors here are those of vLLM.
 """
 
 import re
+from typing import Any
 
 import msgspec
 
@@ -38,6 +39,20 @@ def require_context(body: Body, prompt_tokens: int, context_tokens: int) -> None
             "input_tokens",
             tokens,
         )
+
+
+def least_tokens(prompt: Any) -> int:
+    """Return a lower bound for the longest prompt if they are token ids, exact for one; else 0.
+
+    `prompt` is not decoded: millions of ids would take a second.
+    """
+    if not isinstance(prompt, msgspec.Raw):
+        return 0
+    content = bytes(prompt)
+    if not TOKEN_IDS.match(content):
+        return 0
+    lists = max(1, content.count(b"[") - 1)
+    return -(-(content.count(b",") + 1) // lists)
 
 
 def _refusal(message: str, param: str, value: int) -> RequestFailed:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpc_dynamo.dispatch.execution import LIMITS
+from hpc_dynamo.dispatch.execution import LIMITS, count
 from hpc_dynamo.dispatch.obstacles import NotContinuable, Obstacle
 from hpc_dynamo.dispatch.partial_answer import PartialAnswer
 from hpc_dynamo.errors import RequestFailed
@@ -48,6 +48,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 LAST_WORD = re.compile(r"\s*\S*\Z")
 MAX_REPEATED_CHARS = 64
+# The time to compare stop strings with a text grows with their square.
+MAX_STOP_CHARS = 10_000
 
 
 class ContinuationDiffers(RequestFailed):
@@ -99,6 +101,8 @@ def cut_at(body: Json, answer: PartialAnswer, *, repeat: bool) -> Cut:
         raise NotContinuable(Obstacle.parsed, f"the engine has parsed its output ({answer.parsed})")
     stop, text = body.get("stop") or [], answer.text
     stops = [stop] if isinstance(stop, str) else stop
+    if sum(map(len, stops)) > MAX_STOP_CHARS:
+        raise NotContinuable(Obstacle.stop_begun, "its stop strings are long")
     if repeat and is_greedy(body) and not (answer.logprobs or answer.token_ids):
         kept = _without_last_word(text[: len(text) - max(map(len, stops), default=1) + 1])
         return Cut(kept, text[len(kept) :])
@@ -125,16 +129,16 @@ def continuation_body(
     completion = "prompt" in body
     result = {name: value for name, value in body.items() if name in COPIED}
     result["prompt"] = [*prompt, *output]
-    limit = next((body[name] for name in LIMITS if body.get(name) is not None), None)
+    limit = next((count(body, name) for name in LIMITS if body.get(name) is not None), None)
     if limit is not None:
-        result["max_tokens"] = int(limit) - len(output)
+        result["max_tokens"] = limit - len(output)
     elif completion and "max_tokens" not in body and len(output) <= 16:
         result["max_tokens"] = 16 - len(output)  # OpenAI's default
     else:
         rest = context_tokens - len(prompt) - len(output)
         result["max_tokens"] = rest if context_tokens else None
     if body.get("min_tokens"):
-        result["min_tokens"] = max(0, int(body["min_tokens"]) - len(output))
+        result["min_tokens"] = max(0, count(body, "min_tokens") - len(output))
     if completion and body.get("logprobs") is not None:
         result["logprobs"] = body["logprobs"]
     elif body.get("logprobs"):

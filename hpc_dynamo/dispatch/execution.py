@@ -29,6 +29,7 @@ from hpc_dynamo.engines import (
     PdProtocol,
     field_value,
 )
+from hpc_dynamo.engines.pd_protocol import UNREADABLE
 
 # Types of tools that the client runs. With other tools an engine generates several times for one
 # request, and would read the same KV cache each time.
@@ -39,6 +40,7 @@ LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 MALFORMED: Final = -1  # replaces counts that are not integers
 TOKEN_IDS = re.compile(rb"[ \t\r\n]*\[[ \t\r\n]*[0-9]")  # the start of a list of them in JSON
+MAX_SCALAR_BYTES = 10_000
 OFF = ("false", "f", "0", "off", "no", "n")  # values that pydantic reads as false
 
 
@@ -73,7 +75,7 @@ def choose_execution(
 
 def count(body: Body, field: str, default: int = 1) -> int:
     """Return the integer in a field; `default` if it is unset or null, MALFORMED if invalid."""
-    value = field_value(body.get(field))
+    value = _scalar(body.get(field))
     if value is None:
         return default
     if not isinstance(value, bool | int | float | str):
@@ -87,8 +89,14 @@ def count(body: Body, field: str, default: int = 1) -> int:
 
 def is_off(body: Body, field: str) -> bool:
     """Return True if a boolean field is false or unset, as pydantic reads it."""
-    value = field_value(body.get(field))
+    value = _scalar(body.get(field))
     return value.lower() in OFF if isinstance(value, str) else value in (None, False)
+
+
+def _scalar(value: Any) -> Any:
+    """Return a number, a boolean or a text; a long array is not decoded."""
+    long = isinstance(value, msgspec.Raw) and len(memoryview(value)) > MAX_SCALAR_BYTES
+    return UNREADABLE if long else field_value(value)
 
 
 def _generates_once(path: str, body: Body) -> bool:

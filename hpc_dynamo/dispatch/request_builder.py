@@ -12,10 +12,11 @@ from typing import Any, Protocol
 import msgspec
 
 from hpc_dynamo.config import Config, Policy, TopologyKind
-from hpc_dynamo.dispatch.context_limit import require_context
+from hpc_dynamo.dispatch.context_limit import least_tokens, require_context
 from hpc_dynamo.dispatch.execution import AGGREGATED, Execution, choose_execution
+from hpc_dynamo.dispatch.media_sources import MediaSources
 from hpc_dynamo.dispatch.request_context import RequestContext
-from hpc_dynamo.dispatch.reserved_fields import check_fields
+from hpc_dynamo.dispatch.reserved_fields import check_fields, check_form
 from hpc_dynamo.dispatch.worker_client import EngineRequest
 from hpc_dynamo.engines import (
     CHAT,
@@ -70,9 +71,10 @@ class RequestBuilder:
         self, config: Config, tokenizer: PromptTokenizer | None = None, model: str = ""
     ) -> None:
         self.tokenizer: PromptTokenizer = tokenizer or TokenIdsOnly()
-        self._model, self._protocol = model, pd_protocol_of(config)
+        self._model, self._protocol = model, pd_protocol_of(config.engine)
         self._prompt_check = prompt_check_of(config)
-        self._truncates = truncates_prompts(config)
+        self._media = MediaSources(config.engine.allowed_media)
+        self._truncates = truncates_prompts(config.engine)
         self._policy, self._block_tokens = config.router.policy, config.router.block_tokens
         self._disaggregated = config.topology.kind is TopologyKind.disaggregated
 
@@ -92,6 +94,9 @@ class RequestBuilder:
         too long for the model."""
         bare = path.partition("?")[0]
         check_fields(bare, body)
+        if bare == COMPLETIONS:
+            self._check_length(body, context)
+        self._media.check(body)
         if self._prompt_check and (reason := self._prompt_check.refusal(bare, body)):
             raise RequestFailed(reason, status=400)
         prompts = await self._tokenize(bare, body, context)
@@ -101,12 +106,22 @@ class RequestBuilder:
         samples = execution.samples
         return EngineRequest(path, content, body, routing, headers, samples, context)
 
+    def check_form(self, fields: Sequence[tuple[str, str]]) -> None:
+        """Raise RequestFailed for a field of a multipart form that could harm an engine."""
+        check_form(fields)
+        self._media.check_form(fields)
+
     async def routing_request(
         self, path: str, body: Body, context: RequestContext
     ) -> RoutingRequest:
         """Return only the routing request for this path and body."""
         prompts = await self._tokenize(path, body, context)
         return self._route_and_execution(path, body, context, prompts)[0]
+
+    def _check_length(self, body: Body, context: RequestContext) -> None:
+        """Raise RequestFailed for token ids that are too many, before they are decoded."""
+        if not self._truncates:
+            require_context(body, least_tokens(body.get("prompt")), context.max_context_tokens)
 
     def _route_and_execution(
         self, path: str, body: Body, context: RequestContext, prompts: Sequence[Tokens]
@@ -151,6 +166,8 @@ class RequestBuilder:
             limited = context.context_tokens and self._execution(path, body, context).disaggregated
             if not limited:
                 return []
+        if path == COMPLETIONS:
+            self._check_length(body, context)
         tokenize = self.tokenizer.chat if path == CHAT else self.tokenizer.completion
         try:
             read = (name for name in body if name in PROMPT_FIELDS)

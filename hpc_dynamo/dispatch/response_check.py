@@ -9,10 +9,15 @@ import msgspec
 
 from hpc_dynamo.engines import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from hpc_dynamo.http import ByteSink, HttpResponse
+from hpc_dynamo.json_reader import JsonError, read_value
 
 JSON_PATHS = (CHAT, COMPLETIONS, MESSAGES, RESPONSES)  # responses are JSON objects, or streams
 # Ends of a complete stream; for /v1/responses, the beginnings of its last event's name.
-STREAM_ENDS = {CHAT: b"[DONE]", COMPLETIONS: b"[DONE]", MESSAGES: b"message_stop"}
+STREAM_ENDS = {
+    CHAT: (b"[DONE]",),
+    COMPLETIONS: (b"[DONE]",),
+    MESSAGES: (b"message_stop", b"event: error"),
+}
 LAST_RESPONSE_EVENTS = (
     b"response.completed", b"response.incomplete", b"response.failed", b"response.cancelled",
     b"error",
@@ -56,10 +61,11 @@ class CheckedResponse:
         start = await self._response.first_piece()
         if not start:
             raise BadResponse("with an empty stream")
-        if self._type.startswith(STREAM) and not _starts_event(start.lstrip()):
+        stream = self._type.startswith(STREAM)
+        if stream and not _starts_event(start.lstrip()):
             raise BadResponse("with a stream that has no events")
         await self._response.relay(sink)
-        if not is_complete(self._path, self._response.tail):
+        if stream and not is_complete(self._path, self._response.tail):
             raise BadResponse("with a stream that ended early")
 
     def _check_content(self, content: bytes) -> None:
@@ -73,8 +79,20 @@ class CheckedResponse:
         except UnicodeDecodeError as e:
             raise BadResponse("with text that is not UTF-8") from e
         except (msgspec.DecodeError, RecursionError) as e:
+            if _is_lenient_json(content, object_expected=object_expected):
+                return
             what = "a JSON object" if object_expected else "JSON"
             raise BadResponse(f"without {what}: {e}") from e
+
+
+def _is_lenient_json(content: bytes, *, object_expected: bool) -> bool:
+    """Return True for JSON of Python's `json`: a request may make an engine repeat `NaN` or half a
+    surrogate pair, which must not make its worker look broken."""
+    try:
+        value = read_value(content)
+    except JsonError:
+        return False
+    return isinstance(value, dict) or not object_expected
 
 
 def is_complete(path: str, tail: bytes) -> bool:
@@ -82,7 +100,7 @@ def is_complete(path: str, tail: bytes) -> bool:
     if path == RESPONSES:
         *before, last = tail.rsplit(b"\nevent: ", 1)
         return not before or last.startswith(LAST_RESPONSE_EVENTS)
-    return STREAM_ENDS.get(path, b"") in tail
+    return any(end in tail for end in STREAM_ENDS.get(path, (b"",)))
 
 
 def _starts_event(start: bytes) -> bool:

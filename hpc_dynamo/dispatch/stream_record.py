@@ -4,6 +4,7 @@ import zlib
 
 PLAIN_BYTES = 64 << 10  # compressed together; takes 0.3 ms
 PACKED_BYTES = 1 << 20  # about 50,000 tokens
+MAX_EVENT_BYTES = 4 << 20  # a longer event is not kept: compressing it would take too long
 
 
 class StreamRecord:
@@ -29,8 +30,10 @@ class StreamRecord:
 
     def _pack(self) -> None:
         last = self._plain.pop()
+        if len(plain := b"".join(self._plain)) > MAX_EVENT_BYTES:
+            self._packed_bytes = PACKED_BYTES + 1
         if self._packed_bytes <= PACKED_BYTES:
-            packed = zlib.compress(b"".join(self._plain), level=1)
+            packed = zlib.compress(plain, level=1)
             self._packed.append(packed)
             self._packed_bytes += len(packed)
         else:

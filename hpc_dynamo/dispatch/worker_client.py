@@ -20,6 +20,8 @@ from hpc_dynamo.router import Lease, RoutingRequest, Target
 
 # Time for one worker to finish after the other worker or the client has ended.
 GRACE_S = 0.1
+# Engines repeat the whole request in some errors, several times.
+MAX_ERROR_BYTES = 256 << 10
 NO_DESCRIPTOR = "no file descriptor is free (ulimit -n); `ulimit -Hn` is the most that you can set"
 NO_CONTEXT = RequestContext()
 OBJECT_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])  # values stay unparsed
@@ -133,7 +135,8 @@ async def _with_status_200(
     try:
         async with sent as response:
             if response.status != 200:
-                raise _error(target, response.status, await response.read())
+                body = await response.read_start(MAX_ERROR_BYTES)
+                raise _error(target, response.status, body)
             yield response
     except OSError as e:
         if e.errno in OUT_OF_DESCRIPTORS:

@@ -38,6 +38,7 @@ from hpc_dynamo.doctor.records import (
 )
 from hpc_dynamo.errors import BootstrapError, KvTransferError
 from hpc_dynamo.launch.node import node_index_and_hosts
+from hpc_dynamo.launch.task_folder import refuse_unsafe_folder
 from hpc_dynamo.printable import LineFormatter
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import ControlClient, ControlServer
@@ -51,6 +52,8 @@ def main(path: str) -> int:
     """Run this node's part. Return 0 unless it failed; findings are no failure."""
     raise_descriptor_limit()
     attempt = Attempt(Path(path))
+    if refused := refuse_unsafe_folder(attempt.run):
+        return refused
     index, hosts = node_index_and_hosts(attempt.plan().nodes)
     handler = logging.FileHandler(attempt.agent_log(index))
     handler.setFormatter(LineFormatter())

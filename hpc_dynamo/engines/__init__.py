@@ -122,12 +122,12 @@ def _check_error(adapter: EngineAdapter, config: Config, plan: Plan) -> str:
 def is_mpi_step(config: Config, worker: Worker) -> bool:
     """Return True if the worker's ranks are one MPI world over several nodes."""
     view = with_worker_options(config, worker.model, worker.role)
-    return adapter_of(view.engine).is_mpi_step(view, worker)
+    return adapter_of(view.engine).is_mpi_step(view.engine, worker)
 
 
-def pd_protocol_of(config: Config) -> PdProtocol:
-    """Return the prefill/decode protocol of the engines of a run of one model."""
-    return adapter_of(config.engine).pd_protocol(config)
+def pd_protocol_of(engine_config: Engine) -> PdProtocol:
+    """Return the prefill/decode protocol of these engines."""
+    return adapter_of(engine_config).pd_protocol(engine_config)
 
 
 def adapter_fields(config: Config, adapter: str) -> Body:
@@ -140,9 +140,9 @@ def prompt_check_of(config: Config) -> PromptCheck | None:
     return adapter_of(config.engine).prompt_check(config)
 
 
-def truncates_prompts(config: Config) -> bool:
+def truncates_prompts(engine_config: Engine) -> bool:
     """Return True if engines shorten requests that are too long, and do not refuse them."""
-    return adapter_of(config.engine).truncates_prompts(config.engine)
+    return adapter_of(engine_config).truncates_prompts(engine_config)
 
 
 def diagnose(engine_config: Engine, log_tail: str) -> str:
@@ -152,9 +152,9 @@ def diagnose(engine_config: Engine, log_tail: str) -> str:
     )
 
 
-def is_concurrent(config: Config) -> bool:
+def is_concurrent(engine_config: Engine) -> bool:
     """Return True if the engines of one model start prefill and decode of a request together."""
-    return isinstance(pd_protocol_of(config), ConcurrentProtocol)
+    return isinstance(pd_protocol_of(engine_config), ConcurrentProtocol)
 
 
 __all__ = [

@@ -81,8 +81,10 @@ class MetricNames:
     generation_tokens: str
     ttft: str
     itl: str
-    kv_bytes: str  # histogram or counter of bytes that NIXL moved to this worker
+    kv_bytes: str  # histogram or counter of KV transfers, of one side
     cache_info: str  # gauge with the labels num_gpu_blocks and block_size
+    kv_bytes_unit: int = 1  # bytes per unit of kv_bytes
+    kv_tokens: str = ""  # gauge of the capacity of the KV cache, instead of cache_info
     path: str = "/metrics"
 
 
@@ -117,7 +119,7 @@ class EngineAdapter(ABC):
     hang_messages: tuple[str, ...] = ()
 
     @abstractmethod
-    def pd_protocol(self, config: Config) -> PdProtocol:
+    def pd_protocol(self, engine: Engine) -> PdProtocol:
         """Return the protocol by which a prefill and a decode worker share a request."""
 
     @abstractmethod
@@ -130,10 +132,10 @@ class EngineAdapter(ABC):
         another shard of it."""
 
     @abstractmethod
-    def block_tokens(self, config: Config) -> int:
+    def block_tokens(self, engine: Engine) -> int:
         """Return the tokens in a KV block. KV events may report another size later."""
 
-    def is_mpi_step(self, config: Config, worker: Worker) -> bool:
+    def is_mpi_step(self, engine: Engine, worker: Worker) -> bool:
         """Return True if the worker is one MPI world over several nodes: every rank runs the
         command of the first shard, and there are no other shards."""
         return False

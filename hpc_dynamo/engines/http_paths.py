@@ -23,18 +23,20 @@ score scores scoring speech tokenize transcriptions translations videos voices
 # prose: ignore (word list)
 _ADMINISTRATION = """
 abort adapter adapters add admin awake cache checkpoint clear close collective config configure
-continue debug delete destroy disable docs dump elastic enable ep events expert experts flush
+continue debug delete destroy disable docs dump elastic enable ep events expert experts file flush
 freeze gc get health healthz hicache info init invocations is kill list live livez load loads log
 logging lora memory metrics offload open openapi pause paused pd perf ping process profile
 prometheus queue ready readyz redoc release reload remove reset restart resume role rpc scale
 scaling server session sessions set shutdown sleep sleeping start state statistics stats status
-steer step stop suspend switch trace tracing transfer transfers unload update wake wakeup warmup
-weight weights worker workers
+steer step stop suspend switch trace tracing transfer transfers unload update vertex wake wakeup
+warmup weight weights worker workers
 """
 INFERENCE = frozenset(_INFERENCE.split())
 ADMINISTRATION = frozenset(_ADMINISTRATION.split())
 _WORDS = re.compile(r"[a-z]+")
 _PARAMETER = re.compile(r"\{[^{}/]*\}")
+# A proxy or an engine might read `..` and `%2F` as another path.
+_ID = "([A-Za-z0-9_~:-][A-Za-z0-9_.~:-]*)"
 _PLAIN = re.compile(r"/[A-Za-z0-9_./{}:-]{1,200}\Z")
 
 
@@ -61,7 +63,7 @@ def forwardable(operations: Iterable[tuple[str, str]]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=256)
 def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile("([^/]+)".join(map(re.escape, _PARAMETER.split(template))))
+    return re.compile(_ID.join(map(re.escape, _PARAMETER.split(template))))
 
 
 def path_parameters(template: str, path: str) -> tuple[str, ...]:

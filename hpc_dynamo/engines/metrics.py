@@ -53,8 +53,8 @@ def parse_metrics(text: str, names: MetricNames) -> EngineMetrics:
         prefix_hits=first(f"{names.prefix_hits}_total"),
         prompt_tokens=first(f"{names.prompt_tokens}_total"),
         generation_tokens=first(f"{names.generation_tokens}_total"),
-        kv_bytes=first(f"{names.kv_bytes}_sum", f"{names.kv_bytes}_total"),
-        kv_tokens=kv_tokens,
+        kv_bytes=first(f"{names.kv_bytes}_sum", f"{names.kv_bytes}_total") * names.kv_bytes_unit,
+        kv_tokens=kv_tokens or int(first(names.kv_tokens)),
         ttft=Histogram.from_cumulative(histograms.get(names.ttft, {})),
         itl=Histogram.from_cumulative(histograms.get(names.itl, {})),
     )

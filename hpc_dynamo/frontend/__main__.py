@@ -64,14 +64,18 @@ async def serve(attempt: Attempt, index: int, link: Path, listening: socket.sock
     async with engine_client as client, successor_client, asyncio.TaskGroup() as tasks:
         models = ModelEndpoints(
             _model_endpoint(
-                model, own, tokenizer, stats, Dispatcher(router, pd_protocol_of(own), client, tasks)
+                model,
+                own,
+                tokenizer,
+                stats,
+                Dispatcher(router, pd_protocol_of(own.engine), client, tasks),
             )
             for (model, own), tokenizer in zip(configs.items(), tokenizers, strict=True)
         )
         notices = dict[str, str]()
         forwarder = SuccessorForwarder(successor_client, attempt.number, stats)
         auth, passthrough = ApiKeyAuth(_api_key(attempt, config.serve)), EnginePassthrough(client)
-        app = App(config, auth, router, models, forwarder, passthrough, stats)
+        app = App(config.serve, auth, router, models, forwarder, passthrough, stats)
         format_error = partial(_format_error, Cors(config.serve.allowed_origins))
         async with HttpServer(
             app, limits=_limits(config.serve), format_error=format_error, has_key=auth.has_key

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 from msgspec.structs import replace
 
-from hpc_dynamo.config import Config
+from hpc_dynamo.config import Serve
 from hpc_dynamo.dispatch import EngineRequest, StreamRecord
 from hpc_dynamo.engines import Body, field_value
 from hpc_dynamo.errors import RequestFailed
@@ -69,14 +69,14 @@ class App:
     """Request handler of one frontend process. `stats` counts requests without a model."""
 
     def __init__(
-        self, config: Config, auth: ApiKeyAuth, router: RemoteRouter, models: ModelEndpoints,
+        self, serve: Serve, auth: ApiKeyAuth, router: RemoteRouter, models: ModelEndpoints,
         forwarder: SuccessorForwarder, passthrough: EnginePassthrough, stats: FrontendStats,
     ) -> None:  # fmt: skip
         self._auth, self._router, self._models = auth, router, models
         self._forwarder, self._passthrough, self._stats = forwarder, passthrough, stats
-        self._timeout_s = config.serve.request_timeout_s
-        self._max_items = config.serve.max_items_per_request
-        self._cors = Cors(config.serve.allowed_origins)
+        self._timeout_s = serve.request_timeout_s
+        self._max_items = serve.max_items_per_request
+        self._cors = Cors(serve.allowed_origins)
 
     async def __call__(self, request: HttpRequest, response: ResponseWriter) -> None:
         """Answer a request, also if it is invalid."""
@@ -232,6 +232,8 @@ def _send_error(exchange: Exchange, error: ApiError) -> str:
     kind = {"kind": error.status}
     log.info("%s: %d %s", request.path[:200], error.status, error.message, extra=kind)
     if response.status:
+        if exchange.relay and not exchange.relay.ends_with_error:
+            return "broken"  # the connection is closed in the middle of the response
         # The status of a stream cannot change any more: the error is its last event.
         before = exchange.relay.last_piece if exchange.relay else b""
         response.write(errors.error_event(error, request.path, before))

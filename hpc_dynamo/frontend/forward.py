@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from hpc_dynamo.errors import RequestFailed
+from hpc_dynamo.frontend.relay import MAX_WHOLE_BYTES, length
 from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.http import Header, HttpClient, HttpRequest, HttpResponse, ResponseWriter
 
@@ -22,6 +23,7 @@ HOP_BY_HOP_HEADERS = frozenset(
 RETURNED_HEADERS = ("content-type", "cache-control", "retry-after")
 # Number of the attempt that forwarded a request. A request that comes back is not forwarded again.
 ATTEMPT_HEADER = "x-hpc-dynamo-attempt"
+MAX_DIGITS = 10
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class SuccessorForwarder:
 
         Raises RequestFailed if the response was interrupted.
         """
-        sender = request.headers.get(ATTEMPT_HEADER, "")
+        sender = request.headers.get(ATTEMPT_HEADER, "")[:MAX_DIGITS]
         if sender.isdecimal() and int(sender) >= self._number:
             return False
         headers = _headers(request, request_id, self._number)
@@ -103,7 +105,7 @@ async def _relay(answer: HttpResponse, response: ResponseWriter) -> bool:
         for name in RETURNED_HEADERS
         if name in answer.headers
     ]
-    if "content-length" in answer.headers:
+    if "content-length" in answer.headers and length(answer.headers) <= MAX_WHOLE_BYTES:
         response.send(answer.status, await answer.read(), headers)
         return True
     response.begin(answer.status, headers)

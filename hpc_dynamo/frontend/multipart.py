@@ -18,7 +18,7 @@ Fields = list[tuple[str, str]]
 _CONTENT_TYPE = re.compile(r'multipart/form-data; ?boundary=("?)([\w\'()+,./:=?-]{1,70})\1', re.I)
 _HEADER = re.compile(rb"([\w-]+):[ \t]*([\x20-\xff]*)")
 _DISPOSITION = re.compile(
-    rb'form-data; ?name=(?:"([^"\\]*)"|([\w\[\].-]+))(?:; ?filename\*?=(?:"[^"]*"|[^";]+)){0,2}',
+    rb'form-data; ?name=(?:"([^"\\]*)"|([\w\[\].-]+))((?:; ?filename\*?=(?:"[^"]*"|[^";]+)){0,2})',
     re.I,
 )
 
@@ -34,7 +34,8 @@ def is_multipart(request: HttpRequest) -> bool:
 
 
 def form_fields(request: HttpRequest) -> Fields:
-    """Return name and first line of each part, in order; a name may repeat. Raises ApiError."""
+    """Return name and first line of each part, in order; a name may repeat. The content of a file
+    is not returned. Raises ApiError."""
     content_type = _CONTENT_TYPE.fullmatch(request.headers["content-type"])
     if not content_type:
         raise ApiError(400, "the content type of a form is multipart/form-data; boundary=…")
@@ -57,5 +58,6 @@ def _field(part: bytes, number: int) -> tuple[str, str]:
     if start or not all(headers) or not named:
         what = 'expected is content-disposition: form-data; name="…"; filename="…"'
         raise ApiError(400, f"part {number} of the form is not readable ({what})")
-    value = content[:MAX_FIELD_BYTES].split(b"\r\n", 1)[0]
+    is_file = named[3].lower().lstrip(b"; ").startswith(b"filename=")
+    value = b"" if is_file else content[:MAX_FIELD_BYTES].split(b"\r\n", 1)[0]
     return (named[1] or named[2] or b"").decode(errors="replace"), value.decode(errors="replace")

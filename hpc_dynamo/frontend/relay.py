@@ -1,7 +1,9 @@
-"""Relays a worker's response to the client: streams piece by piece, other responses whole."""
+"""Relays a worker's response to the client: streams and long responses as they arrive, other
+responses whole."""
 
 import re
 import time
+from collections.abc import Mapping
 
 import msgspec
 
@@ -10,6 +12,8 @@ from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.http import ResponseWriter
 from hpc_dynamo.router import Lease
 
+# Ten clients that do not read could otherwise fill the memory with embeddings of 200 MB each.
+MAX_WHOLE_BYTES = 8 << 20
 # A report to the router costs as much as relaying a few chunks.
 CHUNKS_PER_REPORT = 64
 EVENTS = b"text/event-stream"
@@ -34,8 +38,9 @@ class ResponseRelay:
         self._content_type = b"application/json"
         self._chunks = 0  # not yet reported to the router
         self.last_piece = b""
-        self._partial_event = b""
+        self._partial = list[bytes]()  # pieces of an event that is not complete
         self._lease: Lease
+        self.ends_with_error = True  # a failed response can end with an error event
 
     @property
     def started(self) -> bool:
@@ -43,17 +48,20 @@ class ResponseRelay:
 
     async def receive(self, response: IncomingResponse, lease: Lease) -> None:
         """Relay the response; return when it is complete. Raises WorkerFailed."""
-        self._lease, self._partial_event = lease, b""
+        self._lease = lease
+        self._partial.clear()
         self._content_type = response.headers.get("content-type", "application/json").encode()
         if self._content_type.startswith(EVENTS):
             await response.relay(self)
-            if self._partial_event:
-                self._response.write(self._partial_event)
+            if self._partial:
+                self._response.write(b"".join(self._partial))
             if not self.started:
                 self._begin()
             if self._chunks:
                 lease.report_progress(self._chunks)
             self._response.end()
+        elif length(response.headers) > MAX_WHOLE_BYTES:
+            await self._relay_long(response)
         else:
             content = await response.read()
             self._stats.ttft.observe(time.monotonic() - self._started_at)
@@ -61,13 +69,22 @@ class ResponseRelay:
                 lease.report_progress(tokens)
             self._response.send(200, content, [(b"content-type", self._content_type)])
 
+    async def _relay_long(self, response: IncomingResponse) -> None:
+        """Relay a response of which only the head was checked."""
+        self.ends_with_error = False
+        self._response.begin(200, [(b"content-type", self._content_type)])
+        self._lease.report_first_token()
+        self._stats.ttft.observe(time.monotonic() - self._started_at)
+        await response.relay(self._response)
+        self._response.end()
+
     def write(self, data: bytes) -> None:
         """Relay a piece of a stream. Each counts as one token, while the client keeps up.
 
         Raises WorkerFailed.
         """
         if self.record is not None:
-            if self._partial_event or not data.endswith(b"\n\n"):
+            if self._partial or not data.endswith(b"\n\n"):
                 data = self._whole_events(data)
             # Most pieces are one line, of which a look at its start is enough.
             one_line = data.find(b"\n") == len(data) - 2
@@ -106,12 +123,19 @@ class ResponseRelay:
 
     def _whole_events(self, data: bytes) -> bytes:
         """Return the events that are complete with this piece, and keep the rest."""
-        data, end = self._partial_event + data, 0
+        # An empty line may begin in the last piece. An event may have megabytes in many pieces.
+        before = b"".join(self._partial[-2:])[-2:]
+        searched, end = before + data, 0
         for separator in SEPARATORS:
-            at = data.rfind(separator, end)  # searches only the rest for the rare one
+            at = searched.rfind(separator, end)  # searches only the rest for the rare one
             end = at + len(separator) if at >= 0 else end
-        self._partial_event = data[end:]
-        return data[:end]
+        if not end:
+            self._partial.append(data)
+            return b""
+        end -= len(before)
+        whole = b"".join([*self._partial, data[:end]])
+        self._partial = [data[end:]] if end < len(data) else []
+        return whole
 
     @property
     def congested(self) -> bool:
@@ -123,6 +147,12 @@ class ResponseRelay:
     def _begin(self) -> None:
         headers = [(b"content-type", self._content_type), (b"cache-control", b"no-cache")]
         self._response.begin(200, headers)
+
+
+def length(headers: Mapping[str, str]) -> int:
+    """Return the length of a response; 0 if its head does not give it."""
+    value = headers.get("content-length", "")[:18]
+    return int(value) if value.isdecimal() else 0
 
 
 class _TokenUsage(msgspec.Struct):

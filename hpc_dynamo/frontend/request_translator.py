@@ -12,7 +12,6 @@ from hpc_dynamo.dispatch import (
     PromptTokenizer,
     RequestBuilder,
     RequestContext,
-    check_form,
 )
 from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, adapter_fields
 from hpc_dynamo.frontend.errors import ApiError
@@ -78,7 +77,7 @@ class RequestTranslator:
         """Return the request for a form, forwarded unchanged. Raises ApiError."""
         if forbidden := sorted({name for name, _ in fields} & ENDPOINT_FIELDS):
             raise ApiError(400, f"the form has fields that only the endpoint may set: {forbidden}")
-        check_form(fields)
+        self.builder.check_form(fields)
         hints = parse_routing_hints(request.headers, {})
         routing = RoutingRequest(may_disaggregate=False, hints=hints, model=self._model)
         content_type = request.headers["content-type"].encode("latin-1")

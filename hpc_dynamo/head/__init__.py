@@ -8,10 +8,6 @@
     scaling/    role changes, extra jobs, job handover
     telemetry/  metrics: one table of families, one module per subject
 
-The docstring of each folder maps its files.
+The docstring of each folder maps its files. This file imports nothing, so that the task of a node
+does not load the head, which runs in a process of its own.
 """
-
-from hpc_dynamo.head.head import Head
-from hpc_dynamo.head.standalone import Standalone
-
-__all__ = ["Head", "Standalone"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Collection
 
 from msgspec.structs import replace
@@ -51,10 +52,11 @@ class Head(JobLifecycle):
         roster: Roster,
         server: ControlServer[ControlMessage],
         report_outcome: Callable[[Outcome], None],
+        endpoint_socket: socket.socket | None = None,
     ) -> None:
         """`report_outcome` is called as soon as the outcome is known, before agents stop."""
         super().__init__(attempt)
-        self._report_outcome = report_outcome
+        self._report_outcome, self._endpoint_socket = report_outcome, endpoint_socket
         self._roster, self._server = roster, server
         self._earlier_jobs = current_jobs(attempt, roster)
         self._walltime = Walltime(None, self._config.cluster.slurm.signal_before_end_s)
@@ -186,9 +188,11 @@ class Head(JobLifecycle):
             if self._config.planner.job_handover and self._config.task is Task.serve:
                 changed = next(iter(routers.values())).changed
                 self._handover = JobHandover(self._attempt, changed.set)
-            status, handover = self._planner_status, self._handover
             context = HeadContext(
-                self._attempt, self._config, routes, members, http, status, handover
+                *(self._attempt, self._config, routes, members, http),
+                planner_status=self._planner_status,
+                handover=self._handover,
+                endpoint_socket=self._endpoint_socket,
             )
             workload = self._workload = WORKLOADS[self._config.task](context)
             if self._signal_pending:

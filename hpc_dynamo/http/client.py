@@ -72,14 +72,15 @@ class HttpClient:
             method.encode(), path.encode(), address.host_header,
         )  # fmt: skip
         length = b"content-length: %d\r\n\r\n" % len(body)
-        request = b"".join((head, self._headers, content_type, own, length, body))
+        parts = (head, self._headers, content_type, own, length, body)
         async with self._connector.slots:
-            response = await self._request(address, request)
+            # Joined here, so that a long response does not keep the copy.
+            response = await self._request(address, b"".join(parts))
             try:
                 yield response
             finally:
                 if response.reusable:
-                    response.used = True
+                    response.keep()
                     self._idle[address].append(response)
                 else:
                     response.abort()

@@ -5,15 +5,14 @@ import logging
 import math
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import cast
 
 import httptools
 
 from hpc_dynamo.defects import contain_defects
 from hpc_dynamo.http.connection_table import Closable
-from hpc_dynamo.http.exchange import HttpRequest, ResponseWriter
-from hpc_dynamo.http.request_head import add_header, head_without_upgrade, split_target
+from hpc_dynamo.http.exchange import HttpRequest, Rejection, ResponseWriter
+from hpc_dynamo.http.request_head import add_header, head_without_upgrade, pieces, request_line
 from hpc_dynamo.http.server_context import ServerContext
 
 LINGER_S = 2.0  # a rejected client stops sending; closing earlier could discard the response
@@ -22,17 +21,9 @@ WRITE_BUFFER_BYTES = 1 << 18  # unsent bytes of a stream above which its writer 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Rejection:
-    status: int
-    message: str
-
-
 class HttpConnection(asyncio.Protocol):
-    """Connection of one client, `opening` in the table until it is made.
-
-    Reads ahead while a request is served, to detect a disconnect.
-    """
+    """Connection of one client, `opening` in the table until it is made. Reads ahead while a
+    request is served, to detect a disconnect."""
 
     def __init__(self, context: ServerContext, opening: Closable) -> None:
         self._context, self._limits, self._opening = context, context.limits, opening
@@ -40,12 +31,12 @@ class HttpConnection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._peer, self._headers = "", dict[str, str]()
         # Item, keep-alive, HTTP/1.0
-        self._pending = deque[tuple[HttpRequest | _Rejection, bool, bool]]()
+        self._pending = deque[tuple[HttpRequest | Rejection, bool, bool]]()
+        self._input = deque[bytes]()  # not parsed, because enough requests are pending
         self._task: asyncio.Task[None] | None = None
         self._buffered_bytes = 0  # bodies of this connection's requests
         self._reading = False  # in the middle of a request
-        self._closing = False  # closes once idle
-        self._ignoring_input = False
+        self._closing = self._ignoring_input = False  # closes once idle; reads no more
         self._unparsed_bytes = 0  # received since the last head, piece of a body, or request
         self._state_since = self.opened_at = time.monotonic()
         self._writable = asyncio.Event()
@@ -64,18 +55,23 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what the client sent."""
-        if self._ignoring_input:
-            return
-        self._unparsed_bytes += len(data)
-        try:
-            self._parser.feed_data(data)
-            # The parser collects a header or a trailer silently until it is complete.
-            if self._unparsed_bytes > self._limits.header_bytes:
-                self._reject(431, f"the headers exceed {self._limits.header_bytes} bytes")
-        except httptools.HttpParserUpgrade as e:
-            self._decline_upgrade(data[e.args[0] :])
-        except httptools.HttpParserError as e:
-            self._reject(400, f"this is not HTTP/1.1: {e}")
+        if not self._ignoring_input:
+            self._input.extend(pieces(data, self._limits.pipelined))
+            self._parse_input()
+
+    def _parse_input(self) -> None:
+        while self._input and not self._ignoring_input and self._has_room:
+            data = self._input.popleft()
+            self._unparsed_bytes += len(data)
+            try:
+                self._parser.feed_data(data)
+                # The parser collects a header or a trailer silently until it is complete.
+                if self._unparsed_bytes > self._limits.header_bytes:
+                    self._reject(431, f"the headers exceed {self._limits.header_bytes} bytes")
+            except httptools.HttpParserUpgrade as e:
+                self._decline_upgrade(data[e.args[0] :])
+            except httptools.HttpParserError as e:
+                self._reject(400, f"this is not HTTP/1.1: {e}")
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Parse a request that offers an upgrade, such as HTTP/2, again without the offer."""
@@ -84,7 +80,7 @@ class HttpConnection(asyncio.Protocol):
             return
         head = head_without_upgrade(self._parser.get_method(), self._target, self._headers)
         self._parser = httptools.HttpRequestParser(self)
-        self.data_received(head + rest)
+        self._input.appendleft(head + rest)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Release the buffers and cancel the handler."""
@@ -92,6 +88,7 @@ class HttpConnection(asyncio.Protocol):
         self._context.connections.discard(self)
         self._buffer(-self._buffered_bytes)
         self._pending.clear()
+        self._input.clear()
         self._writable.set()
         if self._task:
             self._task.cancel()
@@ -159,12 +156,11 @@ class HttpConnection(asyncio.Protocol):
 
     def _queue_request(self, *, keep_alive: bool) -> None:
         self._reading, self._state_since = False, time.monotonic()
-        path, query = split_target(self._target.decode("latin-1"))
-        method = self._parser.get_method().decode("latin-1")
-        request = HttpRequest(method, path, query, self._headers, bytes(self._body), self._peer)
-        http10 = self._parser.get_http_version() != "1.1"
-        self._pending.append((request, keep_alive, http10))
-        if len(self._pending) > self._limits.pipelined:
+        method, path, query = request_line(self._parser.get_method(), self._target)
+        body, self._body = bytes(self._body), bytearray()
+        request = HttpRequest(method, path, query, self._headers, body, self._peer)
+        self._pending.append((request, keep_alive, self._parser.get_http_version() != "1.1"))
+        if not self._has_room:
             self._transport.pause_reading()
         self._next()
 
@@ -192,7 +188,7 @@ class HttpConnection(asyncio.Protocol):
             self._ignoring_input, self._reading = True, False
             self._state_since = time.monotonic()
             self._context.connections.rejections[str(status)] += 1
-            self._pending.append((_Rejection(status, message), False, False))
+            self._pending.append((Rejection(status, message), False, False))
             self._next()
 
     def check_timeouts(self, now: float) -> None:
@@ -225,16 +221,19 @@ class HttpConnection(asyncio.Protocol):
     def _idle(self) -> bool:
         return self._task is None and not self._pending
 
+    @property
+    def _has_room(self) -> bool:
+        return len(self._pending) <= self._limits.pipelined
+
     def _next(self) -> None:
         if self._task is None and self._pending:
             item, keep_alive, http10 = self._pending.popleft()
-            if isinstance(item, _Rejection):
+            if isinstance(item, Rejection):
                 self._send_rejection(item)
             else:
                 # A client that waits for a connection gets the place of this one.
-                closing = self._closing or self._context.connections.awaited
-                run = self._serve(item, keep_alive and not closing, http10)
-                self._task = self._context.tasks.create_task(run)
+                kept = keep_alive and not (self._closing or self._context.connections.awaited)
+                self._task = self._context.tasks.create_task(self._serve(item, kept, http10))
 
     async def _serve(self, request: HttpRequest, keep_alive: bool, http10: bool) -> None:
         response = ResponseWriter(
@@ -255,14 +254,15 @@ class HttpConnection(asyncio.Protocol):
         elif not response.keep_alive or (self._closing and not self._pending):
             self._transport.close()
         else:
-            if not self._ignoring_input and len(self._pending) <= self._limits.pipelined:
+            self._next()
+            self._parse_input()
+            if self._has_room and not self._ignoring_input:
                 self._transport.resume_reading()
             if self._idle and not self._reading:
                 self._context.connections.set_idle(self)
-            self._next()
 
-    def _send_rejection(self, rejection: _Rejection) -> None:
-        status, message = rejection.status, rejection.message
+    def _send_rejection(self, rejection: Rejection) -> None:
+        status, message = rejection
         log.info("%s: %d %s", self._peer, status, message, extra={"kind": status})
         response = ResponseWriter(self, keep_alive=False, http10=False, head_only=False)
         body, headers = self._context.format_error(status, message, self._headers)

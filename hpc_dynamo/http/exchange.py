@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -29,6 +29,13 @@ class HttpLimits:
     anonymous_s: float = 15.0
     connections: int | None = None  # open connections; None: a share of RLIMIT_NOFILE
     pipelined: int = 4  # requests read ahead on one connection
+
+
+class Rejection(NamedTuple):
+    """Response to a request that never reaches the handler."""
+
+    status: int
+    message: str
 
 
 class HttpRequest(msgspec.Struct, frozen=True):

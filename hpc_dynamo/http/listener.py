@@ -5,6 +5,7 @@ own servers accept without a limit, and reset connections if no descriptor is fr
 """
 
 import asyncio
+import errno
 import logging
 import socket
 import ssl
@@ -88,9 +89,12 @@ class Listener:
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             pass  # no more connections, or the client has gone
         except OSError as e:
-            if e.errno not in OUT_OF_DESCRIPTORS:
+            if e.errno == errno.EINVAL:  # another process that has the socket has shut it down
+                self._loop.remove_reader(self.socket)
+            elif e.errno in OUT_OF_DESCRIPTORS:
+                self._stop_for(PAUSE_S)
+            else:
                 raise
-            self._stop_for(PAUSE_S)
 
     def _stop_for(self, seconds: float) -> None:
         self._loop.remove_reader(self.socket)

@@ -11,6 +11,8 @@ SINGLE_VALUE_HEADERS = frozenset(
     }
 )  # fmt: skip
 
+PIECE_BYTES = 4096
+
 _ABSOLUTE = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
 
 
@@ -22,6 +24,12 @@ def split_target(target: str) -> tuple[str, str]:
         target = target if target.startswith("/") else f"/{target}"
     path, _, query = target.partition("?")
     return path, query
+
+
+def request_line(method: bytes, target: bytes) -> tuple[str, str, str]:
+    """Return method, path and query."""
+    path, query = split_target(target.decode("latin-1"))
+    return method.decode("latin-1"), path, query
 
 
 def head_without_upgrade(method: bytes, target: bytes, headers: dict[str, str]) -> bytes:
@@ -44,3 +52,13 @@ def add_header(headers: dict[str, str], name: str, value: str) -> bool:
         return before == value and name != "host"
     headers[name] = f"{before}; {value}" if name == "cookie" else f"{before}, {value}"
     return True
+
+
+def pieces(data: bytes, requests: int) -> list[bytes]:
+    """Return the data in small pieces if more than `requests` requests may begin in it.
+
+    A request takes 30 times the memory of its shortest head.
+    """
+    if data.count(b"HTTP/") <= requests:
+        return [data]
+    return [data[at : at + PIECE_BYTES] for at in range(0, len(data), PIECE_BYTES)]

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections import deque
+from contextlib import suppress
 from typing import Protocol, cast
 
 import httptools
@@ -20,6 +21,26 @@ class ByteSink(Protocol):
 
     @property
     def congested(self) -> bool: ...
+
+    async def drain(self) -> None: ...
+
+
+class _StartComplete(Exception):
+    """Ends a relay."""
+
+
+class _Start:
+    """ByteSink for the first bytes of a body."""
+
+    congested = False
+
+    def __init__(self, size: int) -> None:
+        self.content, self._size = bytearray(), size
+
+    def write(self, data: bytes) -> None:
+        self.content += data
+        if len(self.content) > self._size:
+            raise _StartComplete
 
     async def drain(self) -> None: ...
 
@@ -67,6 +88,13 @@ class HttpResponse(asyncio.Protocol):
             await self._wait_for_change()
         return b"".join(self._body)
 
+    async def read_start(self, max_bytes: int) -> bytes:
+        """Return the body, or its first `max_bytes`. Then the rest is not received."""
+        start = _Start(max_bytes)
+        with suppress(_StartComplete):
+            await self.relay(start)
+        return bytes(start.content[:max_bytes])
+
     async def relay(self, sink: ByteSink) -> None:
         """Write the body to `sink` piece by piece as it arrives, without waking a task per piece.
 
@@ -104,6 +132,12 @@ class HttpResponse(asyncio.Protocol):
     async def wait_for_head(self) -> None:
         while not self._head_received:
             await self._wait_for_change()
+
+    def keep(self) -> None:
+        """Drop the response. The connection stays open for another request."""
+        self.used, self._sink = True, None
+        self._body.clear()
+        self._last_pieces.clear()
 
     def abort(self) -> None:
         self._transport.abort()
@@ -189,7 +223,7 @@ class HttpResponse(asyncio.Protocol):
     def _write(self, sink: ByteSink, part: bytes) -> None:
         try:
             sink.write(part)
-        except Exception as e:  # noqa: BLE001  # `relay` raises it; the event loop calls this
+        except Exception as e:  # noqa: BLE001  # raised by `relay`, which awaits the end
             self._sink_error = e
             self._wake()
         else:

@@ -21,13 +21,16 @@ class EventParser:
     """Splits the bytes of a stream into events, in whatever pieces the bytes arrive."""
 
     def __init__(self) -> None:
-        self._rest, self._lines = b"", list[bytes]()
+        self._rest, self._lines = list[bytes](), list[bytes]()
 
     def feed(self, piece: bytes) -> Iterator[ServerSentEvent]:
         """Yield the events that this piece completes."""
-        lines = (self._rest + piece).splitlines(keepends=True)
+        self._rest.append(piece)
+        if not (b"\n" in piece or b"\r" in piece):  # a line may have megabytes in many pieces
+            return
+        lines = b"".join(self._rest).splitlines(keepends=True)
         # A \r at the end may be half of a \r\n.
-        self._rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
+        self._rest = [lines.pop()] if lines and not lines[-1].endswith(b"\n") else []
         for line in lines:
             self._lines.append(line)
             if not line.strip(b"\r\n"):

@@ -52,7 +52,6 @@ class KvTransfer:
 
     size_bytes: int
     blocks: int
-    post_s: float  # time until NIXL had accepted the request
     seconds: float  # time until the bytes had arrived
 
 
@@ -98,7 +97,7 @@ class KvAgent:
             region = [(self._memory.address, size_bytes, self._memory.device, "")]
             self._registered = self._agent.register_memory(region, self._memory.memory_type)
             self._blocks = self._prepare("", self._record(b""))
-        except Exception as e:
+        except Exception as e:  # NIXL's errors have no common base class
             hint = "compare UCX_TLS and UCX_NET_DEVICES with this node's devices (ucx_info -d)"
             raise KvTransferError(f"NIXL agent {name} did not start: {e}", hint=hint) from e
 
@@ -122,7 +121,7 @@ class KvAgent:
         try:
             await self._call(self._agent.add_remote_agent, peer.agent)
             blocks = await self._call(self._prepare, peer.name, peer)
-        except Exception as e:
+        except Exception as e:  # NIXL's errors have no common base class
             raise KvTransferError(f"NIXL peer {peer.name} could not be added: {e}") from e
         self._peers[peer.name] = _Peer(blocks, peer.num_blocks)
         return peer.name
@@ -156,8 +155,8 @@ class KvAgent:
         began = time.monotonic()
         try:
             handle = await self._call(self._create, peer, remote_blocks, local_blocks, notification)
-            post_s = await self._run(handle, local_blocks, began + timeout_s)
-        except Exception as e:
+            await self._run(handle, local_blocks, began + timeout_s)
+        except Exception as e:  # NIXL's errors have no common base class
             if not isinstance(e, TimeoutError):
                 # The connection is broken; add_peer creates a new one.
                 await self.remove_peer(peer)
@@ -167,7 +166,7 @@ class KvAgent:
             raise KvTransferError(what, hint=hint) from e
         seconds = time.monotonic() - began
         count = len(local_blocks)
-        return KvTransfer(count * self.block_bytes, count, post_s, seconds)
+        return KvTransfer(count * self.block_bytes, count, seconds)
 
     async def wait_settled(self, local_blocks: Sequence[int]) -> None:
         """Wait until no failed or cancelled pull can still write into `local_blocks`.
@@ -190,7 +189,7 @@ class KvAgent:
         self._check(peer, (), ())
         try:
             await self._call(self._agent.send_notif, peer, notification)
-        except Exception as e:
+        except Exception as e:  # NIXL's errors have no common base class
             await self.remove_peer(peer)
             raise KvTransferError(f"{peer} did not receive {notification!r}: {e}") from e
 
@@ -244,12 +243,11 @@ class KvAgent:
             "READ", self._blocks, list(local), peer_blocks, list(remote), notification
         )
 
-    async def _run(self, handle: Any, local: Sequence[int], deadline: float) -> float:
-        """Post the transfer and wait for its end. Return the seconds that posting took."""
-        began, wait_s = time.monotonic(), self._first_wait_s
+    async def _run(self, handle: Any, local: Sequence[int], deadline: float) -> None:
+        """Post the transfer and wait for its end."""
+        wait_s = self._first_wait_s
         try:
             state = await self._call(self._agent.transfer, handle)
-            post_s = time.monotonic() - began
             while state == "PROC":
                 if time.monotonic() > deadline:
                     raise TimeoutError("the peer is silent")
@@ -262,13 +260,12 @@ class KvAgent:
             self._abandoned.append(_AbandonedPull(handle, frozenset(local)))
             raise
         await self._call(handle.release)
-        return post_s
 
     async def _ended(self, handle: Any) -> bool:
         try:
             if await self._call(self._agent.check_xfer_state, handle) == "PROC":
                 return False
             await self._call(handle.release)
-        except Exception as e:  # noqa: BLE001 - no common base class; an error ends it too
+        except Exception as e:  # noqa: BLE001  # an error of NIXL ends the pull too
             log.debug("an abandoned transfer of %s ended: %s", self.name, e)
         return True

@@ -15,7 +15,8 @@ run folder, in any later process.
     retry.py excluded_nodes.py                      another job without nodes that failed
     sole_use.py exit_code.py   one job at a time works on a run; its exit code for Slurm
     mpi_step.py mpi_rank.py    workers that are Slurm steps: MPI worlds, engines under Pyxis
-    extra_jobs.py extra_job_submit.py detached_submit.py   more jobs of a run, and the next attempt
+    extra_jobs.py next_attempt.py   more jobs of a run; requeue, or submission of its next attempt
+    detached_submit.py extra_job_submit.py          submission of a job from inside a job
 """
 
 import logging
@@ -70,7 +71,7 @@ def with_submission_mode(launcher: Launcher, config: Config, plan: Plan) -> Plan
     if mixed is Heterogeneous.auto:
         mixed = Heterogeneous.hetjob if slurm.starts_hetjobs() else Heterogeneous.jobs
     if mixed is Heterogeneous.jobs:
-        require_single_model(config, "cluster.slurm.heterogeneous=jobs")
+        require_single_model(config.models, "cluster.slurm.heterogeneous=jobs")
     return replace(plan, separate_jobs=mixed is Heterogeneous.jobs)
 
 

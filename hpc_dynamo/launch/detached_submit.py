@@ -1,84 +1,62 @@
-"""Continuation of a run after the walltime: requeue of its job, or submission of the next attempt.
+"""Submission of a job from inside a job.
 
-`python -m hpc_dynamo.launch.detached_submit ATTEMPT [NODES]` submits the next attempt. It runs in a
-process without the environment of the current job, which the new job would otherwise inherit.
+A new job inherits the environment of its submission, so a program without that of the current job
+submits it: `extra_job_submit` or `next_attempt`.
 """
 
-import importlib
-import logging
-import os
-import subprocess
+import asyncio
 import sys
-from pathlib import Path
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import Callable, Mapping
 
-from hpc_dynamo import launch
-from hpc_dynamo.config import Launcher
-from hpc_dynamo.errors import LaunchError, MissingDependency
-from hpc_dynamo.launch import slurm
+from hpc_dynamo.errors import HpcDynamoError, LaunchError
 from hpc_dynamo.launch.environment import for_submission
-from hpc_dynamo.launch.excluded_nodes import without_nodes
-from hpc_dynamo.run import Attempt
 
-ENTRY = "hpc_dynamo.tasks.node"  # by name, since it is in a higher layer
 SUBMIT_S = 120.0
+DEFAULT_HINT = "check that compute nodes may submit jobs like that of the run"
 
-log = logging.getLogger(__name__)
 
+async def submit_detached(
+    job: str,
+    program: str,
+    *args: str,
+    env: Mapping[str, str] | None = None,
+    hint: str = DEFAULT_HINT,
+) -> str:
+    """Run the module `program`, which submits `job`, and return the last line that it prints.
 
-def submit_next_attempt(attempt: Attempt, exclude: str = "") -> Attempt:
-    """Submit a job with the same configuration as the run's next attempt. Raises LaunchError.
-
-    `exclude` are nodes not to use, separated by commas.
+    `env` is added to its environment. Raises LaunchError.
     """
-    argv = (sys.executable, "-m", __name__, str(attempt.path), exclude)
-    env = for_submission(())
-    try:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", program, *args),
+        env=for_submission(()) | dict(env or {}),
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=PIPE,
         # In a session of its own: a job on this machine continues if this process is killed.
-        done = subprocess.run(
-            argv,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=SUBMIT_S,
-            start_new_session=True,
-        )
-    except subprocess.TimeoutExpired as e:
-        what = f"the next job was not submitted within {SUBMIT_S:.0f} s"
-        raise LaunchError(what, hint="`scontrol ping` shows if the controller responds") from e
-    if done.returncode:
-        lines = reversed(done.stderr.splitlines())
-        reason = next((line for line in lines if "Error" in line), "no reason was reported")
-        hint = "check that compute nodes may submit jobs; the same command resumes the run by hand"
-        raise LaunchError(f"the next job could not be submitted: {reason}", hint=hint)
-    return Attempt(Path(done.stdout.strip().splitlines()[-1]))
-
-
-def requeue() -> bool:
-    """Requeue this job; Slurm ends this process then. Returns False if Slurm refuses.
-
-    It refuses if the job was submitted with --no-requeue.
-    """
-    job_id = os.environ["SLURM_JOB_ID"]
+        start_new_session=True,
+    )
     try:
-        slurm.slurm_command("scontrol", "requeue", job_id)
-    except (LaunchError, MissingDependency) as e:
-        log.warning("this job cannot be requeued: %s", e)
-        return False
-    return True
+        async with asyncio.timeout(SUBMIT_S):
+            out, err = await process.communicate()
+    except TimeoutError as e:
+        process.kill()
+        await process.wait()
+        what = f"{job} was not submitted within {SUBMIT_S:.0f} s"
+        raise LaunchError(what, hint="`scontrol ping` shows if the controller responds") from e
+    if process.returncode:
+        reason = _last_line(err) or "no reason was reported"
+        raise LaunchError(f"{job} could not be submitted: {reason}", hint=hint)
+    return _last_line(out)
 
 
-def main(path: str, exclude: str = "") -> None:
-    """Submit the attempt after the one in the folder `path`; print the new folder."""
-    former = Attempt(Path(path))
-    config, plan = former.config(), former.plan()
-    if exclude:
-        config = without_nodes(config, exclude)
-    attempt = former.run.new_attempt(config, plan)
-    job = former.job()
-    launcher = Launcher.local if job and job.launcher == "local" else Launcher.slurm
-    launch.start_attempt(launcher, attempt, config, plan, importlib.import_module(ENTRY).main)
-    print(attempt.path)
+def run_submission(main: Callable[..., str]) -> None:
+    """Call `main` of such a program with the arguments, and print what it returns, or its error."""
+    try:
+        print(main(*sys.argv[1:]))
+    except HpcDynamoError as e:
+        sys.exit(e.message)
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def _last_line(output: bytes) -> str:
+    return output.decode(errors="replace").strip().rpartition("\n")[2]

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from hpc_dynamo.errors import LaunchError, MissingDependency
-from hpc_dynamo.launch.detached_submit import requeue
+from hpc_dynamo.launch.next_attempt import requeue
 from hpc_dynamo.launch.slurm import slurm_command
 from hpc_dynamo.printable import LineFormatter
 from hpc_dynamo.run import Attempt

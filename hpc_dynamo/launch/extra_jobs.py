@@ -12,7 +12,6 @@
 
 import asyncio
 import logging
-import sys
 import time
 from collections.abc import Iterable
 
@@ -20,7 +19,7 @@ from msgspec import structs
 
 from hpc_dynamo.config import Cluster, Config, Launcher, walltime_minutes
 from hpc_dynamo.errors import ConfigError, LaunchError, MissingDependency
-from hpc_dynamo.launch.environment import for_submission
+from hpc_dynamo.launch.detached_submit import submit_detached
 from hpc_dynamo.launch.job import JobState
 from hpc_dynamo.launch.local import LocalJob
 from hpc_dynamo.launch.slurm import SlurmJob, slurm_command
@@ -29,7 +28,6 @@ from hpc_dynamo.run import Attempt, ExtraJobFolder, write_json
 from hpc_dynamo.topology import Plan, plan_extra_job
 
 SUBMITTER = "hpc_dynamo.launch.extra_job_submit"
-SUBMIT_S = 120.0
 # The head submits another job for a lost one, so Slurm must not restart it.
 ENVIRONMENT = {"SBATCH_NO_REQUEUE": "1"}
 
@@ -54,28 +52,8 @@ def check_extra_jobs(config: Config, layout: Plan, launcher: Launcher) -> None:
 async def submit(folder: ExtraJobFolder, time_s: float) -> str:
     """Submit an extra job and write its record to its folder. Returns its id. Raises
     LaunchError."""
-    argv = (sys.executable, "-m", SUBMITTER, str(folder.path), str(int(time_s // 60)))
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        env=for_submission(()) | ENVIRONMENT,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,  # a job on this machine continues if the head is killed
-    )
-    try:
-        async with asyncio.timeout(SUBMIT_S):
-            out, err = await process.communicate()
-    except TimeoutError as e:
-        process.kill()
-        await process.wait()
-        what = f"the extra job was not submitted within {SUBMIT_S:.0f} s"
-        raise LaunchError(what, hint="`scontrol ping` shows if the controller responds") from e
-    if process.returncode:
-        reason = err.decode(errors="replace").strip().rpartition("\n")[2]
-        hint = "check that compute nodes may submit jobs like that of the run"
-        raise LaunchError(f"the extra job could not be submitted: {reason}", hint=hint)
-    return out.decode().split()[-1]
+    args = (str(folder.path), str(int(time_s // 60)))
+    return await submit_detached("the extra job", SUBMITTER, *args, env=ENVIRONMENT)
 
 
 def submit_group_jobs(attempt: Attempt, cluster: Cluster, plan: Plan) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 
 from hpc_dynamo.errors import LaunchError
-from hpc_dynamo.launch.detached_submit import requeue
+from hpc_dynamo.launch.next_attempt import requeue
 from hpc_dynamo.launch.node import expand_hosts
 from hpc_dynamo.launch.slurm import slurm_command
 from hpc_dynamo.run import Attempt

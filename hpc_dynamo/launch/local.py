@@ -22,7 +22,6 @@ from hpc_dynamo.process.identity import process_uid, start_ticks
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan
 
-# By its name: an import of this module would import numpy.
 TASK = "hpc_dynamo.launch.submitit_task"
 NO_WALLTIME_MIN = 365 * 24 * 60  # the local executor requires a limit
 

@@ -1,9 +1,11 @@
 """Another job for a run whose job could not start because of some of its nodes."""
 
+import asyncio
+
 from msgspec import structs
 
 from hpc_dynamo.errors import LaunchError
-from hpc_dynamo.launch import detached_submit
+from hpc_dynamo.launch import next_attempt
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.run import Attempt
 
@@ -19,7 +21,7 @@ def submit_without(attempt: Attempt, outcome: Outcome) -> Outcome:
         return outcome
     nodes = ",".join(outcome.bad_hosts)
     try:
-        number = detached_submit.submit_next_attempt(attempt, nodes).number
+        number = asyncio.run(next_attempt.submit_next_attempt(attempt, nodes)).number
     except LaunchError as e:
         return structs.replace(outcome, message=f"{outcome.message}; {e}")
     message = f"{outcome.message}\nattempt {number} starts without {nodes}"

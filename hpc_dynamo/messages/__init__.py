@@ -19,6 +19,7 @@
      │ ◀── AgentStopped ───────── │   all engines of the node have exited
 """
 
+from hpc_dynamo.histogram import Quantiles
 from hpc_dynamo.messages.control import (
     AgentStopped,
     ControlMessage,
@@ -51,7 +52,6 @@ from hpc_dynamo.messages.run_folder import (
     Outcome,
     PlannerStatus,
     Progress,
-    Quantiles,
     RetryRound,
     RunSettings,
     Status,

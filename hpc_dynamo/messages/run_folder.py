@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from hpc_dynamo.config import Role, Task
+from hpc_dynamo.histogram import Quantiles
 from hpc_dynamo.messages.control import WorkerReport
 
 
@@ -32,14 +33,12 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     task: Task
     settings: dict[str, Any]  # by the dotted name of the field
-    written_at: float
 
 
 class RetryRound(msgspec.Struct, frozen=True, kw_only=True):
     """Latest `batch.retry_failed=true` of a run: failures of earlier attempts are void."""
 
     last_attempt: int  # failures up to this attempt are void
-    requested_at: float
 
 
 class ExtraJobState(StrEnum):
@@ -83,14 +82,6 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0  # part of prompt_tokens, reported as cached by engines
     completion_tokens: int = 0
     elapsed_s: float = 0.0
-
-
-class Quantiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Median and 99th percentile of `count` durations, in seconds."""
-
-    p50: float = 0.0
-    p99: float = 0.0
-    count: int = 0
 
 
 class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
+from hpc_dynamo.regular_file import read_regular_file
+
 MAIN = "main"  # the revision that is used if none is given
+MAX_REF_BYTES = 1000
 _TRUE = ("1", "ON", "YES", "TRUE")
 _HUB_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 
@@ -50,9 +53,13 @@ def snapshot(cache: Path, hub_id: str, revision: str = "") -> Path | None:
     """
     model, revision = model_folder(cache, hub_id), revision or MAIN
     ref = model / "refs" / revision
-    commit = ref.read_text().strip() if ref.is_file() else revision
+    commit = _commit(ref) if ref.is_file() else revision
     found = model / "snapshots" / commit
     return found if commit and found.is_dir() else None
+
+
+def _commit(ref: Path) -> str:
+    return read_regular_file(ref, MAX_REF_BYTES).decode(errors="replace").strip()
 
 
 def is_interrupted(cache: Path, hub_id: str) -> bool:

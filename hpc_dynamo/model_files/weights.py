@@ -11,7 +11,10 @@ from pathlib import Path
 
 import msgspec
 
+from hpc_dynamo.regular_file import open_regular_file, read_regular_file
+
 POINTER = b"version https://git-lfs.github.com/spec/"
+MAX_JSON_BYTES = 256 << 20  # the largest vocabularies have 50 MB
 MAX_HEADER_BYTES = 100_000_000  # limit of the safetensors library
 _MAGIC = b"GGUF"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?P<kind>\w+)")
@@ -66,7 +69,8 @@ def _sets(folder: Path) -> Iterator[list[str]]:
 def _shards(index: Path) -> list[str]:
     """Return files that an index names; none if it is unreadable, see `file_defects`."""
     try:
-        parsed = msgspec.json.decode(index.read_bytes(), type=_Index)
+        content = read_regular_file(index, MAX_JSON_BYTES)
+        parsed = msgspec.json.decode(content, type=_Index)
     except (OSError, *_UNREADABLE):
         return []
     return sorted(set(parsed.weight_map.values()))
@@ -100,7 +104,7 @@ def _defect(file: Path) -> str:
     try:
         if not file.exists():
             return "not downloaded (a broken link)" if file.is_symlink() else "missing"
-        with file.open("rb") as content:
+        with open_regular_file(file) as content:
             start, size = content.read(len(POINTER)), file.stat().st_size
             if not size:
                 return "empty"
@@ -120,7 +124,9 @@ def _defect(file: Path) -> str:
 
 def _json_defect(file: Path) -> str:
     try:
-        content = msgspec.json.decode(file.read_bytes(), type=dict[str, msgspec.Raw])
+        content = msgspec.json.decode(
+            read_regular_file(file, MAX_JSON_BYTES), type=dict[str, msgspec.Raw]
+        )
     except _UNREADABLE as e:
         return f"not a JSON object ({e})"
     return "" if content else "an empty JSON object"

@@ -29,7 +29,10 @@ def load_tokenizer(config: Config, environ: Mapping[str, str]) -> Preprocessor |
     except FileRefused as e:
         return TokenIdsOnly(f"{EFFECT}: {e.message}", e.hint)
     try:
-        return Preprocessor.load(_folder(source, _option(config.engine)), model=config.served_name)
+        folder = _folder(source, _option(config.engine))
+        tokenizer = Preprocessor.load(folder, model=config.served_name)
+        tokenizer.start()
+        return tokenizer
     except NoTokenizer as e:
         return TokenIdsOnly(f"{EFFECT}: {e.message}", e.hint)
     except OSError as e:

@@ -8,8 +8,13 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from hpc_dynamo.preprocess.tokenizer_limits import require_bounded
 from hpc_dynamo.preprocess.tokens import NoTokenizer
+from hpc_dynamo.regular_file import read_regular_file
 
+MAX_TOKENIZER_BYTES = 256 << 20  # the largest vocabularies have 50 MB
+MAX_TOKEN_CHARS = 1000  # the start would take minutes
+MAX_BYTES = 32 << 20  # limit for other files
 _NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # Architectures whose chats vLLM renders in code.
 _RENDERED_IN_CODE = (
@@ -61,7 +66,7 @@ class ModelFolder:
         extra = sorted((self.path / "additional_chat_templates").glob("*.jinja"))
         files = {file.stem: file for file in extra}
         files["default"] = self.path / "chat_template.jinja"
-        from_files = {k: file.read_text("utf-8") for k, file in files.items() if file.is_file()}
+        from_files = {k: _text(file) for k, file in files.items() if file.is_file()}
         return from_files or self._processor_template() or kept
 
     def _processor_template(self) -> dict[str, str]:
@@ -86,7 +91,8 @@ class ModelFolder:
         tokenizer.json. Some classes of transformers ignore parts of tokenizer.json; see
         `Preprocessor.probes`. Raises NoTokenizer if tokenizer.json cannot be read.
         """
-        serialized = (self.path / "tokenizer.json").read_text("utf-8")
+        serialized = _text(self.path / "tokenizer.json", MAX_TOKENIZER_BYTES)
+        require_bounded(serialized)
         try:
             tokenizer = Tokenizer.from_str(serialized)
         except Exception as error:  # the library raises no narrower class
@@ -104,15 +110,21 @@ class ModelFolder:
         tokenizer.add_tokens(missing)
         known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
         named = [text for text in self.special_tokens().values() if text not in known]
+        if any(len(text) > MAX_TOKEN_CHARS for text in (*known, *named)):
+            raise NoTokenizer(f"a special token has more than {MAX_TOKEN_CHARS} characters")
         tokenizer.add_tokens([AddedToken(text, special=True) for text in dict.fromkeys(named)])
         return bool(missing or named)
+
+
+def _text(file: Path, max_bytes: int = MAX_BYTES) -> str:
+    return read_regular_file(file, max_bytes).decode()
 
 
 def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        value = json.loads(file.read_text("utf-8"))
+        value = json.loads(_text(file))
     except (ValueError, RecursionError) as error:
         raise NoTokenizer(f"model: {file} is not JSON: {error}") from error
     return value if isinstance(value, dict) else {}

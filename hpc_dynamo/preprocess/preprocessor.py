@@ -50,6 +50,10 @@ class Preprocessor:
         """
         return cls(ModelFolder.read(path), cache_bytes, model)
 
+    def start(self) -> None:
+        """Start the process that renders chats before the first chat."""
+        self._renderer.start()
+
     @property
     def encoder_name(self) -> str:
         """Return the library in use: fastokens, or tokenizers because of `fallback_reason`."""

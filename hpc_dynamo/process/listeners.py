@@ -7,13 +7,14 @@ Source: proc(5) for /proc/net/tcp; Linux, net/ipv4/tcp_ipv4.c (get_tcp4_sock).
 """
 
 import os
-import pwd
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import NamedTuple
+
+from hpc_dynamo.run.privacy import user_name
 
 TABLES = Path("/proc/net/tcp"), Path("/proc/net/tcp6")
 LISTEN = "0A"  # state of a socket
@@ -58,14 +59,6 @@ def listeners(port: int) -> Iterator[ListeningSocket]:
                 if fields[3] == LISTEN and fields[1].endswith(suffix):
                     found = _address(fields[1].removesuffix(suffix))
                     yield ListeningSocket(found, fields[9], int(fields[7]))
-
-
-def user_name(uid: int) -> str:
-    """Return the name of a user, or the number if it has none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hpc_dynamo.errors import FileRefused
-from hpc_dynamo.run.privacy import require_safe_parent
+from hpc_dynamo.run.privacy import OTHERS_WRITE, require_safe_parent
 
 PREFIX = "hpc-dynamo-node-"
 # The path of a unix socket has at most 107 bytes, and vLLM names its sockets by 36 letters.
@@ -54,6 +54,16 @@ def _safe_base() -> str:
     except FileRefused as e:
         raise FileRefused(e.message, hint="TMPDIR=FOLDER, a short path of your own") from e
     return SHORT_BASE
+
+
+def has_private_tmpdir() -> bool:
+    """Return True if only this user can put files into TMPDIR."""
+    base = Path(tempfile.gettempdir())
+    with suppress(FileRefused, OSError):
+        require_safe_parent(base, in_container=True)
+        found = base.stat()
+        return found.st_uid == os.geteuid() and not found.st_mode & OTHERS_WRITE
+    return False
 
 
 def _locked_folder(base: str) -> tuple[str, int]:

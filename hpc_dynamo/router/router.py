@@ -70,8 +70,7 @@ class RequestRouter:
         With `draining` it gets no requests before `set_role`, like after `drain`.
         """
         self.remove_worker(rank)
-        earlier = self._departed.pop(rank, None)
-        busy_s = earlier.busy_s if earlier else 0.0
+        busy_s = earlier.busy_s if (earlier := self._departed.pop(rank, None)) else 0.0
         worker = RoutedWorker(rank, role, url, busy_s=busy_s, clock=self._clock)
         worker.peer_load, worker.draining = self._peer_loads.total(url), draining
         self._workers[rank] = worker
@@ -166,10 +165,13 @@ class RequestRouter:
             self._throughput.requests += 1
             self.interval_stats.add_request(request.prompt_tokens)
         full = self._limits.queue_is_full(len(self._queue))
-        # A queue full of requests for busy workers does not close the others.
         roles = self._selector.required_roles(request)
-        waits = self._queue.blocks(request, roles) if full else self._queue
+        crowded = not self._queue.has_room_for(request, roles)
+        # A queue full of requests for busy workers does not close the others.
+        waits = self._queue.blocks(request, roles) if full or crowded else self._queue
         lease = None if waits else self._try_grant(request, self._clock())
+        if lease is None and crowded:
+            raise self._throughput.too_many_worker_sets(len(self._queue))
         if lease is None and full:
             self._reject_one(request)
         return lease
@@ -177,8 +179,7 @@ class RequestRouter:
     def _reject_one(self, request: RoutingRequest) -> None:
         """Reject the last queued request if its priority is lower; else the new request."""
         error = self._throughput.queue_full(len(self._queue))
-        last = self._queue.last_with_lower_priority(request)
-        if last is None:
+        if (last := self._queue.last_with_lower_priority(request)) is None:
             raise error
         self._dequeue(last)
         last.reject(error)
@@ -208,8 +209,8 @@ class RequestRouter:
 
     def _expire(self, queued: QueuedRequest, limit_s: float) -> None:
         self._dequeue(queued)
-        roles = self._selector.required_roles(queued.request)
-        missing = [role for role in roles if not self.has_roles([role])]
+        required = self._selector.required_roles(queued.request)
+        missing = [role for role in required if not self.has_roles([role])]
         queued.reject(self._throughput.queue_timeout(len(self._queue), limit_s, missing))
         self._serve_queue()
 
@@ -234,7 +235,7 @@ class RequestRouter:
             return True
         try:
             lease = self._try_grant(queued.request, queued.enqueued_at)
-        except Exception as e:  # noqa: BLE001  # a defect affects only this request
+        except Exception as e:  # noqa: BLE001  # raised where the lease is awaited
             self._dequeue(queued)
             queued.reject(e)
             return True

@@ -34,8 +34,15 @@ class Throughput:
 
     def queue_full(self, queued: int) -> Overloaded:
         """Count a rejected request and return its error."""
-        self.refused += 1
         what = f"the queue is full: {queued} requests are waiting (serve.max_queued_requests)"
+        return self._rejected(what, queued)
+
+    def too_many_worker_sets(self, queued: int) -> Overloaded:
+        """Count a rejected request and return its error."""
+        return self._rejected("requests for too many different sets of workers wait", queued)
+
+    def _rejected(self, what: str, queued: int) -> Overloaded:
+        self.refused += 1
         return Overloaded(what, status=429, retry_after_s=self._retry_after_s(queued))
 
     def queue_timeout(

@@ -18,7 +18,8 @@
         scale_out.jsonl          extra jobs that were requested or given back, and why
         extra_jobs/<k>/          an extra job: plan.json job.json state.json outcome.json nodes/
                                  submitit/; its logs are in the attempt's logs/
-      parts/<n>.jsonl            results of attempt n, appended
+      parts/<n>.jsonl            results of attempt n, appended; <n>.<k>.jsonl after Slurm has
+                                 restarted its job k times
       output.jsonl errors.jsonl  all results in the order of the input, once a run has ended
       profile.json profile.png   measurements of all attempts of a profile
 
@@ -28,7 +29,15 @@ appends only to its own files.
 """
 
 from hpc_dynamo.run.files import read_json, write_atomic, write_json
-from hpc_dynamo.run.folders import Attempt, ExtraJobFolder, Run, RunIdentity, Secrets, new_token
+from hpc_dynamo.run.folders import (
+    Attempt,
+    ExtraJobFolder,
+    Run,
+    RunIdentity,
+    Secrets,
+    attempt_of_part,
+    new_token,
+)
 
 __all__ = [
     "Attempt",
@@ -36,6 +45,7 @@ __all__ = [
     "Run",
     "RunIdentity",
     "Secrets",
+    "attempt_of_part",
     "new_token",
     "read_json",
     "write_atomic",

@@ -1,15 +1,16 @@
 """Files of the run folder, written so that readers never see a part of one."""
 
+import errno
 import os
 import secrets
 import shlex
-import stat
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from hpc_dynamo.errors import HpcDynamoError
+from hpc_dynamo.regular_file import read_regular_file
 
 T = TypeVar("T")
 
@@ -40,22 +41,14 @@ def read_json(path: Path, type_: type[T]) -> T | None:
     """Return the record in `path`, or None without a file. Raises HpcDynamoError if it is
     invalid, larger than `MAX_JSON_BYTES`, or no file; a pipe is not waited for."""
     try:
-        return msgspec.json.decode(_read_file(path), type=type_)
+        return msgspec.json.decode(read_regular_file(path, MAX_JSON_BYTES), type=type_)
     except FileNotFoundError:
         return None
     except msgspec.DecodeError as e:
         hint = "the file was changed by hand, or by another version of hpc-dynamo"
         raise HpcDynamoError(f"{path} cannot be read: {e}", hint=hint) from e
-
-
-def _read_file(path: Path) -> bytes:
-    with open(path, "rb", opener=_open_without_wait) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_JSON_BYTES:
-            what = f"{path} cannot be read: it is not a file of at most {MAX_JSON_BYTES} bytes"
-            raise HpcDynamoError(what, hint=f"ls -l {shlex.quote(str(path))}")
-        return file.read(MAX_JSON_BYTES)
-
-
-def _open_without_wait(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.EFBIG):
+            raise
+        what = f"{path} cannot be read: {e.strerror}"
+        raise HpcDynamoError(what, hint=f"ls -l {shlex.quote(str(path))}") from e

@@ -276,5 +276,24 @@ class Run:
         write_json(attempt.plan_file, plan)
         return attempt
 
-    def attempt_results(self, number: int) -> Path:
-        return self.results / f"{number}.jsonl"
+    def attempt_results(self, number: int, restarts: int = 0) -> Path:
+        """Return the part that an execution of an attempt appends to.
+
+        After Slurm has restarted a job, an earlier execution on a lost node may still write. Two
+        nodes that append to one file of a network file system damage its lines.
+        """
+        return self.results / (f"{number}.{restarts}.jsonl" if restarts else f"{number}.jsonl")
+
+    def parts(self) -> list[Path]:
+        """Return all files with results, the oldest first."""
+        return sorted(self.results.glob("*.jsonl"), key=_part_order)
+
+
+def attempt_of_part(part: Path) -> int:
+    """Return the number of the attempt that wrote a file with results."""
+    return _part_order(part)[0]
+
+
+def _part_order(part: Path) -> tuple[int, int]:
+    attempt, _, restarts = part.stem.partition(".")
+    return int(attempt), int(restarts or 0)

@@ -33,6 +33,7 @@ ROOT = 0
 MAX_LINKS = 40  # on one path, as in the kernel
 OTHER_NAME = "another name=NAME"
 OWN_FOLDER = "runs_dir=FOLDER, a folder of your own"
+OWN_CWD = "`cd` to a folder of your own"
 
 
 def create_private_folder(path: Path) -> None:
@@ -102,6 +103,22 @@ def require_safe_parent(parent: Path, *, in_container: bool = False) -> None:
             folder = Path("/") if target.is_absolute() else folder
             left += reversed([part for part in target.parts if part != "/"])
         _check_parent(folder, folder.lstat(), _trusted_owners() if in_container else _owners())
+
+
+def require_safe_cwd() -> None:
+    """Raise FileRefused if any user could put files into the current folder, even a sticky one.
+
+    Engines and their libraries read files there: UCX loads the modules that its `ucx.conf` names.
+    """
+    folder = Path.cwd()
+    try:
+        for above in reversed((folder, *folder.parents)):
+            _check_above(above, above.lstat())
+    except FileRefused as e:
+        raise FileRefused(f"the current folder is not safe: {e.message}", hint=OWN_CWD) from e
+    if (found := folder.lstat()).st_mode & stat.S_IWOTH:
+        what = "it is the current folder, and all users can put files for engines there"
+        raise _refusal(folder, found, what, OWN_CWD)
 
 
 def _check_link(link: Path, found: os.stat_result) -> None:
@@ -198,10 +215,13 @@ def _check_folder(path: Path, handle: int, make_private: bool) -> None:
 
 def _refusal(path: Path, found: os.stat_result, what: str, hint: str) -> FileRefused:
     mode = stat.S_IMODE(found.st_mode)
-    return FileRefused(f"{path}: {what} (owner {_name(found.st_uid)}, mode {mode:04o})", hint=hint)
+    return FileRefused(
+        f"{path}: {what} (owner {user_name(found.st_uid)}, mode {mode:04o})", hint=hint
+    )
 
 
-def _name(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """Return the name of a user, or the number if it has none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

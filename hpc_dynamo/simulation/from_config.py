@@ -1,6 +1,6 @@
 """Builds the simulated job from a configuration."""
 
-from hpc_dynamo.config import Config, PlannerMode, Role
+from hpc_dynamo.config import Config, Planner, PlannerMode, Role, Topology
 from hpc_dynamo.errors import ConfigError, InputError
 from hpc_dynamo.planner.planner import RolePlanner
 from hpc_dynamo.router import AdmissionLimits
@@ -38,21 +38,21 @@ def simulated_job(config: Config) -> SimulatedJob:
             min_decode_workers=planner.min_decode_workers,
         ),
         interval_s=planner.interval_s,
-        worker_gpus=_gpus(config),
+        worker_gpus=_gpus(config.topology),
     )
 
 
-def simulated_planner(config: Config, job: SimulatedJob) -> RolePlanner | None:
+def simulated_planner(planner: Planner, job: SimulatedJob) -> RolePlanner | None:
     """Return the planner with the timing model as its profile, None if it is off.
 
     Raises ConfigError.
     """
-    if config.planner.mode is PlannerMode.off:
+    if planner.mode is PlannerMode.off:
         return None
     engine = job.engine
     prefill, decode = engine.of(Role.prefill), engine.of(Role.decode)
     performance = TimingPerformance(prefill, decode, engine.sizes, job.role_change.role_change_s)
-    return RolePlanner(config.planner, performance)
+    return RolePlanner(planner, performance)
 
 
 def check_requests_fit(job: SimulatedJob, requests: list[TraceRequest]) -> None:
@@ -64,9 +64,9 @@ def check_requests_fit(job: SimulatedJob, requests: list[TraceRequest]) -> None:
         raise InputError(what, hint=f"simulate.kv_cache_tokens={2 * need}")
 
 
-def _gpus(config: Config) -> int:
+def _gpus(topology: Topology) -> int:
     """Return the GPUs of a worker. Raises ConfigError if they differ between roles."""
-    sizes = {role: pool.gpus for role, pool in config.topology.pools}
+    sizes = {role: pool.gpus for role, pool in topology.pools}
     if len(set(sizes.values())) > 1:
         shown = " and ".join(f"{role} workers of {gpus}" for role, gpus in sizes.items())
         hint = "use the same parallel sizes for both roles: there is one timing model"

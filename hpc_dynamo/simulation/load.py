@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -46,6 +46,10 @@ def _tokens(block: int, count: int) -> bytes:
     return (block & 0xFFFFFFFF).to_bytes(TOKEN_BYTES, "little") * count
 
 
+MAX_LINE_BYTES = 16 << 20
+MAX_DAYS, MS_PER_DAY = 366, 86_400e3
+
+
 class TraceLine(msgspec.Struct, frozen=True):
     """A request in the format of Mooncake's traces (FAST '25): milliseconds, tokens, block ids."""
 
@@ -59,7 +63,8 @@ def read_trace(path: Path, count: int = 0, speed: float = 1.0) -> list[TraceRequ
     """Read `count` requests of a trace (0: all), `speed` times as fast. Raises InputError."""
     try:
         with path.open("rb") as rows:
-            some = islice(rows, count) if count else rows
+            bounded = iter(lambda: rows.readline(MAX_LINE_BYTES), b"")  # a sparse file has no lines
+            some = islice(bounded, count) if count else bounded
             lines = [_line(row, f"{path}:{i}") for i, row in enumerate(some, 1) if row.strip()]
     except OSError as e:
         raise InputError(f"the trace {path}: {e.strerror}") from e
@@ -67,13 +72,17 @@ def read_trace(path: Path, count: int = 0, speed: float = 1.0) -> list[TraceRequ
         raise InputError(f"the trace {path} has no requests")
     lines.sort(key=lambda line: line.timestamp)
     start = lines[0].timestamp
+    if (days := (lines[-1].timestamp - start) / MS_PER_DAY) > MAX_DAYS:
+        raise InputError(
+            f"the trace {path} covers {days:.0f} days; at most {MAX_DAYS} are possible"
+        )
     return [_request(line, (line.timestamp - start) / 1e3 / speed) for line in lines]
 
 
 def _line(row: bytes, where: str) -> TraceLine:
     try:
         return msgspec.json.decode(row, type=TraceLine)
-    except msgspec.DecodeError as e:
+    except (msgspec.DecodeError, UnicodeDecodeError) as e:
         hint = "a line: timestamp (ms), input_length, output_length, hash_ids of 512 tokens each"
         raise InputError(f"the trace {where}: {e}", hint=hint) from e
 
@@ -113,9 +122,3 @@ def _drawn(phases: Iterable[LoadPhase], chance: random.Random) -> Iterator[Trace
 
 def _around(mean: int, chance: random.Random) -> int:
     return max(1, round(chance.uniform(0.5, 1.5) * mean))
-
-
-def slice_load(requests: Sequence[TraceRequest], first: int, end: int) -> list[TraceRequest]:
-    """Return requests[first:end], shifted to start at time 0."""
-    start = requests[first].at
-    return [replace(request, at=request.at - start) for request in requests[first:end]]

@@ -224,6 +224,6 @@ def exit_now(code: int) -> NoReturn:
 if __name__ == "__main__":
     try:
         exit_now(main())
-    except Exception:
+    except Exception:  # os._exit prints no traceback
         log.exception("unexpected error in the simulator")
         exit_now(70)  # EX_SOFTWARE of sysexits.h

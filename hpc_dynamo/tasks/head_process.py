@@ -31,17 +31,20 @@ log = logging.getLogger(__name__)
 class HeadProcess:
     """Runs heads of an attempt, one after the other, until one has an outcome.
 
-    `listening` is the socket of the control plane. `on_start` is called after each start.
+    `listening` is the socket of the control plane, `endpoint` one for the port of an endpoint. All
+    heads get them. `on_start` is called after each start.
     """
 
     def __init__(
         self,
         attempt: Attempt,
         listening: socket.socket,
+        endpoint: socket.socket,
         on_start: Callable[[], Awaitable[None]],
         max_restarts: int = MAX_RESTARTS,
     ) -> None:
-        self._attempt, self._listening, self._on_start = attempt, listening, on_start
+        self._attempt, self._on_start = attempt, on_start
+        self._sockets = listening.fileno(), endpoint.fileno()
         self._max_restarts = max_restarts
         config, self._log_file = attempt.config(), attempt.agent_log(0)
         self._cluster = config.cluster
@@ -101,8 +104,9 @@ class HeadProcess:
 
     async def _start(self, write: int) -> Child:
         """Start a head and close `write`, which it inherits."""
-        control, path = self._listening.fileno(), str(self._attempt.path)
-        argv = (sys.executable, "-m", "hpc_dynamo.tasks.head", path, str(control), str(write))
+        descriptors = (*self._sockets, write)
+        words = (str(self._attempt.path), *map(str, descriptors))
+        argv = (sys.executable, "-m", "hpc_dynamo.tasks.head", *words)
         # The head submits extra jobs, so it needs Slurm's variables.
         environment = SAFE_PATH | dict(os.environ)
         try:
@@ -111,7 +115,7 @@ class HeadProcess:
                 environment,
                 self._log_file,
                 self._grace_s,
-                pass_fds=(control, write),
+                pass_fds=descriptors,
                 # Jobs that it submits on this machine continue without it.
                 helpers=KEEP_HELPERS,
             )

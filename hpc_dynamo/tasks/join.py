@@ -21,6 +21,7 @@ from hpc_dynamo.doctor.preflight import preflight, raise_for_faults, with_clock_
 from hpc_dynamo.errors import BootstrapError
 from hpc_dynamo.launch import JobState
 from hpc_dynamo.launch.node import node_index_and_hosts
+from hpc_dynamo.launch.task_folder import refuse_unsafe_folder
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome, Preempted, Roster
 from hpc_dynamo.run import ExtraJobFolder, write_json
 from hpc_dynamo.tasks.node import (
@@ -29,7 +30,6 @@ from hpc_dynamo.tasks.node import (
     node_record,
     on_preemption_signal,
     on_stop_signal,
-    refuse_unsafe_folder,
     run_to_outcome,
 )
 from hpc_dynamo.wire import ControlClient

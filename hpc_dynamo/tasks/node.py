@@ -27,17 +27,17 @@ from hpc_dynamo.config import Task
 from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.doctor.preflight import preflight
 from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error, file_error_in
-from hpc_dynamo.head import Standalone
-from hpc_dynamo.launch import bootstrap_step, detached_submit, retry
+from hpc_dynamo.head.workloads.endpoint_socket import new_socket
+from hpc_dynamo.launch import bootstrap_step, next_attempt, retry
 from hpc_dynamo.launch.headless_job import restart_headless_job
 from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_count
 from hpc_dynamo.launch.sole_use import wait_for_earlier_jobs
+from hpc_dynamo.launch.task_folder import refuse_unsafe_folder
 from hpc_dynamo.messages import ControlMessage, NodeRecord, Outcome, Preempted
 from hpc_dynamo.printable import LineFormatter
 from hpc_dynamo.process.identity import start_ticks
-from hpc_dynamo.run import Attempt, Run, write_json
+from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.run.logs import BoundedFileHandler, RateLimit
-from hpc_dynamo.run.privacy import PRIVATE_UMASK, require_private_folder
 from hpc_dynamo.tasks.head_process import HeadProcess
 from hpc_dynamo.tasks.start_layout import start_layout
 from hpc_dynamo.tasks.superseded import is_superseded, stop_if_superseded
@@ -70,18 +70,6 @@ def main(path: str) -> int:
     return outcome.exit_code
 
 
-def refuse_unsafe_folder(run: Run) -> int:
-    """Make new files private. Return an exit code if another user could have changed the run; it is
-    printed to Slurm's log, since nothing is written to such a folder."""
-    os.umask(PRIVATE_UMASK)
-    try:
-        require_private_folder(run.path)
-    except HpcDynamoError as e:
-        print(f"error: {e}", file=sys.stderr, flush=True)
-        return e.exit_code
-    return 0
-
-
 def reserve_outcome_space(attempt: Attempt) -> None:
     """Reserve the disk space that the outcome needs."""
     with suppress(OSError):
@@ -110,7 +98,7 @@ def run_to_outcome(
     except HpcDynamoError as e:
         log.error("%s", e)
         return Outcome(exit_code=e.exit_code, message=str(e), bad_hosts=e.bad_hosts)
-    except Exception as e:
+    except Exception as e:  # a defect, or a file error in a group: both need an outcome
         if error := file_error_in(e, near=file):
             log.error("%s", error)
             return Outcome(exit_code=error.exit_code, message=f"{error}\n  log: {file}")
@@ -136,14 +124,14 @@ def _continue_in_next_job(attempt: Attempt, outcome: Outcome) -> Outcome | None:
         return retry.submit_without(attempt, outcome)
     if not outcome.requeue or job is None or job.launcher == "local":
         return outcome
-    if detached_submit.requeue():
+    if next_attempt.requeue():
         log.info("requeued")
         # The requeued script of a user starts another attempt.
         return None if job.launcher == "slurm" else outcome
     if job.launcher == "allocation":  # the allocation belongs to the user
         return outcome
     try:
-        number = detached_submit.submit_next_attempt(attempt).number
+        number = asyncio.run(next_attempt.submit_next_attempt(attempt)).number
     except LaunchError as e:
         return replace(outcome, message=f"{outcome.message}; {e}")
     message = f"the walltime ended; attempt {number} continues"
@@ -213,6 +201,8 @@ def node_record(node: int, host: str, address: str, log_file: Path) -> NodeRecor
 
 async def _run_standalone(attempt: Attempt, me: NodeRecord) -> Outcome:
     """Serve in front of engines that hpc_dynamo did not start."""
+    from hpc_dynamo.head.standalone import Standalone
+
     write_json(attempt.node_file(me.node), me)
     head = Standalone(attempt, me.address)
     on_stop_signal(head.interrupt)
@@ -236,15 +226,17 @@ async def _run_with_head(
         preempted.set()
         group.create_task(report_preemption())
 
-    head = HeadProcess(attempt, listening, report_preemption)
-    on_stop_signal(head.stop)
-    async with asyncio.TaskGroup() as group:
-        on_preemption_signal(on_preemption)
-        group.create_task(agent.run(), name="agent")
-        superseded = group.create_task(stop_if_superseded(attempt, head.stop))
-        outcome = await head.run()
-        superseded.cancel()
-        agent.stop()
+    with new_socket(attempt.config().serve.host or listening.getsockname()[0]) as endpoint:
+        head = HeadProcess(attempt, listening, endpoint, report_preemption)
+        on_stop_signal(head.stop)
+        async with asyncio.TaskGroup() as group:
+            on_preemption_signal(on_preemption)
+            group.create_task(agent.run(), name="agent")
+            superseded = group.create_task(stop_if_superseded(attempt, head.stop))
+            outcome = await head.run()
+            endpoint.close()
+            superseded.cancel()
+            agent.stop()
     return outcome
 
 

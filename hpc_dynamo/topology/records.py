@@ -117,10 +117,6 @@ class Plan:
         """Return the hardware of the first node group."""
         return self.node_groups[0].hardware if self.node_groups else ""
 
-    @property
-    def idle_nodes(self) -> int:
-        return self.nodes - len(self.used_nodes)
-
 
 def _shifted(worker: Worker, rank: int, node: int) -> Worker:
     shards = tuple(Shard(shard.node + node, shard.gpus) for shard in worker.shards)

@@ -1,4 +1,4 @@
-"""Sockets between agents and head: ZMQ with CURVE, one frame per message.
+"""Sockets between agents and head: ZMQ with CURVE.
 
 A `ControlServer` (ROUTER) on the head node, and a `ControlClient` (DEALER) in each agent. All
 processes of a run have the same key pair, from the run folder; the server accepts only that key.
@@ -17,6 +17,7 @@ import zmq.asyncio
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from hpc_dynamo.errors import WireError
+from hpc_dynamo.wire.connection_limit import ConnectionLimit, StrangerLimits
 
 T = TypeVar("T")
 
@@ -25,7 +26,8 @@ BACKLOG = 4096
 LINGER_MS = 1000  # time to deliver the last messages when a socket is closed
 # A peer without the key is not asked for it before its first frame is complete. So both are limits
 # for every peer: the size of a frame, and the time until a peer has shown its key.
-MAX_MESSAGE_BYTES = 8 << 20
+MAX_FRAME_BYTES = 64 << 10
+PART_BYTES = MAX_FRAME_BYTES - 1024  # a longer message is sent in parts; encrypting adds bytes
 HANDSHAKE_MS = 5000
 
 log = logging.getLogger(__name__)
@@ -95,6 +97,7 @@ class ControlServer(Generic[T]):
         keys: tuple[str, str],
         codec: MessageCodec[T],
         listening: socket.socket | None = None,
+        limits: StrangerLimits | None = None,
     ) -> None:
         self._codec, self._context = codec, zmq.asyncio.Context()
         self._auth = AsyncioAuthenticator(self._context)
@@ -104,6 +107,7 @@ class ControlServer(Generic[T]):
         self._socket.curve_server = True
         self._socket.zap_domain = ZAP_DOMAIN.encode()
         self._socket.router_mandatory = True
+        self.connections = ConnectionLimit(self._socket, limits or StrangerLimits())
         if listening:
             # ZMQ closes the descriptor together with its socket.
             self._socket.set(zmq.USE_FD, os.dup(listening.fileno()))
@@ -112,6 +116,7 @@ class ControlServer(Generic[T]):
         else:
             port = self._socket.bind_to_random_port(f"tcp://{address}")
             self.endpoint = f"tcp://{address}:{port}"
+        self.connections.port = int(self.endpoint.rpartition(":")[2])
 
     async def receive(self) -> tuple[bytes, T]:
         """Return the next message of any client, with the id of the client.
@@ -119,16 +124,17 @@ class ControlServer(Generic[T]):
         A message that cannot be decoded is logged and dropped: it must not affect other clients.
         """
         while True:
-            peer, *frames = await self._socket.recv_multipart()
+            peer, *frames = await self._socket.recv_multipart(copy=False)
+            self.connections.authenticated(peer.get(zmq.SRCFD))
             try:
-                return peer, self._codec.decode(b"".join(frames))
+                return peer.bytes, self._codec.decode(b"".join(f.buffer for f in frames))
             except WireError as e:
-                log.error("ignored a message of client %s: %s", peer.hex(), e)
+                log.error("ignored a message of client %s: %s", peer.bytes.hex(), e)
 
     async def send(self, peer: bytes, message: T) -> bool:
         """Send a message to a client; return False if it is disconnected."""
         try:
-            await self._socket.send_multipart([peer, self._codec.encode(message)])
+            await self._socket.send_multipart([peer, *_parts(self._codec.encode(message))])
         except zmq.ZMQError as e:
             if e.errno != zmq.EHOSTUNREACH:
                 raise
@@ -152,7 +158,7 @@ class ControlClient(Generic[T]):
         self._socket.connect(endpoint)
 
     async def send(self, message: T) -> None:
-        await self._socket.send(self._codec.encode(message))
+        await self._socket.send_multipart(_parts(self._codec.encode(message)))
 
     async def receive(self, timeout_s: float | None = None) -> T:
         """Return the next message. Raises WireError if there is none within `timeout_s`.
@@ -162,9 +168,9 @@ class ControlClient(Generic[T]):
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    data = await self._socket.recv()
+                    parts = await self._socket.recv_multipart()
                     try:
-                        return self._codec.decode(data)
+                        return self._codec.decode(b"".join(parts))
                     except WireError as e:
                         log.error("ignored a message of %s: %s", self.endpoint, e)
         except TimeoutError as e:
@@ -179,6 +185,10 @@ class ControlClient(Generic[T]):
 
 def _socket(context: zmq.asyncio.Context, kind: int, keys: tuple[str, str]) -> zmq.asyncio.Socket:
     socket = context.socket(kind)
-    socket.maxmsgsize, socket.handshake_ivl = MAX_MESSAGE_BYTES, HANDSHAKE_MS
+    socket.maxmsgsize, socket.handshake_ivl = MAX_FRAME_BYTES, HANDSHAKE_MS
     socket.curve_publickey, socket.curve_secretkey = (k.encode() for k in keys)
     return socket
+
+
+def _parts(content: bytes) -> list[bytes]:
+    return [content[at : at + PART_BYTES] for at in range(0, len(content), PART_BYTES)]

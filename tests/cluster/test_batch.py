@@ -16,6 +16,7 @@ from tests.support.runs import (
     latest,
     results_on_disk,
     until,
+    until_results,
     write_prompts,
 )
 
@@ -84,7 +85,7 @@ def test_cancelled_in_the_middle_and_resubmitted_each_result_is_there_once(
     ids = write_prompts(shared_dir / "prompts.jsonl", 80, max_tokens=16)
     slow = ("engine.args.time-scale=20", "batch.concurrency=4")
     run, attempt = _submitted(cluster, shared_dir, *slow)
-    until("some results", lambda: results_on_disk(run) >= 5)
+    until_results(run, 5)
     job = attempt.job()
     assert job is not None
     cluster.slurm("scancel", job.job_id)
@@ -102,7 +103,7 @@ def test_a_node_that_dies_is_named_and_the_rest_is_finished_later(
     ids = write_prompts(shared_dir / "prompts.jsonl", 80, max_tokens=16)
     slow = ("engine.args.time-scale=20", "batch.concurrency=4")
     run, attempt = _submitted(cluster, shared_dir, *slow, *SILENCE)
-    until("some results", lambda: results_on_disk(run) >= 5)
+    until_results(run, 5)
     pid = {record.node: record.pid for record in attempt.nodes()}[2]
     subprocess.run(cluster.on(cluster.nodes[2], "kill", "-9", str(pid)), check=True)
     outcome = until("the outcome", attempt.outcome, 120)

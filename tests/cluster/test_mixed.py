@@ -13,8 +13,8 @@ from tests.support.runs import (
     each_once,
     hpc_dynamo,
     latest,
-    results_on_disk,
     until,
+    until_results,
     write_prompts,
 )
 
@@ -61,7 +61,7 @@ def started(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[Attempt, 
     ids = write_prompts(folder / "prompts.jsonl", 80, max_tokens=16)
     batch(cluster, folder, "--detach", *SLOW, *words)
     run = folder / "runs/prompts"
-    until("some results", lambda: results_on_disk(run) >= 5)
+    until_results(run, 5)
     return latest(run), ids
 
 

@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.slurm import SlurmCluster
-from tests.support.runs import each_once, hpc_dynamo, latest, results_on_disk, until, write_prompts
+from tests.support.runs import (
+    each_once,
+    hpc_dynamo,
+    latest,
+    until,
+    until_results,
+    write_prompts,
+)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -29,7 +36,7 @@ def test_worker_restarts_after_a_shard_was_killed(cluster: SlurmCluster, shared_
     done = hpc_dynamo("batch", "--detach", *TWO_NODES, cwd=shared_dir, env=cluster.env)
     assert done.returncode == 0, done.stdout + done.stderr
     attempt = latest(run)
-    until("some results", lambda: results_on_disk(run) >= 3, 120)
+    until_results(run, 3, 120)
     second = cluster.nodes[1]
     # Of two, supervisor and engine, the newest is the engine.
     words = ("pkill", "-KILL", "-n", "-f", "hpc_dynamo.simulator.*--node-rank 1")
@@ -65,7 +72,7 @@ def test_worker_restarts_after_an_mpi_rank_was_killed(
     done = hpc_dynamo("batch", "--detach", *WORLD, cwd=shared_dir, env=cluster.env)
     assert done.returncode == 0, done.stdout + done.stderr
     attempt = latest(run)
-    until("some results", lambda: results_on_disk(run) >= 3, 120)
+    until_results(run, 3, 120)
     first, second, _ = cluster.nodes
     earlier = {node: _ranks(cluster, node) for node in (first, second)}
     # On the first node srun and its supervisor are found too.

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.slurm import SlurmCluster
-from tests.support.runs import each_once, hpc_dynamo, latest, results_on_disk, until, write_prompts
+from tests.support.runs import (
+    each_once,
+    hpc_dynamo,
+    latest,
+    until,
+    until_results,
+    write_prompts,
+)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -54,7 +61,7 @@ def test_killed_srun_of_container_step_restarts_worker(
     assert done.returncode == 0, done.stdout + done.stderr
     run = shared_dir / "runs/prompts"
     attempt = latest(run)
-    until("some results", lambda: results_on_disk(run) >= 3, 120)
+    until_results(run, 3, 120)
     first, second, _ = cluster.nodes
     assert len(_engines(cluster, second)) == 1
     subprocess.run(cluster.on(second, "pkill", "-KILL", "-x", "srun"), check=True)

@@ -9,7 +9,13 @@ import pytest
 
 from hpc_dynamo.run import Run
 from tests.cluster.slurm import SlurmCluster
-from tests.support.runs import each_once, hpc_dynamo, results_on_disk, until, write_prompts
+from tests.support.runs import (
+    each_once,
+    hpc_dynamo,
+    until,
+    until_results,
+    write_prompts,
+)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -38,7 +44,7 @@ def test_requeued_script_with_overwrite_keeps_answers(
     assert former.returncode == 0, former.stderr
     job = submit_script(cluster, shared_dir, *SLOW, "overwrite=true")
     until("former results set aside", (runs / "prompts.old-1").exists, 90)
-    until("some results", lambda: results_on_disk(run) >= 10, 90)
+    until_results(run, 10, 90)
     cluster.slurm("scontrol", "requeue", job)
     until("the second life", lambda: len(Run(run).attempts()) == 2, 150)
     until("the output", (run / "output.jsonl").exists, 150)

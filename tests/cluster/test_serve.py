@@ -79,7 +79,7 @@ def gone(cluster: SlurmCluster) -> None:
 
 def ready_roles(run: Run) -> list[str]:
     asked = Request(f"{endpoint(run).url}/workers", headers=_key(run))
-    with urlopen(asked, timeout=10) as got:
+    with urlopen(asked, timeout=60) as got:
         rows = json.loads(got.read())["data"]
     return sorted(row["role"] for row in rows if row["state"] == "ready")
 

@@ -35,7 +35,7 @@ def changed_input(tmp_path: Path, run: Path) -> None:
     (run / f"parts/{attempt.number}.jsonl").unlink()
     text = file.read_text()
     file.write_text(text.replace("number 3", "number 4"))
-    submit = (sys.executable, "-m", "hpc_dynamo.launch.detached_submit", str(attempt.path))
+    submit = (sys.executable, "-m", "hpc_dynamo.launch.next_attempt", str(attempt.path))
     subprocess.run(submit, check=True, capture_output=True, timeout=120)
     outcome: Outcome = until("the outcome", lambda: latest(run).outcome())
     assert outcome.exit_code == 3

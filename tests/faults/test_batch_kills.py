@@ -20,8 +20,8 @@ from tests.support.runs import (
     each_once,
     hpc_dynamo,
     latest,
-    results_on_disk,
     until,
+    until_results,
     write_prompts,
 )
 
@@ -114,7 +114,7 @@ def test_killed_batch_is_completed(
     quiet = subprocess.DEVNULL
     with subprocess.Popen(argv, cwd=tmp_path, stdout=quiet, stderr=quiet, text=True) as command:
         wanted = fault.chance.randrange(1, REQUESTS // 2)
-        until("results", lambda: run.exists() and results_on_disk(run) >= wanted)
+        until_results(run, wanted)
         row = fault(name, promise)
         inject(command, run, fault.chance)
         code = command.wait(200)

@@ -16,7 +16,14 @@ from hpc_dynamo.messages import WorkerState
 from tests.cluster.slurm import SlurmCluster
 from tests.integration.serving.served import Served, serving
 from tests.support.fault_rows import FaultRecorder
-from tests.support.runs import each_once, hpc_dynamo, latest, results_on_disk, until, write_prompts
+from tests.support.runs import (
+    each_once,
+    hpc_dynamo,
+    latest,
+    until,
+    until_results,
+    write_prompts,
+)
 
 PROCESSES = [
     *(Process(ProcessKind.engine, rank, "n1") for rank in range(3)),
@@ -125,7 +132,7 @@ def faults_in_a_batch(folder: Path, *words: str, env: Mapping[str, str] | None =
     ids, run = write_prompts(folder / "prompts.jsonl", 60, max_tokens=16), folder / "runs/prompts"
     started = hpc_dynamo(*BATCH, *words, cwd=folder, env=env)
     assert started.returncode == 0, started.stderr
-    until("some results", lambda: results_on_disk(run) >= 4)
+    until_results(run, 4)
     kinds = ("--only=engine", "--faults=2", "--interval=1", "--seed=1")
     done = hpc_dynamo("chaos", *kinds, cwd=folder, env=env)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -19,6 +19,7 @@ from tests.support.runs import (
     latest,
     results_on_disk,
     until,
+    until_results,
     write_prompts,
 )
 from tests.support.traffic import Traffic
@@ -70,16 +71,12 @@ def running(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
             command.send_signal(signal.SIGTERM)
 
 
-def has_results(run: Path, count: int) -> bool:
-    return run.exists() and results_on_disk(run) >= count
-
-
 @pytest.mark.slow_fault  # CI runs tests/integration/cli/test_file_errors.py
 def test_batch_on_full_disk_is_completed_later(tmp_path: Path, fault: FaultRecorder) -> None:
     ids, run = write_prompts(tmp_path / "p.jsonl", 80), tmp_path / "runs/p"
     with file_system(tmp_path) as runs:
         with running(tmp_path, *PACE) as command:
-            until("results", lambda: has_results(run, fault.chance.randrange(1, 20)))
+            until_results(run, fault.chance.randrange(1, 20))
             promise = "it ends and names the cause; the same command completes it"
             row = fault("disk full in a batch", promise)
             filler = fill(runs)
@@ -100,7 +97,7 @@ def test_batch_on_read_only_disk_is_completed_later(tmp_path: Path, fault: Fault
     ids, run = write_prompts(tmp_path / "p.jsonl", 80), tmp_path / "runs/p"
     with file_system(tmp_path) as runs:
         with running(tmp_path, *PACE) as command:
-            until("results", lambda: has_results(run, fault.chance.randrange(1, 20)))
+            until_results(run, fault.chance.randrange(1, 20))
             row = fault("run folder read-only for the second try of a batch", "as for a full disk")
             command.send_signal(signal.SIGINT)
             command.communicate(timeout=200)
@@ -145,7 +142,7 @@ def test_input_that_vanishes_or_changes_in_a_running_batch(
     file, run = tmp_path / "p.jsonl", tmp_path / "runs/p"
     ids = write_prompts(file, 80)
     with running(tmp_path, *PACE) as command:
-        until("results", lambda: has_results(run, fault.chance.randrange(1, 20)))
+        until_results(run, fault.chance.randrange(1, 20))
         row = fault("input deleted while its batch runs", "it continues")
         file.unlink()
         output, error = command.communicate(timeout=200)
@@ -159,7 +156,7 @@ def test_input_edited_in_place_in_a_running_batch(tmp_path: Path, fault: FaultRe
     file, run = tmp_path / "p.jsonl", tmp_path / "runs/p"
     write_prompts(file, 80)
     with running(tmp_path, *PACE) as command:
-        until("results", lambda: has_results(run, fault.chance.randrange(1, 20)))
+        until_results(run, fault.chance.randrange(1, 20))
         fault("input edited in place while its batch runs", "it ends and names the file")
         with file.open("r+b") as opened:
             opened.truncate(file.stat().st_size // 2)
@@ -173,7 +170,7 @@ def test_input_edited_in_place_in_a_running_batch(tmp_path: Path, fault: FaultRe
 def test_second_batch_of_one_name_is_refused(tmp_path: Path, fault: FaultRecorder) -> None:
     ids, run = write_prompts(tmp_path / "p.jsonl", 60), tmp_path / "runs/p"
     with running(tmp_path, *PACE) as command:
-        until("results", lambda: has_results(run, fault.chance.randrange(1, 20)))
+        until_results(run, fault.chance.randrange(1, 20))
         row = fault("second batch of one name while the first runs", "refused")
         second = hpc_dynamo(*BATCH, cwd=tmp_path)
         assert second.returncode

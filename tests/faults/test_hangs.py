@@ -11,17 +11,13 @@ from typing import Any
 import pytest
 
 from tests.integration.serving.served import MODEL, Served, serving
+from tests.support.batches import background_batch
 from tests.support.fault_rows import FaultRecorder
 from tests.support.faults import ended, engines, port_of, stopped, supervisors
 from tests.support.runs import (
     SIMULATOR,
-    answers,
-    each_once,
-    hpc_dynamo,
     latest,
-    results_on_disk,
     until,
-    write_prompts,
 )
 
 HANG = (
@@ -198,26 +194,20 @@ def engines_by_rank(served: Served) -> list[int]:
 @pytest.mark.slow_fault
 def test_stopped_shard_of_multi_node_worker(tmp_path: Path, fault: FaultRecorder) -> None:
     """Each node pretends to have one GPU, so that a worker of two takes two agents."""
-    ids = write_prompts(tmp_path / "prompts.jsonl", 60)
     words = (
         *(*SIMULATOR, *HANG, "engine.device=cuda", "cluster.gpus_per_node=1"),
         *("cluster.preflight=false", "topology=aggregated", "engine.args.time-scale=10"),
         *("topology.aggregated.tensor_parallel=2", "batch.concurrency=4"),
     )
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(
-            hpc_dynamo, "batch", *words, "input=prompts.jsonl", "name=s", cwd=tmp_path
-        )
-        run = tmp_path / "runs" / "s"
-        until("some results", lambda: run.exists() and results_on_disk(run) > 4)
-        (follower,) = (pid for pid in engines(latest(run).path) if is_follower(pid))
+    with background_batch(tmp_path, 60, *words) as batch:
+        batch.wait_for_results(5)
+        (follower,) = (pid for pid in engines(latest(batch.run).path) if is_follower(pid))
         row = fault("SIGSTOP of a shard of a worker over two nodes", "the worker is restarted")
         with stopped(follower):
-            assert done.result().returncode == 0, done.result().stdout + done.result().stderr
+            batch.succeed()
     row.recovered()
-    row.requests(len(ids))
-    each_once(run, ids)
-    logs = "".join(log.read_text() for log in latest(run).logs.glob("agent-*.log"))
+    row.requests(60)
+    logs = "".join(log.read_text() for log in latest(batch.run).logs.glob("agent-*.log"))
     assert "shard 2 of 2, on" in logs
     assert "hangs: stopped by a signal for 4 s" in logs
 
@@ -228,19 +218,11 @@ def is_follower(pid: int) -> bool:
 
 
 def test_batch_with_stopped_engine_ends(tmp_path: Path, fault: FaultRecorder) -> None:
-    ids = write_prompts(tmp_path / "prompts.jsonl", 300)
     words = (*SIMULATOR, *PAIR, *HANG, "engine.args.time-scale=2", "batch.concurrency=16")
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(
-            hpc_dynamo, "batch", *words, "input=prompts.jsonl", "name=b", cwd=tmp_path
-        )
-        run = tmp_path / "runs" / "b"
-        some = 20 + fault.chance.randrange(20)
-        until("some results", lambda: run.exists() and results_on_disk(run) > some)
+    with background_batch(tmp_path, 300, *words) as batch:
+        batch.wait_for_results(fault.chance.randrange(21, 41))
         row = fault("SIGSTOP of one of two engines of a batch of 300", "it ends within 60 s")
-        with stopped(fault.chance.choice(engines(latest(run).path))):
-            assert done.result().returncode == 0, done.result().stdout + done.result().stderr
+        with stopped(fault.chance.choice(engines(latest(batch.run).path))):
+            batch.succeed()
     row.recovered()
-    row.requests(len(ids))
-    each_once(run, ids)
-    assert len(answers(run / "output.jsonl")) == 300
+    row.requests(300)

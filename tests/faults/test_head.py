@@ -4,24 +4,19 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.faults.test_hangs import ask
 from tests.integration.serving.served import Served, serves, serving
+from tests.support.batches import background_batch
 from tests.support.fault_rows import FaultRecorder
 from tests.support.faults import engines
 from tests.support.runs import (
     SIMULATOR,
-    each_once,
-    hpc_dynamo,
     latest,
-    results_on_disk,
     until,
-    write_prompts,
 )
 from tests.support.tiny_models import byte_tokenizer
 
@@ -152,25 +147,15 @@ def known_blocks(served: Served, prompts: list[list[int]]) -> int:
     return sum(best) if all(best) else 0
 
 
-def has_results(run: Path, count: int) -> bool:
-    return run.exists() and results_on_disk(run) >= count
-
-
 def test_batch_with_killed_heads_has_each_result_once(tmp_path: Path, fault: FaultRecorder) -> None:
-    ids = write_prompts(tmp_path / "prompts.jsonl", 120)
     words = (*SIMULATOR, *TWO_NODES, *SHORT, "engine.args.time-scale=5", "batch.concurrency=8")
-    run = tmp_path / "runs" / "b"
     row = fault("kill -9 the head of a batch twice", "each result once")
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(
-            hpc_dynamo, "batch", *words, "input=prompts.jsonl", "name=b", cwd=tmp_path
-        )
+    with background_batch(tmp_path, 120, *words) as batch:
         for results in (fault.chance.randrange(5, 20), fault.chance.randrange(40, 60)):
-            until("results", partial(has_results, run, results))
-            os.kill(Served(latest(run)).head, signal.SIGKILL)
-        assert done.result().returncode == 0, done.result().stdout + done.result().stderr
-    row.requests(len(ids))
-    each_once(run, ids)
+            batch.wait_for_results(results)
+            os.kill(Served(latest(batch.run)).head, signal.SIGKILL)
+        batch.succeed()
+    row.requests(120)
 
 
 def test_killed_task_of_node_0_leaves_nothing(tmp_path: Path, fault: FaultRecorder) -> None:

@@ -14,7 +14,13 @@ from tests.cluster.slurm import ClusterError, SlurmCluster
 from tests.integration.serving.served import HEAD
 from tests.support.fault_rows import FaultRecorder
 from tests.support.runs import answers as answers_of
-from tests.support.runs import hpc_dynamo, latest, results_on_disk, until, write_prompts
+from tests.support.runs import (
+    hpc_dynamo,
+    latest,
+    until,
+    until_results,
+    write_prompts,
+)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -98,7 +104,7 @@ def test_node_that_runs_on_after_slurm_gave_it_up_does_not_disturb_the_batch(
     slow = ("engine.args.time-scale=30", "batch.concurrency=4")
     start(cluster, shared_dir, "batch", "input=prompts.jsonl", *slow)
     run = shared_dir / "runs/prompts"
-    until("some results", lambda: results_on_disk(run) >= 5, 120)
+    until_results(run, 5, 120)
     attempt = latest(run)
     lost = head_host(attempt, 0)
     row = fault("node of a batch's head set down that runs on (Slurm)", "each result once")

@@ -9,7 +9,13 @@ from tests.cluster import namespaces
 from tests.cluster.cluster import SlurmCluster
 from tests.faults.test_slurm_jobs import BATCH, SLOW, command, field, job_id, resume
 from tests.support.fault_rows import FaultMeasurement, FaultRecorder
-from tests.support.runs import each_once, latest, results_on_disk, until, write_prompts
+from tests.support.runs import (
+    each_once,
+    latest,
+    until,
+    until_results,
+    write_prompts,
+)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
 
@@ -81,7 +87,7 @@ def begin(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[list[str], 
     )
     started = command(cluster, folder, *words)
     assert started.returncode == 0, started.stderr
-    until("some results", lambda: results_on_disk(run) >= 5, 120)
+    until_results(run, 5, 120)
     return ids, run
 
 

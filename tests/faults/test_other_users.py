@@ -100,6 +100,15 @@ def test_planted_run_folder_is_refused(scratch: Path) -> None:
         assert f"{run.parent}: it belongs to another user" in done.stderr
 
 
+def test_job_is_not_started_where_others_can_put_files(scratch: Path) -> None:
+    """With a `ucx.conf` there, UCX would load modules of the attacker in the victim's engines."""
+    plant(scratch / "ucx.conf", "UCX_MODULE_DIR=/nowhere")
+    words = ("serve", *SIMULATOR, "name=x", f"runs_dir={scratch}/own")
+    done = as_user(VICTIM, *program(*words), cwd=scratch)
+    assert done.returncode == 3
+    assert f"{scratch}: it is the current folder" in done.stderr
+
+
 class Payload:
     """Pickle that creates a file when it is loaded."""
 

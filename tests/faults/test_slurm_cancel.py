@@ -7,7 +7,7 @@ import pytest
 from tests.cluster.slurm import SlurmCluster
 from tests.faults.test_slurm_jobs import BATCH, command, job_id
 from tests.support.fault_rows import FaultRecorder
-from tests.support.runs import each_once, results_on_disk, until, write_prompts
+from tests.support.runs import each_once, until, until_results, write_prompts
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow_fault, pytest.mark.timeout(400)]
 
@@ -28,7 +28,7 @@ def started(cluster: SlurmCluster, folder: Path, fault: FaultRecorder) -> str:
     done = command(cluster, folder, *BATCH, *PACE)
     assert done.returncode == 0, done.stdout + done.stderr
     run, wanted = folder / "runs/prompts", fault.chance.randrange(1, 40)
-    until("results", lambda: results_on_disk(run) >= wanted, 120)
+    until_results(run, wanted, 120)
     return job_id(folder)
 
 

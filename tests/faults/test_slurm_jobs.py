@@ -9,7 +9,14 @@ import pytest
 
 from tests.cluster.slurm import ClusterError, SlurmCluster
 from tests.support.fault_rows import FaultRecorder
-from tests.support.runs import each_once, hpc_dynamo, latest, results_on_disk, until, write_prompts
+from tests.support.runs import (
+    each_once,
+    hpc_dynamo,
+    latest,
+    until,
+    until_results,
+    write_prompts,
+)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
@@ -57,7 +64,7 @@ def test_only_one_job_works_on_a_run_after_a_node_is_set_down(
     ids = write_prompts(shared_dir / "prompts.jsonl", 60, max_tokens=16)
     run = shared_dir / "runs/prompts"
     assert command(cluster, shared_dir, *BATCH, *SLOW).returncode == 0
-    until("some results", lambda: results_on_disk(run) >= 5, 120)
+    until_results(run, 5, 120)
     job = job_id(shared_dir)
     down = ("scontrol", "update", f"NodeName={lost_node}", "State=DOWN", "Reason=test")
     row = fault("node of a batch set down (Slurm)", "one job continues, each result once")
@@ -89,7 +96,7 @@ def test_stop_cancels_a_job_that_slurm_has_requeued(
     write_prompts(shared_dir / "prompts.jsonl", 60, max_tokens=16)
     assert command(cluster, shared_dir, *BATCH, *SLOW).returncode == 0
     run = shared_dir / "runs/prompts"
-    until("some results", lambda: results_on_disk(run) >= 2, 120)
+    until_results(run, 2, 120)
     job = job_id(shared_dir)
     fault("`scontrol requeue`, then `hpc-dynamo stop` (Slurm)", "the pending job is cancelled")
     cluster.slurm("scontrol", "requeue", job)

@@ -18,6 +18,7 @@ from tests.support.runs import (
     latest,
     results_on_disk,
     until,
+    until_results,
     write_prompts,
 )
 
@@ -92,7 +93,7 @@ def test_batch_on_a_worker_over_nodes_survives_their_loss(
     words = (*SIMULATOR, *OVER_NODES, *SLOW, "cluster.preflight=false")
     begun = hpc_dynamo("batch", *words, "--detach", cwd=tmp_path)
     assert begun.returncode == 0, begun.stderr
-    until("some results", lambda: results_on_disk(run) >= 4)
+    until_results(run, 4)
     row = fault(f"SIGKILL of agents {lost} of a batch with two spare nodes", MOVED)
     pids = {record.node: record.pid for record in latest(run).nodes()}
     for node in lost:

@@ -17,16 +17,13 @@ import pytest
 from tests.faults.test_hangs import hangs
 from tests.integration.serving.served import Served
 from tests.support import tiny_models
+from tests.support.batches import background_batch
 from tests.support.cut_streams import assert_unbroken, text_of
 from tests.support.fault_rows import FaultRecorder
 from tests.support.faults import stopped
 from tests.support.runs import (
-    each_once,
-    hpc_dynamo,
     latest,
-    results_on_disk,
     until,
-    write_prompts,
 )
 from tests.support.vllm import provisioned
 from tests.support.vllm_serve import (
@@ -199,21 +196,16 @@ def test_batch_survives_its_only_worker_of_a_role(
 ) -> None:
     vllm = provisioned()
     model = tiny_models.llama(tmp_path / "tiny", vllm.model)
-    ids = write_prompts(tmp_path / "prompts.jsonl", 200)
     words = ("engine=vllm-cpu", "cluster.launcher=local", "topology=disaggregated", *START_ONCE)
-    own = (f"engine.python={vllm.python}", f"model.path={model}", "input=prompts.jsonl", "name=b")
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(hpc_dynamo, "batch", *words, *own, cwd=tmp_path, timeout_s=900)
-        run = tmp_path / "runs" / "b"
-        some = fault.chance.randrange(1, 60)
-        until("some results", lambda: run.exists() and results_on_disk(run) > some, READY_S)
+    own = (f"engine.python={vllm.python}", f"model.path={model}")
+    with background_batch(tmp_path, 200, *words, *own, timeout_s=900) as batch:
+        batch.wait_for_results(fault.chance.randrange(2, 61), READY_S)
         row = fault(f"vLLM, batch of 200: SIGKILL of the only {role} worker", "nothing is lost")
-        os.kill(engine_of(run, role), signal.SIGKILL)
-        assert done.result().returncode == 0, done.result().stdout + done.result().stderr
+        os.kill(engine_of(batch.run, role), signal.SIGKILL)
+        batch.succeed()
     row.recovered()
-    row.requests(len(ids))
-    each_once(run, ids)
-    outcome = latest(run).outcome()
+    row.requests(200)
+    outcome = latest(batch.run).outcome()
     assert outcome is not None
     assert outcome.summary is not None
     assert outcome.summary.kv_bytes > 0, "NIXL's byte counter did not move"

@@ -10,7 +10,7 @@ from hpc_dynamo.simulator.options import parser
 from hpc_dynamo.simulator.server import EngineContext, HttpApi
 
 MODEL, KEY = "demo", "key-of-the-test"
-IDLE_S = 20.0
+IDLE_S = 60.0
 
 
 @asynccontextmanager

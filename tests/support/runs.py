@@ -12,7 +12,7 @@ from typing import Any
 from hpc_dynamo.run import Attempt, Run
 
 SIMULATOR = ("engine=simulator", "cluster.launcher=local")
-BUSY_FACTOR = 3.0
+BUSY_FACTOR, BUSY_S = 3.0, 60.0
 
 
 def hpc_dynamo(
@@ -88,9 +88,9 @@ def until(
 ) -> Any:
     """Poll until a condition holds. Files have no events across nodes.
 
-    `timeout_s` is for a quiet machine; a busy one gets three times as long.
+    `timeout_s` is for a quiet machine; a busy one gets three times as long, and at least a minute.
     """
-    deadline = time.monotonic() + BUSY_FACTOR * timeout_s
+    deadline = time.monotonic() + max(BUSY_FACTOR * timeout_s, BUSY_S)
     while not (value := condition()):
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
         time.sleep(poll_s)
@@ -100,3 +100,8 @@ def until(
 def results_on_disk(run: Path) -> int:
     """Return the number of complete lines in all parts of a run."""
     return sum(part.read_bytes().count(b"\n") for part in (run / "parts").glob("*.jsonl"))
+
+
+def until_results(run: Path, count: int, timeout_s: float = 60) -> None:
+    """Wait until a run, which may not have started, has `count` results."""
+    until(f"{count} results", lambda: results_on_disk(run) >= count, timeout_s)

@@ -1,4 +1,4 @@
-"""Runs of `hpc-dynamo serve` with real vLLM workers on this machine's CPU."""
+"""Runs of `hpc-dynamo serve` with real vLLM or SGLang workers on this machine's CPU."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 import openai
 
-from hpc_dynamo.demo.provision import DemoEngine
+from hpc_dynamo.demo.engine_environment import DemoEngine
 from hpc_dynamo.run import Run
 from tests.support.runs import latest, until
 
@@ -74,11 +74,11 @@ class Served:
 
 
 @contextmanager
-def serving(vllm: DemoEngine, folder: Path, *words: str) -> Iterator[Served]:
+def serving(engine: DemoEngine, folder: Path, *words: str) -> Iterator[Served]:
     """Yield `hpc-dynamo serve` of the small model, from its endpoint to the end of its engines."""
-    own = [f"engine.python={vllm.python}", f"model.path={vllm.model}", f"model.name={MODEL}"]
-    own += START_ONCE
-    argv = [sys.executable, "-m", "hpc_dynamo", "serve", "engine=vllm-cpu", "name=v"]
+    own = [f"engine.python={engine.python}", f"model.path={engine.model}", f"model.name={MODEL}"]
+    own += START_ONCE if engine.config == "vllm-cpu" else ()
+    argv = [sys.executable, "-m", "hpc_dynamo", "serve", f"engine={engine.config}", "name=v"]
     argv += ["cluster.launcher=local", *own, *words]
     with (folder / "serve.log").open("wb") as out:
         process = subprocess.Popen(argv, cwd=folder, stdout=out, stderr=out, env=dict(os.environ))

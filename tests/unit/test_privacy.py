@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from hpc_dynamo.errors import FileRefused
-from hpc_dynamo.run import privacy
+from hpc_dynamo.launch.task_folder import refuse_unsafe_folder
+from hpc_dynamo.run import Run, privacy
 from hpc_dynamo.run.privacy import (
     create_private_folder,
     open_private_folder,
     require_private_folder,
+    require_safe_cwd,
 )
 
 OTHER = 65534
@@ -245,3 +247,47 @@ def test_descriptor_outlives_a_swap(tmp_path: Path) -> None:
         assert Path(f"/proc/self/fd/{handle}/job.pkl").read_text() == "submitit"
     finally:
         os.close(handle)
+
+
+@pytest.mark.parametrize(("permissions", "safe"), [(0o755, True), (0o770, True), (0o1777, False)])
+def test_job_is_not_started_where_all_users_can_put_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, permissions: int, safe: bool
+) -> None:
+    """UCX loads the modules that a `ucx.conf` in the current folder names."""
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(permissions)
+    with nullcontext() if safe else pytest.raises(FileRefused, match=f"{tmp_path}: it is the cur"):
+        require_safe_cwd()
+
+
+@needs_root
+@pytest.mark.parametrize("level", [0, 1])
+def test_job_is_not_started_in_the_folder_of_another_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int
+) -> None:
+    inner = tmp_path / "theirs" / "mine"
+    inner.mkdir(parents=True)
+    os.chown([inner, inner.parent][level], OTHER, OTHER)
+    monkeypatch.chdir(inner)
+    with pytest.raises(FileRefused, match="another user"):
+        require_safe_cwd()
+
+
+def test_task_in_an_unsafe_folder_continues_in_the_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slurm starts a task in /tmp if its node does not have the folder of the submission."""
+    run = Run(tmp_path / "runs" / "r")
+    create_private_folder(run.path)
+    unsafe = tmp_path / "unsafe"
+    unsafe.mkdir()
+    unsafe.chmod(0o1777)
+    before = os.umask(0)
+    try:
+        for folder, then in ((tmp_path, tmp_path), (unsafe, run.path)):
+            monkeypatch.chdir(folder)
+            assert refuse_unsafe_folder(run) == 0
+            assert Path.cwd() == then
+    finally:
+        os.umask(before)
+    assert f"warning: continuing in {run.path}: {unsafe}: " in capsys.readouterr().err

@@ -142,7 +142,7 @@ def test_concurrent_attempts_get_different_numbers(run: Run) -> None:
         assert claimer.stdin
         claimer.stdin.write("go\n")
         claimer.stdin.flush()
-    numbers = [int(n) for c in claimers for n in c.communicate(timeout=20)[0].split()]
+    numbers = [int(n) for c in claimers for n in c.communicate(timeout=90)[0].split()]
     assert sorted(numbers) == list(range(1, 61))
 
 
@@ -166,5 +166,5 @@ def test_record_that_is_a_pipe_or_too_large_is_refused(tmp_path: Path) -> None:
     with large.open("wb") as file:
         file.truncate(3 << 30)
     for path in (pipe, large, Path("/dev/zero")):
-        with pytest.raises(HpcDynamoError, match="it is not a file of at most"):
+        with pytest.raises(HpcDynamoError, match=r"it is not a regular file|it has more than"):
             read_json(path, dict)

@@ -184,11 +184,11 @@ def test_remedy_of_impossible_topology_works() -> None:
     assert plan(config).nodes == 4
 
 
-def test_plan_lists_workers_of_node_and_idle_nodes() -> None:
+def test_plan_lists_workers_of_node_and_used_nodes() -> None:
     laid_out = plan(split(pool(1, 1, 6), pool(1), 4, nodes=4))
     assert [w.rank for w in laid_out.on_node(0)] == [0, 1]
     assert [w.rank for w in laid_out.on_node(1)] == [], "a second shard serves nothing"
-    assert laid_out.idle_nodes == 2
+    assert laid_out.nodes - len(laid_out.used_nodes) == 2
 
 
 shapes = st.builds(
@@ -253,7 +253,7 @@ def test_derived_node_count_is_minimal(config: Config) -> None:
         return -(-p.gpus // (gpus // unit * unit))
 
     assert laid_out.nodes <= sum(p.workers * alone(p) for _, p in config.topology.pools)
-    assert laid_out.idle_nodes == 0
+    assert laid_out.nodes == len(laid_out.used_nodes)
 
     def with_nodes(nodes: int) -> Config:
         return replace(config, topology=replace(config.topology, nodes=nodes))

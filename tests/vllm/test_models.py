@@ -14,7 +14,7 @@ from urllib.error import HTTPError
 
 import pytest
 
-from hpc_dynamo.config import Config, Device, Engine
+from hpc_dynamo.config import Device, Engine
 from hpc_dynamo.engines.vllm.adapter import VllmAdapter
 from hpc_dynamo.engines.vllm.pd_protocol import REMOTE_DECODE
 from hpc_dynamo.kv.events import BlockHash, BlockStored, KvEvent, decode_events
@@ -28,7 +28,7 @@ from tests.vllm.test_kv import prompt
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 REPLAY_S = 90.0
-BLOCK = VllmAdapter().block_tokens(Config(engine=Engine(device=Device.cpu)))
+BLOCK = VllmAdapter().block_tokens(Engine(device=Device.cpu))
 LORA = ("pirate", "poet")
 
 

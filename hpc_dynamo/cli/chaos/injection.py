@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from signal import Signals
 
-from hpc_dynamo.cli.chaos.batch_progress import BatchProgress
 from hpc_dynamo.cli.chaos.probe import Probe
 from hpc_dynamo.cli.chaos.processes import RunProcesses
 from hpc_dynamo.cli.chaos.schedule import Fault, Process
@@ -32,9 +31,7 @@ class Recovery:
 class FaultInjection:
     """Injects faults one after another. `undo` ends all SIGSTOPs, also after Ctrl-C."""
 
-    def __init__(
-        self, attempt: Attempt, processes: RunProcesses, probe: Probe | BatchProgress
-    ) -> None:
+    def __init__(self, attempt: Attempt, processes: RunProcesses, probe: Probe) -> None:
         self._attempt, self._processes, self._probe = attempt, processes, probe
         self._stopped = list[Process]()
         self._workers = self._ready_workers()

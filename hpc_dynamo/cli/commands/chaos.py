@@ -6,7 +6,8 @@ from collections import Counter
 from contextlib import suppress
 
 from hpc_dynamo.cli.arguments import add_run
-from hpc_dynamo.cli.chaos.batch_progress import BatchProgress
+from hpc_dynamo.cli.chaos.batch_probe import BatchProbe
+from hpc_dynamo.cli.chaos.client_probe import ClientProbe
 from hpc_dynamo.cli.chaos.injection import FaultInjection, Recovery
 from hpc_dynamo.cli.chaos.probe import Probe
 from hpc_dynamo.cli.chaos.processes import RunProcesses
@@ -96,12 +97,12 @@ def _is_running(run: Run) -> bool:
     return False
 
 
-def _probe(attempt: Attempt, rate: float) -> Probe | BatchProgress:
+def _probe(attempt: Attempt, rate: float) -> Probe:
     """Return what shows if the run works: requests of a client, or the progress of a batch."""
     endpoint = attempt.endpoint()
     if endpoint is None:
-        return BatchProgress(attempt)
-    return Probe(lambda: _client(attempt), endpoint.model, 1 / rate)
+        return BatchProbe(attempt)
+    return ClientProbe(lambda: _client(attempt), endpoint.model, 1 / rate)
 
 
 def _client(attempt: Attempt) -> ChatClient:
@@ -125,7 +126,7 @@ def _row(recovery: Recovery) -> str:
     return f"{recovery.fault}: {', '.join(texts)}"
 
 
-def _summary(attempt: Attempt, probe: Probe | BatchProgress) -> int:
+def _summary(attempt: Attempt, probe: Probe) -> int:
     """Print the number of lost requests with their errors; return the exit code."""
     errors = Counter(result.error for result in probe.results if result.error)
     lost = errors.total() + probe.unanswered

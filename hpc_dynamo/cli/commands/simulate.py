@@ -68,7 +68,7 @@ def run(args: Namespace) -> int:
     from_config.check_requests_fit(job, requests)
     if config.simulate.search_split:
         return _search(config, job, requests)
-    planner = from_config.simulated_planner(config, job)
+    planner = from_config.simulated_planner(config.planner, job)
     with SimulationBar(len(requests)) as bar:
         outcome = simulation.simulate(job, requests, planner, lambda result: bar.count_request())
     OUT.print(result_table(outcome, len(requests)))
@@ -80,7 +80,7 @@ def run(args: Namespace) -> int:
 
 def _config(args: Namespace) -> Config:
     config = compose(list(_overrides(args)), args.config_dir)
-    require_single_model(config, "a simulation")
+    require_single_model(config.models, "a simulation")
     validate(config)
     return config
 

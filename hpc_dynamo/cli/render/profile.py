@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from hpc_dynamo.planner.profile import EngineProfile, Measurement, Metric
@@ -14,8 +15,8 @@ def profile_table(profile: EngineProfile) -> Table:
     table = Table(title="profile", title_justify="left", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
-    table.add_row("worker", profile.title)
-    table.add_row("measured", f"{profile.date} on {profile.hardware}")
+    table.add_row("worker", escape(profile.title))
+    table.add_row("measured", escape(f"{profile.date} on {profile.hardware}"))
     table.add_row("start", f"{profile.startup_s:.1f} s")
     table.add_row("TTFT without load or cache", _range(_uncached(profile), "prompt tokens"))
     table.add_row("ITL", _range(_by_sequences(profile), "sequences"))

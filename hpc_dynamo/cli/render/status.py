@@ -139,7 +139,7 @@ def _summary(attempt: Attempt, s: BatchSummary) -> Table:
     roster = attempt.roster()
     if roster:
         how = f"{len(roster.nodes)} agents by {roster.method} in {roster.seconds:.3f} s"
-        table.add_row("bootstrap", how)
+        table.add_row("bootstrap", escape(how))
     return table
 
 

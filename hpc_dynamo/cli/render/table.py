@@ -78,10 +78,6 @@ class ResponsiveTable:
             yield from wrapped_lines(pairs, width)
 
 
-def _width(cell: str) -> int:
-    return Text.from_markup(cell).cell_len
-
-
 def wrapped_lines(parts: Sequence[Text | str], width: int, indent: str = INDENT) -> Iterator[Text]:
     """Yield lines of comma-separated parts; a part that fits into a line is not broken."""
     line = Text(overflow="fold")

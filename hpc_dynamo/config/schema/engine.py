@@ -73,6 +73,11 @@ class Engine:
     prefill: RoleOptions = section(RoleOptions(), "Options of prefill workers only.")
     decode: RoleOptions = section(RoleOptions(), "Options of decode workers only.")
     aggregated: RoleOptions = section(RoleOptions(), "Options of aggregated workers only.")
+    allowed_media: tuple[str, ...] = setting(
+        (),
+        "Sources of images, audio and video that requests may name: hosts, `*.DOMAIN` or `*`, and "
+        "absolute folders. Requests may always hold media as `data:` URLs.",
+    )
     max_num_seqs: int = setting(
         256, "Sequences that one worker decodes at the same time.", unit="sequences", ge=1
     )

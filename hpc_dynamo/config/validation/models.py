@@ -1,12 +1,14 @@
 """Checks of `model` and `models`, and the context of an error about one of several models."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from hpc_dynamo.config.schema.config import Config
+from hpc_dynamo.config.schema.config import Config, ServedModel
 from hpc_dynamo.config.schema.planner import PlannerMode
 from hpc_dynamo.config.schema.workload import Task
 from hpc_dynamo.errors import ConfigError, quoted_override
+
+Models = Mapping[str, ServedModel]
 
 
 @contextmanager
@@ -20,10 +22,10 @@ def errors_of_model(model: str) -> Iterator[None]:
         raise ConfigError(f"models.{model}: {e.message}", hint=e.hint) from e
 
 
-def require_single_model(config: Config, what: str) -> None:
-    """Raise ConfigError if the configuration has several models, which `what` does not support."""
-    if config.models:
-        named = ", ".join(config.models)
+def require_single_model(models: Models, what: str) -> None:
+    """Raise ConfigError for several models, which `what` does not support."""
+    if models:
+        named = ", ".join(models)
         hint = "model.path=… once for each of them; several are served together by hpc-dynamo serve"
         raise ConfigError(f"{what} is of one model, and models.* names {named}", hint=hint)
 
@@ -33,12 +35,12 @@ def check_models(config: Config) -> None:
     if not config.models:
         return
     if config.task is not Task.serve:
-        require_single_model(config, f"a {config.task}")
+        require_single_model(config.models, f"a {config.task}")
     if config.route.engines:
         what = "models.* cannot be combined with route.*, which names engines that already run"
         raise ConfigError(what, hint="hpc-dynamo serve …, or a route for each model")
     if config.planner.mode is not PlannerMode.off:
-        require_single_model(config, f"planner.mode={config.planner.mode}")
+        require_single_model(config.models, f"planner.mode={config.planner.mode}")
     for name in config.models:
         _check_shared(name, config)
 
@@ -64,10 +66,10 @@ def check_adapters(config: Config) -> None:
             raise ConfigError(what, hint="another name for it, or model.name=…")
 
 
-def check_adapter_names(config: Config) -> None:
+def check_adapter_names(models: Models) -> None:
     """Check that models and LoRA adapters of one job have different names."""
-    owners = {name: name for name in config.models}
-    for model, own in config.models.items():
+    owners = {name: name for name in models}
+    for model, own in models.items():
         for name in own.lora:
             if name in owners:
                 what = f"models.{model}.lora.{name}: models.{owners[name]} answers to that name"

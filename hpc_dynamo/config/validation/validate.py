@@ -10,6 +10,7 @@ from hpc_dynamo.config.schema.workload import Serve
 from hpc_dynamo.config.validation.bounds import check_bounds
 from hpc_dynamo.config.validation.container import check_container
 from hpc_dynamo.config.validation.hardware import check_hardware
+from hpc_dynamo.config.validation.media import check_allowed_media
 from hpc_dynamo.config.validation.models import (
     check_adapter_names,
     check_adapters,
@@ -34,7 +35,7 @@ def validate(config: Config) -> None:
         with errors_of_model(model):
             _check_model(own)
     check_bounds(config)
-    check_adapter_names(config)
+    check_adapter_names(config.models)
     check_hardware(config)
     walltime_minutes(config.cluster.slurm.time)
     check_slurm(config.cluster)
@@ -48,6 +49,7 @@ def _check_model(config: Config) -> None:
     check_planner(config)
     check_scale_out(config)
     _check_sleep_mode(config)
+    check_allowed_media(config.engine.allowed_media)
     mounted = {"model.path": config.model.path, "runs_dir": str(Path(config.runs_dir).absolute())}
     mounted |= {f"model.lora.{name}": path for name, path in config.model.lora.items()}
     check_container(config.engine.container, mounted)

@@ -47,8 +47,10 @@ SGLANG_METRICS = MetricNames(
     generation_tokens="sglang:generation_tokens",
     ttft="sglang:time_to_first_token_seconds",
     itl="sglang:inter_token_latency_seconds",
-    kv_bytes="",  # SGLang has a histogram in MB, only on the prefill side; shown as 0
-    cache_info="",  # SGLang has two gauges instead, page_size and num_pages
+    kv_bytes="sglang:kv_transfer_total_mb",  # prefill workers report it
+    cache_info="",
+    kv_bytes_unit=2**20,
+    kv_tokens="sglang:max_total_num_tokens",
 )
 
 SLEEP_ENDPOINTS = SleepEndpoints("/release_memory_occupation", "/resume_memory_occupation")
@@ -81,7 +83,7 @@ class SglangAdapter(EngineAdapter):
     port_count = 2  # HTTP, bootstrap server; SGLang selects the ports between its processes
     rendezvous_port_count = 2  # torch.distributed, bootstrap server
 
-    def pd_protocol(self, config: Config) -> SglangPdProtocol:
+    def pd_protocol(self, engine: Engine) -> SglangPdProtocol:
         return SglangPdProtocol()
 
     def check(self, config: Config, plan: Plan) -> None:
@@ -95,7 +97,7 @@ class SglangAdapter(EngineAdapter):
         _check_shards(config.topology, plan)
         _check_stages(config.topology)
         refuse_recompute("sglang", config.engine)
-        check_block_size(config.router, self.block_tokens(config))
+        check_block_size(config.router, self.block_tokens(config.engine))
         refuse_disaggregated_profile("SGLang", config)
 
     def command(self, config: Config, placement: Placement) -> EngineCommand:
@@ -131,9 +133,9 @@ class SglangAdapter(EngineAdapter):
     def truncates_prompts(self, engine: Engine) -> bool:
         return bool(user_options(engine).get("allow-auto-truncate"))
 
-    def block_tokens(self, config: Config) -> int:
+    def block_tokens(self, engine: Engine) -> int:
         """Return the page size. Some attention backends use another one."""
-        return positive_option(config.engine, "page-size", BLOCK_TOKENS)
+        return positive_option(engine, "page-size", BLOCK_TOKENS)
 
 
 def _check_shards(topology: Topology, plan: Plan) -> None:

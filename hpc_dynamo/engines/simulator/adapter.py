@@ -66,15 +66,15 @@ class SimulatorAdapter(EngineAdapter):
     port_count = 2  # HTTP, bootstrap server
     rendezvous_port_count = 1
 
-    def pd_protocol(self, config: Config) -> PdProtocol:
-        return simulated_engine(config.engine).pd_protocol(config)
+    def pd_protocol(self, engine: Engine) -> PdProtocol:
+        return simulated_engine(engine).pd_protocol(engine)
 
     def check(self, config: Config, plan: Plan) -> None:
         for worker in multi_node_workers(plan):
             require_equal_shards("simulator", worker)
         shard_start(config.engine)
-        check_block_size(config.router, self.block_tokens(config))
-        if self._is_concurrent(config):
+        check_block_size(config.router, self.block_tokens(config.engine))
+        if self._is_concurrent(config.engine):
             refuse_disaggregated_profile("SGLang", config)
 
     def command(self, config: Config, placement: Placement) -> EngineCommand:
@@ -92,7 +92,7 @@ class SimulatorAdapter(EngineAdapter):
             **({"enable-sleep-mode": True} if config.engine.sleep_mode else {}),
             **self._shard_options(config, placement),
         }
-        if self._is_concurrent(config) and placement.worker.role is Role.prefill:
+        if self._is_concurrent(config.engine) and placement.worker.role is Role.prefill:
             options["disaggregation-bootstrap-port"] = placement.ports[1]
         own = {
             name: value for name, value in user_options(config.engine).items() if name != "start"
@@ -105,8 +105,8 @@ class SimulatorAdapter(EngineAdapter):
         env |= {"HPC_DYNAMO_ENGINE_KEY": placement.token}
         return EngineCommand((*argv, *command_line(options | own)), env)
 
-    def _is_concurrent(self, config: Config) -> bool:
-        return isinstance(self.pd_protocol(config), ConcurrentProtocol)
+    def _is_concurrent(self, engine: Engine) -> bool:
+        return isinstance(self.pd_protocol(engine), ConcurrentProtocol)
 
     def _load_failure_policy(self, engine: Engine) -> KvLoadFailurePolicy:
         """Return the policy of the simulated engine: only vLLM can recompute."""
@@ -116,13 +116,13 @@ class SimulatorAdapter(EngineAdapter):
 
     def _shard_options(self, config: Config, placement: Placement) -> dict[str, Any]:
         options = node_options(placement)
-        if not self.is_mpi_step(config, placement.worker):
+        if not self.is_mpi_step(config.engine, placement.worker):
             return options
         return {"mpi": True, **{name: options[name] for name in ("master-addr", "master-port")}}
 
-    def is_mpi_step(self, config: Config, worker: Worker) -> bool:
+    def is_mpi_step(self, engine: Engine, worker: Worker) -> bool:
         """Return True as for TensorRT-LLM with `engine.args.start=mpi`."""
-        return len(worker.shards) > 1 and shard_start(config.engine) == "mpi"
+        return len(worker.shards) > 1 and shard_start(engine) == "mpi"
 
     def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
         """Return None also with a kv-events-config of the user."""
@@ -131,7 +131,7 @@ class SimulatorAdapter(EngineAdapter):
         return ipc_event_endpoints(config.router, placement)
 
     def serves_both_roles(self, config: Config) -> bool:
-        restart = config.planner.restart_on_role_change or self._is_concurrent(config)
+        restart = config.planner.restart_on_role_change or self._is_concurrent(config.engine)
         return roles_can_change(config) and not restart
 
     def sleep_endpoints(self, engine: Engine) -> SleepEndpoints | None:
@@ -146,8 +146,8 @@ class SimulatorAdapter(EngineAdapter):
     def truncates_prompts(self, engine: Engine) -> bool:
         return simulated_engine(engine).truncates_prompts(engine)
 
-    def block_tokens(self, config: Config) -> int:
-        return positive_option(config.engine, "block-size", BLOCK_TOKENS)
+    def block_tokens(self, engine: Engine) -> int:
+        return positive_option(engine, "block-size", BLOCK_TOKENS)
 
     def diagnose(self, log_tail: str) -> str:
         if "MissingDependency" in log_tail or "nixl" in log_tail:

@@ -7,7 +7,7 @@ checks no key: docs/guides/tensorrt-llm.md describes the consequences.
 from collections.abc import Mapping
 from typing import Any
 
-from hpc_dynamo.config import Config, ContainerKind, Device, Model, Topology
+from hpc_dynamo.config import Config, ContainerKind, Device, Engine, Model, Topology
 from hpc_dynamo.engines.adapter import EngineAdapter, EngineCommand, MetricNames, Placement
 from hpc_dynamo.engines.compat_checks import refuse_recompute, require_model
 from hpc_dynamo.engines.diagnostics import COMMON, PORT_TAKEN
@@ -81,7 +81,7 @@ class TrtllmAdapter(EngineAdapter):
     known_failures = KNOWN_FAILURES
     tuning_options = tuning_options(__file__)
 
-    def pd_protocol(self, config: Config) -> TrtllmPdProtocol:
+    def pd_protocol(self, engine: Engine) -> TrtllmPdProtocol:
         return TrtllmPdProtocol()
 
     def check(self, config: Config, plan: Plan) -> None:
@@ -91,7 +91,7 @@ class TrtllmAdapter(EngineAdapter):
             what = f"engine.device={config.engine.device}: TensorRT-LLM runs only on GPUs"
             raise ConfigError(what, hint="engine.device=cuda")
         _check_args(click_options(config.engine))
-        self.block_tokens(config)
+        self.block_tokens(config.engine)
         _refuse_adapters(config.model)
         if config.engine.sleep_mode:
             what = "engine.sleep_mode=true: trtllm-serve has no paths for it"
@@ -109,12 +109,12 @@ class TrtllmAdapter(EngineAdapter):
     def command(self, config: Config, placement: Placement) -> EngineCommand:
         return server_command(config, placement)
 
-    def is_mpi_step(self, config: Config, worker: Worker) -> bool:
+    def is_mpi_step(self, engine: Engine, worker: Worker) -> bool:
         return len(worker.shards) > 1
 
-    def block_tokens(self, config: Config) -> int:
+    def block_tokens(self, engine: Engine) -> int:
         """Return `tokens_per_block` of the options file, or TensorRT-LLM's default."""
-        cache = (click_options(config.engine).get("extra") or {}).get("kv_cache_config") or {}
+        cache = (click_options(engine).get("extra") or {}).get("kv_cache_config") or {}
         name = "engine.args.extra.kv_cache_config.tokens_per_block"
         return positive_int(name, cache.get("tokens_per_block"), BLOCK_TOKENS)
 

@@ -84,7 +84,7 @@ class VllmAdapter(EngineAdapter):
     rendezvous_port_count = RENDEZVOUS_PORT_COUNT
     hang_messages = ("Address already in use (addr=",)  # NIXL side channel; the server hangs
 
-    def pd_protocol(self, config: Config) -> VllmPdProtocol:
+    def pd_protocol(self, engine: Engine) -> VllmPdProtocol:
         return VllmPdProtocol()
 
     def check(self, config: Config, plan: Plan) -> None:
@@ -96,7 +96,7 @@ class VllmAdapter(EngineAdapter):
         if config.engine.sleep_mode and config.engine.device is Device.cpu:
             what = "engine.sleep_mode=true: vLLM's workers can sleep only on GPUs"
             raise ConfigError(what, hint="engine.sleep_mode=false")
-        check_block_size(config.router, self.block_tokens(config))
+        check_block_size(config.router, self.block_tokens(config.engine))
 
     def command(self, config: Config, placement: Placement) -> EngineCommand:
         both, events = self.serves_both_roles(config), self.event_endpoints(config, placement)
@@ -119,6 +119,6 @@ class VllmAdapter(EngineAdapter):
     def sleep_endpoints(self, engine: Engine) -> SleepEndpoints | None:
         return SLEEP_ENDPOINTS if engine.sleep_mode else None
 
-    def block_tokens(self, config: Config) -> int:
+    def block_tokens(self, engine: Engine) -> int:
         """Return vLLM 0.32's default, or `block-size`. Some attention backends use another size."""
-        return positive_option(config.engine, "block-size", BLOCK_TOKENS[config.engine.device])
+        return positive_option(engine, "block-size", BLOCK_TOKENS[engine.device])

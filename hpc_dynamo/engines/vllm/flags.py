@@ -72,6 +72,8 @@ def server_environment(engine: Engine, placement: Placement) -> dict[str, str]:
         # Enables the paths for sleep and wake. They require the run's token like all paths.
         **({"VLLM_SERVER_DEV_MODE": "1"} if engine.sleep_mode else {}),
         **({"VLLM_HOST_IP": placement.address} if placement.rendezvous else {}),
+        # Otherwise an allowed host could send the engine to one that is not.
+        **({} if "*" in engine.allowed_media else {"VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0"}),
         **network_environment(placement),
         # Sockets between the processes of a server.
         **({"VLLM_RPC_BASE_PATH": placement.events_folder} if placement.events_folder else {}),

@@ -50,7 +50,7 @@ class ExternalWorkers:
     ) -> None:
         self.address = address
         self._model, self._engines = config.model.name, config.route.engines
-        self._pd_protocol = pd_protocol_of(config)
+        self._pd_protocol = pd_protocol_of(config.engine)
         pairs = [pair.split("|") for pair in config.route.events]
         self._events = dict(enumerate(EventEndpoints(*pair) for pair in pairs))
         if not config.router.kv_events:

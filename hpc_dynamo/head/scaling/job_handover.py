@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from hpc_dynamo import launch
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.http import MAX_REPORT_BYTES, HttpClient, pinned_tls_context
-from hpc_dynamo.launch import detached_submit
+from hpc_dynamo.launch import next_attempt
 from hpc_dynamo.launch.node import is_requeued
 from hpc_dynamo.messages import Outcome, Successor
 from hpc_dynamo.run import Attempt
@@ -125,9 +125,7 @@ class JobHandover:
 
     async def _submit(self) -> Attempt:
         """Submit the next job. A cancellation waits for it, since the outcome must name the job."""
-        submission = asyncio.create_task(
-            asyncio.to_thread(detached_submit.submit_next_attempt, self._attempt)
-        )
+        submission = asyncio.create_task(next_attempt.submit_next_attempt(self._attempt))
         try:
             attempt = await asyncio.shield(submission)
         except asyncio.CancelledError:

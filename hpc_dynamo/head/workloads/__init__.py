@@ -3,8 +3,9 @@
     workload         protocol of a workload, and what it is given
     batch            a batch, with batch_prompts for its tokenizer
     serve            an endpoint
-    frontends        counts of its frontend processes
+    frontend_process one of its frontend processes; frontends: what they have counted
     endpoint_socket  its port
+    endpoint_state   what its frontends and its status file show
     sleep_mode       workers that clients put to sleep
     profile          a profile of one worker
 

@@ -16,6 +16,7 @@ from hpc_dynamo.engines import engine, pd_protocol_of
 from hpc_dynamo.errors import InputError
 from hpc_dynamo.head.workloads import batch_prompts
 from hpc_dynamo.head.workloads.workload import HeadContext
+from hpc_dynamo.launch.node import restart_count
 from hpc_dynamo.messages import Outcome, Progress, Status, max_context_tokens
 from hpc_dynamo.router import AdmissionLimits, StartShare
 from hpc_dynamo.run import Run
@@ -62,7 +63,7 @@ class BatchWorkload:
         config, names = self._config, engine(self._config.engine.name)
         requests = await asyncio.to_thread(read_input, Path(config.input))
         require_unchanged(requests, self._attempt.run)
-        ledger = Ledger(self._attempt.run, self._attempt.number)
+        ledger = Ledger(self._attempt.run, self._attempt.number, restart_count())
         # Earlier results may be gigabytes; a thread reads them, so that heartbeats continue.
         remaining = await asyncio.to_thread(ledger.unfinished, requests)
         prompts = await batch_prompts.load_batch_tokenizer(config)
@@ -71,7 +72,7 @@ class BatchWorkload:
         async with asyncio.TaskGroup() as tasks:
             # A request that kills its worker must not be retried on another one.
             dispatcher = Dispatcher(
-                self._router, pd_protocol_of(config), self._client, tasks, max_attempts=1
+                self._router, pd_protocol_of(config.engine), self._client, tasks, max_attempts=1
             )
             prompts = await batch_prompts.verify_tokenizer(prompts, config, dispatcher)
             self._notices = batch_prompts.routing_notices(prompts, config)

@@ -22,32 +22,56 @@ from pathlib import Path
 from typing import Self
 
 from hpc_dynamo.errors import EngineError
-from hpc_dynamo.process.listeners import listeners, user_name
+from hpc_dynamo.process.listeners import listeners
 from hpc_dynamo.run import Attempt
+from hpc_dynamo.run.privacy import user_name
 
 BACKLOG = 4096
 RUN = re.compile(r"(/\S.*)/attempts/\d+")
 
 
+def new_socket(host: str) -> socket.socket:
+    """Return a socket that an EndpointSocket of this host binds."""
+    return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+
+
 class EndpointSocket:
     """The port of an endpoint, reserved until `close`."""
 
-    def __init__(self, host: str, port: int, *, shared: bool, attempt: Attempt) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        shared: bool,
+        attempt: Attempt,
+        kept: socket.socket | None = None,
+    ) -> None:
         """`shared`: more than one socket will listen.
 
+        `kept` is a `new_socket` that another process has too. If this process dies, the port stays
+        reserved, and the next EndpointSocket continues with it.
         Raises EngineError if a server of another run uses the port. An earlier job of the same
         run may use it.
         """
         self._host, self._shared = host, shared
+        self._kept = kept.dup() if kept else new_socket(host)
+        if bound_port := int(self._kept.getsockname()[1]):
+            self._reserved, self.port = self._kept, bound_port
+            if not shared:
+                self._kept.listen(BACKLOG)
+            return
         try:
             same_run = shared and port and _earlier_job_listens(attempt, port)
             self._reserved = self._shareable(port) if same_run else self._reserve(port)
         except OSError as e:
+            self._kept.close()
             raise _port_error(host, port, e) from e
         self.port = int(self._reserved.getsockname()[1])
 
     def _reserve(self, port: int) -> socket.socket:
-        first = _bound(self._host, port, shared=False)
+        kept = None if self._shared else self._kept
+        first = _bound(self._host, port, shared=False, made=kept)
         try:
             first.listen(BACKLOG)  # fails if another server listens
         except OSError:
@@ -62,7 +86,7 @@ class EndpointSocket:
 
     def _shareable(self, port: int) -> socket.socket:
         """Return a socket that never listens and excludes servers without SO_REUSEPORT."""
-        reserved = _bound(self._host, port, shared=True)
+        reserved = _bound(self._host, port, shared=True, made=self._kept)
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         return reserved
 
@@ -71,7 +95,9 @@ class EndpointSocket:
         return _bound(self._host, self.port, shared=True) if self._shared else self._reserved.dup()
 
     def close(self) -> None:
-        """Release the port; it is free once the frontend processes have closed their sockets."""
+        """Release the port; it is free once all processes have closed their sockets."""
+        with suppress(OSError):  # it does not listen, or is closed
+            self._reserved.shutdown(socket.SHUT_RDWR)  # new clients are refused from now on
         self._reserved.close()
 
     def __enter__(self) -> Self:
@@ -81,13 +107,14 @@ class EndpointSocket:
         self.close()
 
 
-def _bound(host: str, port: int, *, shared: bool) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = socket.socket(family, socket.SOCK_STREAM)
+def _bound(
+    host: str, port: int, *, shared: bool, made: socket.socket | None = None
+) -> socket.socket:
+    made = made or new_socket(host)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # for connections that linger
     if shared:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    if family == socket.AF_INET6:
+    if made.family == socket.AF_INET6:
         made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     try:
         made.bind((host, port))

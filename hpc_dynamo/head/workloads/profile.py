@@ -17,6 +17,7 @@ from hpc_dynamo.config import Device, Role, with_role_options
 from hpc_dynamo.engines import engine, pd_protocol_of
 from hpc_dynamo.errors import EngineError, MissingDependency, RequestFailed
 from hpc_dynamo.head.workloads.workload import HeadContext
+from hpc_dynamo.launch.node import restart_count
 from hpc_dynamo.messages import Outcome, Progress, Status, WorkerReport
 from hpc_dynamo.planner.interpolation import ProfilePerformance
 from hpc_dynamo.planner.profile import (
@@ -44,7 +45,7 @@ class ProfileWorkload:
         self._context, self._config = context, context.config
         self._run = context.attempt.run
         self._engine = engine(context.config.engine.name)
-        self._results = self._run.attempt_results(context.attempt.number)
+        self._results = self._run.attempt_results(context.attempt.number, restart_count())
         self._began, self._draining = time.monotonic(), False
         self._total = self._resumed = self._done = self._running = 0
         self.phase, self.request_p95_s = "loading", 0.0
@@ -54,7 +55,7 @@ class ProfileWorkload:
         roles = [role for role, _ in self._config.topology.pools]
         await self._context.route.router.wait_for_roles(roles)
         prefill, decode = self._workers()
-        client, protocol = self._context.client, pd_protocol_of(self._config)
+        client, protocol = self._context.client, pd_protocol_of(self._config.engine)
         name, urls = self._config.served_name, (prefill.url, decode.url)
         bench = ProfileBench(client, self._engine, name, *urls, protocol)
         try:
@@ -71,7 +72,7 @@ class ProfileWorkload:
         self, bench: ProfileBench, grid: list[OperatingPoint]
     ) -> tuple[Measurement, ...] | None:
         """Measure all points that earlier attempts have not; return None if the job ends first."""
-        known = read_measurements(self._result_files())
+        known = read_measurements(self._run.parts())
         self._resumed = sum(min(len(known[point]), ROUNDS) for point in grid)
         self._total, self._began = ROUNDS * len(grid), time.monotonic()
         if not self._draining:
@@ -92,10 +93,11 @@ class ProfileWorkload:
     async def _limits(
         self, bench: ProfileBench, prefill: WorkerReport, decode: WorkerReport
     ) -> ProfileLimits:
+        engine = with_role_options(self._config, decode.role).engine
         return ProfileLimits(
             context_tokens=min(prefill.context_tokens, decode.context_tokens) or DEFAULT_CONTEXT,
             max_sequences=self._config.engine.max_num_seqs,
-            block_tokens=self._engine.block_tokens(with_role_options(self._config, decode.role)),
+            block_tokens=self._engine.block_tokens(engine),
             kv_tokens=await bench.kv_tokens(),
             transfers=prefill is not decode,
         )
@@ -107,9 +109,6 @@ class ProfileWorkload:
         self._running, self._done = 0, self._done + 1
         self.request_p95_s = max(self.request_p95_s, time.monotonic() - began)
         return result
-
-    def _result_files(self) -> Iterable[Path]:
-        return sorted(self._run.results.glob("*.jsonl"), key=lambda p: int(p.stem))
 
     def _error(self, group: BaseExceptionGroup[Exception]) -> EngineError:
         first: BaseException = group

@@ -1,6 +1,7 @@
 """Protocol of a workload (what a job runs), and what a workload is given."""
 
 import asyncio
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -56,7 +57,10 @@ def model_routes(config: Config, client: HttpClient) -> dict[str, ModelRoute]:
 
 @dataclass(frozen=True)
 class HeadContext:
-    """Parts of the head that a workload uses. `client` sends requests to engines."""
+    """Parts of the head that a workload uses. `client` sends requests to engines.
+
+    `endpoint_socket` is for the endpoint's port, and outlives this head.
+    """
 
     attempt: Attempt
     config: Config
@@ -65,6 +69,7 @@ class HeadContext:
     client: HttpClient
     planner_status: Callable[[], PlannerStatus | None] = lambda: None
     handover: JobHandover | None = None
+    endpoint_socket: socket.socket | None = None
 
     @property
     def route(self) -> ModelRoute:

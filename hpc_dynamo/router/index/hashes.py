@@ -15,12 +15,15 @@ from struct import iter_unpack
 from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
 TOKEN_BYTES = 4  # ids are little-endian uint32
+# More, of a prompt whose limit is unknown, would exceed the size of a message to the head.
+MAX_HASHES = 1 << 20
 HASH_BITS = (1 << 60) - 1
 
 
 def block_hashes(tokens: bytes, block_tokens: int, parent: int = 0) -> bytes:
-    """Return `chained_hashes` as uint64 in native byte order."""
-    return array("Q", chained_hashes(tokens, block_tokens, parent)).tobytes()
+    """Return `chained_hashes` of the first MAX_HASHES blocks as uint64 in native byte order."""
+    start = tokens[: MAX_HASHES * block_tokens * TOKEN_BYTES]
+    return array("Q", chained_hashes(start, block_tokens, parent)).tobytes()
 
 
 def chained_hashes(tokens: bytes, block_tokens: int, parent: int = 0) -> list[int]:

@@ -12,6 +12,8 @@ from hpc_dynamo.router.scheduling.lease import Lease, RoutingRequest
 
 Roles = tuple[Role, ...]
 
+MAX_WORKER_SETS = 32  # different sets of workers that queued requests may name
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -88,6 +90,15 @@ class RequestQueue:
     def blocks(self, request: RoutingRequest, roles: Roles) -> bool:
         """Return True if requests wait that this one must not overtake."""
         return Group(roles) in self._groups or Group.of(request, roles) in self._groups
+
+    def has_room_for(self, request: RoutingRequest, roles: Roles) -> bool:
+        """Return False for a request that names one more set of workers than may be queued.
+
+        Each set costs an attempt whenever a worker may have room.
+        """
+        if not request.hints.workers or Group.of(request, roles) in self._groups:
+            return True
+        return sum(bool(group.workers) for group in self._groups) < MAX_WORKER_SETS
 
     def offer(self, accept: Callable[[QueuedRequest], bool]) -> None:
         """Offer requests to `accept` in order, which may remove the request.

@@ -37,7 +37,7 @@ from hpc_dynamo.topology import plan
 from hpc_dynamo.wire import ControlClient, ControlServer, KvEventPublisher
 
 HERE = "127.0.0.1"
-SOON_S = 30.0
+SOON_S = 60.0
 NEVER_S = 0.5
 PROMPT = list(range(100, 140))  # two blocks of 16, and a half
 CONFIG = Config(

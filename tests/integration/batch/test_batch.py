@@ -16,6 +16,7 @@ from tests.support.runs import (
     latest,
     results_on_disk,
     until,
+    until_results,
     write_prompts,
 )
 
@@ -162,7 +163,7 @@ def test_resume_after_kill_gives_each_result_once(
 ) -> None:
     ids = write_prompts(tmp_path / "prompts.jsonl", 60, max_tokens=16)
     run = _start(tmp_path, *TWO_NODES, *SLOW, *SILENCE)
-    until("some results", lambda: results_on_disk(run) >= 5)
+    until_results(run, 5)
     attempt = latest(run)
     pids = {record.node: record.pid for record in attempt.nodes()}
     job = attempt.job()
@@ -202,7 +203,7 @@ def test_dead_worker_is_restarted(tmp_path: Path) -> None:
 def test_stop_ends_run_and_second_run_is_rejected_meanwhile(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 1000, max_tokens=4)
     run = _start(tmp_path, *SLOW)
-    until("some results", lambda: results_on_disk(run) >= 1)
+    until_results(run, 1)
     second = hpc_dynamo("batch", *SIMULATOR, "input=prompts.jsonl", cwd=tmp_path)
     assert second.returncode == 1
     assert "is in use" in second.stderr
@@ -218,7 +219,7 @@ def test_stop_ends_run_and_second_run_is_rejected_meanwhile(tmp_path: Path) -> N
 def test_requests_in_progress_finish_before_walltime(tmp_path: Path) -> None:
     write_prompts(tmp_path / "prompts.jsonl", 1000, max_tokens=16)
     run = _start(tmp_path, *SLOW)
-    until("some results", lambda: results_on_disk(run) >= 1)
+    until_results(run, 1)
     attempt = latest(run)
     os.kill(next(iter(attempt.nodes())).pid, signal.SIGUSR2)  # as Slurm announces it
     outcome = until("the outcome", attempt.outcome)
@@ -242,7 +243,7 @@ def test_ctrl_c_ends_the_job(tmp_path: Path) -> None:
         start_new_session=True,
     )
     run = tmp_path / "runs/prompts"
-    until("some results", lambda: results_on_disk(run) >= 1)
+    until_results(run, 1)
     os.killpg(process.pid, signal.SIGINT)  # a terminal signals the whole foreground group
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said

@@ -79,7 +79,7 @@ def agent(
 def results(process: "subprocess.Popen[str]") -> tuple[list[Result], str]:
     """Return what the agents of a process printed, and their log."""
     with process:
-        out, err = process.communicate(timeout=40)
+        out, err = process.communicate(timeout=90)
     found, rest = list[Result](), out[out.find("{") :].strip() if "{" in out else ""
     while rest:  # mpirun may join the lines of two ranks
         record, end = json.JSONDecoder().raw_decode(rest)

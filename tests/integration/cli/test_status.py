@@ -157,7 +157,7 @@ def test_printed_commands_work_when_pasted(attempt: Attempt, tmp_path: Path) -> 
 
 
 def shell(line: str, cwd: Path) -> str:
-    done = subprocess.run(["bash", "-c", line], cwd=cwd, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["bash", "-c", line], cwd=cwd, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

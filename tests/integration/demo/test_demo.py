@@ -5,17 +5,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from hpc_dynamo.batch.input_file import read_input
 from hpc_dynamo.cli.compose import compose
-from hpc_dynamo.config import Launcher, TopologyKind
-from hpc_dynamo.demo import reduce_busy_wait
+from hpc_dynamo.config import Device, Launcher, TopologyKind
 from hpc_dynamo.demo.__main__ import PROMPTS, answers, batch_arguments
-from hpc_dynamo.demo.provision import DemoEngine
+from hpc_dynamo.demo.engine_environment import DemoEngine
 from hpc_dynamo.demo.steps import (
     InstallProgress,
     InstallStep,
@@ -70,6 +68,13 @@ def test_batch_arguments_compose(folder: str) -> None:
     assert config.topology.prefill.workers == 2
     assert config.cluster.launcher is Launcher.local
     assert config.input == str(PROMPTS)
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang"])
+def test_each_engine_of_demo_selects_its_settings(name: str) -> None:
+    engine = DemoEngine(Path("/python"), Path("/model"), f"{name}-cpu")
+    config = compose(batch_arguments(engine, [])[1:])
+    assert (config.engine.name, config.engine.device) == (name, Device.cpu)
 
 
 def test_answers_are_paired_with_questions(tmp_path: Path) -> None:
@@ -205,24 +210,4 @@ def test_second_installer_waits_for_first(tmp_path: Path) -> None:
     other = holder(tmp_path, 0.5)
     with exclusive_lock(tmp_path, InstallProgress(), 20):
         assert (tmp_path / "hold.done").exists(), "the other one was not finished"
-    assert other.wait(timeout=10) == 0
-
-
-def installed(site: Path, texts: Sequence[str]) -> None:
-    for (name, *_), text in zip(reduce_busy_wait.EDITS, texts, strict=True):
-        (site / name).parent.mkdir(parents=True, exist_ok=True)
-        (site / name).write_text(text)
-
-
-def test_busy_loops_are_edited_once(tmp_path: Path) -> None:
-    installed(tmp_path, [f"before\n{old}after\n" for _, old, _ in reduce_busy_wait.EDITS])
-    reduce_busy_wait.reduce_busy_wait(tmp_path)
-    reduce_busy_wait.reduce_busy_wait(tmp_path)
-    for name, _, new in reduce_busy_wait.EDITS:
-        assert (tmp_path / name).read_text() == f"before\n{new}after\n"
-
-
-def test_unknown_version_is_not_edited(tmp_path: Path) -> None:
-    installed(tmp_path, ["something else\n"] * len(reduce_busy_wait.EDITS))
-    with pytest.raises(SystemExit, match="does not have this line once"):
-        reduce_busy_wait.reduce_busy_wait(tmp_path)
+    assert other.wait(timeout=60) == 0

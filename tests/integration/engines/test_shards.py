@@ -157,7 +157,7 @@ def test_unequal_shards_are_rejected(name: str) -> None:
 def test_trtllm_ranks_use_launcher_next_to_interpreter() -> None:
     given = config("trtllm", Pool(1, pipeline_parallel=6))
     given = replace(given, engine=replace(given.engine, python="/env/bin/python"))
-    assert engine("trtllm").is_mpi_step(given, plan(given).workers[0])
+    assert engine("trtllm").is_mpi_step(given.engine, plan(given).workers[0])
     made = command(given, 0)
     assert made.argv[:2] == ("/env/bin/trtllm-llmapi-launch", "/env/bin/python")
     assert made.argv[2:6] == ("-m", "tensorrt_llm.commands.serve", "serve", "/llama")
@@ -169,7 +169,7 @@ def test_trtllm_ranks_use_launcher_next_to_interpreter() -> None:
 
 def test_trtllm_on_one_node_has_no_launcher() -> None:
     given = config("trtllm", Pool(1, tensor_parallel=4))
-    assert not engine("trtllm").is_mpi_step(given, plan(given).workers[0])
+    assert not engine("trtllm").is_mpi_step(given.engine, plan(given).workers[0])
     assert "trtllm-llmapi-launch" not in " ".join(command(given, 0).argv)
 
 
@@ -192,7 +192,7 @@ def test_trtllm_over_nodes_in_enroot_is_rejected() -> None:
 
 def test_simulator_can_start_as_mpi_step() -> None:
     given = config("simulator", Pool(1, pipeline_parallel=6), start="mpi")
-    assert engine("simulator").is_mpi_step(given, plan(given).workers[0])
+    assert engine("simulator").is_mpi_step(given.engine, plan(given).workers[0])
     told = options(command(given, 0))
     assert told["--mpi"] == ""
     assert (told["--master-addr"], told["--master-port"]) == ("10.0.0.5", "6000")

@@ -12,7 +12,11 @@ import pytest
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.errors import EngineError
-from hpc_dynamo.head.workloads.endpoint_socket import EndpointSocket, port_owner
+from hpc_dynamo.head.workloads.endpoint_socket import (
+    EndpointSocket,
+    new_socket,
+    port_owner,
+)
 from hpc_dynamo.messages import Endpoint, Outcome
 from hpc_dynamo.run import Attempt, Run, Secrets, write_json
 from hpc_dynamo.topology import Plan
@@ -211,3 +215,38 @@ def test_free_port_has_no_owner() -> None:
         port = listening.getsockname()[1]
         assert port_owner(port)
     assert port_owner(port) == ""
+
+
+HEAD = """
+import os, signal, socket, sys
+from pathlib import Path
+from hpc_dynamo.head.workloads.endpoint_socket import EndpointSocket
+from hpc_dynamo.run import Attempt
+kept = socket.socket(fileno=int(sys.argv[2]))
+attempt, shared = Attempt(Path(sys.argv[1])), sys.argv[3] == "True"
+with EndpointSocket("127.0.0.1", 0, shared=shared, attempt=attempt, kept=kept) as reserved:
+    with reserved.open() as opened:
+        opened.listen()
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_port_stays_reserved_after_the_death_of_a_head(one: Attempt, shared: bool) -> None:
+    """Else another user could take it, and with it the keys and the prompts of clients."""
+    with new_socket(LOCAL) as kept:
+        argv = [sys.executable, "-c", HEAD, str(one.path), str(kept.fileno()), str(shared)]
+        subprocess.run(argv, pass_fds=[kept.fileno()], check=False)
+        port = kept.getsockname()[1]
+        assert port
+        with server(port=port) as (taken, _):
+            assert not taken
+        with EndpointSocket(LOCAL, 0, shared=shared, attempt=one, kept=kept) as again:
+            assert again.port == port
+            with again.open() as opened:
+                opened.listen()
+                socket.create_connection((LOCAL, port)).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((LOCAL, port))
+    with server(port=port) as (taken, _):
+        assert taken == port

@@ -17,7 +17,7 @@ from hpc_dynamo.planner.profile import (
 )
 from hpc_dynamo.profiler.client import TimedStream
 from hpc_dynamo.profiler.grid import ProfileLimits, operating_points
-from tests.support.runs import SIMULATOR, hpc_dynamo, latest, results_on_disk, until
+from tests.support.runs import SIMULATOR, hpc_dynamo, latest, until, until_results
 from tests.support.terminal import ends, on_a_terminal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -115,7 +115,7 @@ def test_profile_resumes_after_kill_9(tmp_path: Path) -> None:
     run = tmp_path / "runs/small"
     started = hpc_dynamo(*WORDS, "--detach", cwd=tmp_path)
     assert started.returncode == 0, started.stderr
-    until("some points", lambda: results_on_disk(run) >= 2 * 3)
+    until_results(run, 2 * 3)
     attempt = latest(run)
     job, pids = attempt.job(), [record.pid for record in attempt.nodes()]
     assert job is not None
@@ -143,7 +143,7 @@ def test_profile_resumes_after_kill_9(tmp_path: Path) -> None:
 def test_walltime_ends_a_profile_after_a_point(tmp_path: Path) -> None:
     run = tmp_path / "runs/small"
     assert hpc_dynamo(*WORDS, "--detach", cwd=tmp_path).returncode == 0
-    until("some points", lambda: results_on_disk(run) >= 2)
+    until_results(run, 2)
     attempt = latest(run)
     os.kill(next(iter(attempt.nodes())).pid, signal.SIGUSR2)  # as Slurm signals it
     outcome = until("the outcome", attempt.outcome)

@@ -60,7 +60,7 @@ def test_adapter_output_is_equal_with_and_without_disaggregation(served: Served)
         body = json.dumps({"model": model, "prompt": f"{STORY}", "max_tokens": 6}).encode()
         headers = {"Authorization": f"Bearer {token}"}
         asked = urllib.request.Request(f"{row['url']}/v1/completions", body, headers)
-        with urllib.request.urlopen(asked, timeout=30) as alone:
+        with urllib.request.urlopen(asked, timeout=90) as alone:
             assert json.load(alone)["choices"][0]["text"] == answer.choices[0].text
         assert answer.model == model
         texts.add(answer.choices[0].text)

@@ -8,7 +8,7 @@ import pytest
 from hpc_dynamo.config import Role
 from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.stats import FrontendStats
-from hpc_dynamo.head.workloads.serve import failed_requests
+from hpc_dynamo.head.workloads.endpoint_state import failed_requests
 from tests.integration.serving.served import MODEL, Served
 
 PAGES = ("/v1/models", "/v1/workers", "/metrics")

@@ -104,7 +104,7 @@ def _telling() -> tuple[str, str]:
 
 def compute(rank: Rank, prompt: list[int]) -> None:
     """Send a request directly to an engine."""
-    with openai.OpenAI(base_url=f"{rank.url}/v1", api_key=KEY, max_retries=0, timeout=30) as client:
+    with openai.OpenAI(base_url=f"{rank.url}/v1", api_key=KEY, max_retries=0, timeout=90) as client:
         client.completions.create(model=MODEL, prompt=prompt, max_tokens=1)
 
 
@@ -148,7 +148,7 @@ def test_ctrl_c_ends_endpoint_but_not_engines(tmp_path: Path) -> None:
         up.expect_exact("base URL: http")
         up.expect("curl [^\r\n]*")
         command = f"{up.after} -s"
-        answer = json.loads(subprocess.check_output(["bash", "-c", command], timeout=30))
+        answer = json.loads(subprocess.check_output(["bash", "-c", command], timeout=90))
         assert answer["choices"][0]["message"]["content"]
         up.sendintr()
         up.expect_exact("ended: stopped")

@@ -45,5 +45,5 @@ async def client() -> AsyncIterator[Client]:
 async def ai(aggregated: Rank) -> AsyncIterator[openai.AsyncOpenAI]:
     """Return the official client, connected to the aggregated rank."""
     url = f"{aggregated.url}/v1"
-    async with openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=20) as made:
+    async with openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=60) as made:
         yield made

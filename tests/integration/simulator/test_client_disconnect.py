@@ -148,7 +148,7 @@ async def test_slow_reader_does_not_block_rank_and_gets_all_tokens(
         await client.until(rank, "generation_tokens_total", 30_000)
         content = b""
         while not content.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
-            content += await asyncio.wait_for(reader.read(1 << 16), 20)
+            content += await asyncio.wait_for(reader.read(1 << 16), 60)
     events = [line for line in content.split(b"\n\n") if b"data: {" in line]
     assert len(events) < 30_000  # accumulated tokens arrive in one event
     records = [msgspec.json.decode(event.partition(b"data: ")[2]) for event in events]

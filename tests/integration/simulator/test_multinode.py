@@ -13,7 +13,7 @@ import pytest
 from tests.support.simulator import KEY, MODEL, Client, Rank, simulator
 
 SIMULATOR = (sys.executable, "-m", "hpc_dynamo.simulator", "--model", MODEL)
-END_S = 20.0
+END_S = 60.0
 
 Nodes = Callable[[int], tuple[str, ...]]
 Join = Callable[..., "subprocess.Popen[str]"]

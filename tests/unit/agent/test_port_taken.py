@@ -9,7 +9,7 @@ import pytest
 from hpc_dynamo.agent import worker_restarts
 from hpc_dynamo.agent.engine_process import EngineProcess, PortTaken
 from hpc_dynamo.agent.engine_start import wait_until_ready
-from hpc_dynamo.agent.hang_watches import _has_port
+from hpc_dynamo.agent.hang_watch import _has_port
 from hpc_dynamo.agent.worker_restarts import MAX_TAKEN_PORTS, WorkerRestarts
 from hpc_dynamo.config import Config, Engine, Role, Task
 from hpc_dynamo.engines import Placement
@@ -69,7 +69,7 @@ async def never() -> EngineError:
 
 
 async def start(process: EngineProcess, exited: "asyncio.Task[EngineError]") -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await wait_until_ready(Config(), process, Role.decode, "secret", exited)
 
 

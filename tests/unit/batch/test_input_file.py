@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpc_dynamo.batch import input_file
 from hpc_dynamo.batch.input_file import MAX_PROBLEMS_SHOWN, BatchInput, read_input
 from hpc_dynamo.errors import InputError
 
@@ -227,3 +228,15 @@ def test_reader_returns_every_body(
     texts = [json.dumps(openai(i) | {"body": b}, ensure_ascii=ascii_only) for i, b in rows]
     file.write_bytes(b"\xef\xbb\xbf" * bom + newline.join(texts).encode())
     assert found(read_input(file)) == [(i, TEXT, b) for i, b in rows]
+
+
+def test_file_without_newlines_is_not_read_as_a_whole(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sparse file may have terabytes."""
+    monkeypatch.setattr(input_file, "MAX_LINE_BYTES", 1 << 20)
+    with file.open("wb") as opened:
+        opened.write(b'{"prompt": "a"}\n')
+        opened.truncate(1 << 40)
+    with pytest.raises(InputError, match=":2: this line has more than 1 MiB"):
+        read_input(file)

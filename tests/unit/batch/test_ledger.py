@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hpc_dynamo.batch.input_file import read_input
 from hpc_dynamo.batch.ledger import SEARCH_BYTES, Ledger, failure_line, success_line
 from hpc_dynamo.errors import RequestFailed
-from hpc_dynamo.run import Run
+from hpc_dynamo.run import Run, attempt_of_part
 from tests.support.runs import write_prompts
 
 
@@ -138,6 +138,19 @@ def test_attempts_are_ordered_by_number(run: Run) -> None:
     put(run, 10, bad("a", body=b'"new"'))
     Ledger(run, 11).merge(["a"])
     assert rows(run.errors)[0]["response"]["body"] == "new"
+
+
+def test_execution_after_a_restart_by_slurm_has_a_part_of_its_own(run: Run) -> None:
+    """An execution that Slurm cannot end may append to the part of the attempt meanwhile."""
+    parts = [run.attempt_results(*which) for which in ((1, 0), (1, 2), (1, 10), (2, 0))]
+    for name, part in zip("abcd", parts, strict=True):
+        part.write_bytes(good(name) + bad("x", body=name.encode()) + good("y", name))
+    assert run.parts() == parts
+    assert {attempt_of_part(part) for part in parts[:3]} == {1}
+    assert Ledger(run, 3).merge("abcdxy") == (5, 1)
+    assert rows(run.errors)[0]["response"]["body"] == "d"
+    answers = {row["custom_id"]: row["response"]["body"]["text"] for row in rows(run.output)}
+    assert answers["y"] == "a"  # each id once; the first answer counts
 
 
 @given(cut=st.integers(0, 400), parts=st.integers(1, 3))
@@ -336,7 +349,7 @@ except* HpcDynamoError as group:
 
 def test_full_disk_raises_and_keeps_acknowledged_lines(run: Run) -> None:
     argv = [sys.executable, "-c", FULL_DISK, str(run.path)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=90)
     *acknowledged, last = done.stdout.splitlines()
     assert last == f"told {run.attempt_results(1)}: the file is larger than its limit", done.stderr
     assert acknowledged

@@ -88,7 +88,7 @@ async def test_other_chats_continue() -> None:
     stuck = asyncio.create_task(chats.render(STUCK))
     await asyncio.sleep(0)
     with pytest.raises(UnsupportedPrompt, match="another chat"):
-        await chats.render(BODY, patience_s=0)
+        await chats.render(BODY, patience_s=0.01)
     waiting = asyncio.create_task(chats.render(BODY, patience_s=None))
     with pytest.raises(TemplateFailed, match=CPU):
         await stuck
@@ -101,6 +101,19 @@ async def test_cancelled_chat_leaves_no_answer_to_the_next() -> None:
     await asyncio.sleep(0)
     first.cancel()
     assert await chats.render(BODY, patience_s=None) == "Hi"
+
+
+async def test_cancelled_chats_do_not_end_the_process() -> None:
+    """Clients that disconnected at once made each chat of others wait for a new process."""
+    chats = process("{{ messages[0].content }}")
+    await chats.render(BODY)
+    pid = chats.pid
+    for _ in range(20):
+        first = asyncio.create_task(chats.render(STUCK))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await chats.render(BODY, patience_s=None) == "Hi"
+    assert chats.pid == pid
 
 
 async def test_dead_process_is_replaced() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from hpc_dynamo.dispatch.chunk_converter import ChunkConverter
 from hpc_dynamo.dispatch.continuation import (
+    MAX_STOP_CHARS,
     ContinuationDiffers,
     Cut,
     check_continuable,
@@ -142,3 +143,17 @@ def test_record_of_too_long_stream_is_dropped() -> None:
     for _ in range(3 * PACKED_BYTES // PLAIN_BYTES):
         record.append(generator.randbytes(PLAIN_BYTES))
     assert record.content() is None
+
+
+def test_long_stop_strings_are_not_compared() -> None:
+    """A stop string of 1 MB would have stopped a frontend for minutes when its worker died."""
+    for stop in ("x" * (MAX_STOP_CHARS + 1), ["x" * 100] * 101):
+        with pytest.raises(NotContinuable, match="are long"):
+            cut_at({"stop": stop}, PartialAnswer(text="xx"), repeat=True)
+    assert cut_at({"stop": "y" * MAX_STOP_CHARS}, PartialAnswer(text="xx"), repeat=True)
+
+
+def test_numbers_are_read_as_engines_read_them() -> None:
+    fields = {"prompt": "x", "max_tokens": "30.0", "min_tokens": "20"}
+    continued = continuation_body(fields, [1], [2] * 4, 0)
+    assert (continued["max_tokens"], continued["min_tokens"]) == (26, 16)

@@ -19,7 +19,7 @@ from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.router import AdmissionLimits, RequestRouter, RoutingRequest
 
-SOON_S = 10.0
+SOON_S = 60.0
 PATH = "/v1/completions"
 TOKEN = "the run's token"
 AS_IT_CAME = b'{"text":  "as it came"}'

@@ -3,13 +3,18 @@
 import msgspec
 import pytest
 
-from hpc_dynamo.config import Config, Engine
-from hpc_dynamo.dispatch.execution import AGGREGATED, DISAGGREGATED, Execution, choose_execution
+from hpc_dynamo.config import Engine
+from hpc_dynamo.dispatch.execution import (
+    AGGREGATED,
+    DISAGGREGATED,
+    Execution,
+    choose_execution,
+    count,
+    is_off,
+)
 from hpc_dynamo.engines import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Body, pd_protocol_of
 
-PD_PROTOCOLS = {
-    name: pd_protocol_of(Config(engine=Engine(name=name))) for name in ("vllm", "sglang", "trtllm")
-}
+PD_PROTOCOLS = {name: pd_protocol_of(Engine(name=name)) for name in ("vllm", "sglang", "trtllm")}
 TEXT = {"prompt": "a", "max_tokens": 5}
 TALK = {"messages": [{"role": "user", "content": "a"}]}
 
@@ -135,3 +140,11 @@ def test_prompt_beyond_context_is_aggregated(tokens: int, limit: int, fits: bool
         assert found == (DISAGGREGATED if fits else AGGREGATED)
     # SGLang's workers reject requests for one worker.
     assert choose_execution(COMPLETIONS, body, PD_PROTOCOLS["sglang"], **context) == DISAGGREGATED
+
+
+@pytest.mark.parametrize("value", [b"[" + b"1," * 9000 + b"1]", b'"' + b"0" * 20_000 + b'"'])
+def test_long_value_of_a_short_field_is_not_read(value: bytes) -> None:
+    """A body of 32 MB with a long array in `stream` was decoded again for each look at it."""
+    body = {"stream": msgspec.Raw(value), "n": msgspec.Raw(value)}
+    assert not is_off(body, "stream")
+    assert count(body, "n") < 0

@@ -100,6 +100,22 @@ async def test_what_an_engine_may_accept_is_sent_to_it(path: str, body: dict[str
     await build(path, body)
 
 
+class NoTokenizer(FixedTokenizer):
+    """Must not be asked."""
+
+    async def completion(self, body: Any, max_tokens: int = 0) -> list[Tokens]:
+        raise AssertionError(body)
+
+
+@pytest.mark.parametrize("prompt", [b"[" + b"1," * CONTEXT + b"1]", b"[[" + b"1, " * 100 + b"1]]"])
+async def test_token_ids_beyond_the_context_are_not_decoded(prompt: bytes) -> None:
+    """Four million ids in a body of 8 MB stopped a frontend for 0.2 s, also on /v1/route."""
+    context, fields = RequestContext(max_context_tokens=CONTEXT), {"prompt": msgspec.Raw(prompt)}
+    builder = RequestBuilder(Config(), NoTokenizer())
+    with pytest.raises(RequestFailed, match="contains at least 101 input tokens"):
+        await builder.routing_request(COMPLETIONS, fields, context)
+
+
 class LimitedTokenizer(FixedTokenizer):
     """Refuses all texts as too long."""
 
@@ -121,6 +137,16 @@ async def test_fields_without_effect_on_the_prompt_are_not_decoded() -> None:
 async def test_an_engine_that_shortens_prompts_gets_them() -> None:
     engine = Engine(name="sglang", args={"allow_auto_truncate": True})
     await build(COMPLETIONS, {"prompt": "x" * 1000}, replace(Config(), engine=engine))
+
+
+async def test_names_are_found_at_any_depth() -> None:
+    """40,000 names at a depth of 240 in a body of 400 KB stopped a frontend for 0.3 s."""
+    deep: Any = dict.fromkeys(map(str, range(40_000)), 1)
+    for _ in range(120):
+        deep = [{"a": deep}]
+    await build("/v1/rerank", {"x": deep})
+    for found in ([deep, {"lora_path": 1}], [[{"a": 1, "b": [{"lora_path": deep}]}]]):
+        assert "lora_path" in (await refused("/v1/rerank", {"x": found})).message
 
 
 @pytest.mark.parametrize("name", REFUSED_FIELDS)

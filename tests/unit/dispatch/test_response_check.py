@@ -9,8 +9,9 @@ import pytest
 from aiohttp import web
 
 from hpc_dynamo.dispatch import EngineRequest, IncomingResponse, WorkerFailed
-from hpc_dynamo.dispatch.response_check import is_complete
-from hpc_dynamo.engines import Body
+from hpc_dynamo.dispatch.response_check import BadResponse, CheckedResponse, is_complete
+from hpc_dynamo.engines import COMPLETIONS, Body
+from hpc_dynamo.http import HttpClient, HttpRequest, HttpServer, ResponseWriter
 from hpc_dynamo.router import Lease, RoutingRequest
 from tests.unit.dispatch.test_dispatch import PATH, SOON_S, House, Reply, Sender
 
@@ -143,3 +144,33 @@ async def test_end_of_stream_is_found_in_whatever_pieces_it_arrives(
     sender, _ = await house.whole(reply)
     sink = await send(sender, {"prompt": "x", "stream": True})
     assert (sink.content, sink.complete) == (STREAM, True)
+
+
+async def checked(path: str, content: bytes) -> bytes:
+    async def serve(request: HttpRequest, response: ResponseWriter) -> None:
+        response.send(200, content, [(b"content-type", b"application/json")])
+
+    async with HttpServer(serve) as server, HttpClient() as client:
+        url = f"http://127.0.0.1:{await server.listen('127.0.0.1', 0)}"
+        async with client.send("POST", url, path) as answer:
+            return await CheckedResponse(answer, path, stream=False).read()
+
+
+@pytest.mark.parametrize("content", [b'{"a": NaN}', b'{"a": "\\ud800"}', b'{"a": -Infinity}'])
+async def test_values_that_only_some_readers_accept_make_no_worker_look_broken(
+    content: bytes,
+) -> None:
+    """One request whose values an engine repeats closed two workers to all for 15 s."""
+    for path in (COMPLETIONS, "/v1/embeddings"):
+        assert await checked(path, content) == content
+        for broken in (content[:-1], b"[" + content, content + b"x"):
+            with pytest.raises(BadResponse):
+                await checked(path, broken)
+    with pytest.raises(BadResponse):
+        await checked(COMPLETIONS, b"[NaN]")
+    assert await checked("/v1/embeddings", b"[NaN]") == b"[NaN]"
+
+
+def test_error_event_ends_a_stream_of_messages() -> None:
+    assert is_complete("/v1/messages", b'event: error\ndata: {"type": "error"}\n\n')
+    assert not is_complete("/v1/messages", b'data: {"type": "content_block_delta"}\n\n')

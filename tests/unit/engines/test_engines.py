@@ -157,6 +157,7 @@ def test_vllm_command_of_disaggregated_topology(
         "CUDA_VISIBLE_DEVICES": "2,3",
         "PYTHONPATH": str(INJECTED),
         "VLLM_API_KEY": "secret-token",
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "VLLM_NIXL_SIDE_CHANNEL_HOST": "10.0.0.7",
         "VLLM_NIXL_SIDE_CHANNEL_PORT": "5001",
         "VLLM_NO_USAGE_STATS": "1",
@@ -329,7 +330,7 @@ def test_data_parallel_vllm_publishes_no_kv_events() -> None:
 )
 def test_tokens_of_a_kv_block(name: str, device: Device, args: dict[str, Any], tokens: int) -> None:
     config = replace(CONFIG, engine=Engine(name=name, device=device, args=args))
-    assert engine(name).block_tokens(config) == tokens
+    assert engine(name).block_tokens(config.engine) == tokens
 
 
 @pytest.mark.parametrize(("own", "fits"), [(8, True), (16, True), (12, False), (32, False)])

@@ -71,6 +71,8 @@ POST /abort_request
 POST /abort_requests
 POST /pd_role_switch
 POST /invocations
+POST /vertex_generate
+POST /generate_from_file
 GET /ping
 GET /metrics
 GET /docs
@@ -163,4 +165,6 @@ def test_templates_match_one_segment() -> None:
     assert path_parameters("/v1/responses/{id}/cancel", "/v1/responses/a.b/cancel") == ("a.b",)
     assert not path_parameters("/v1/responses/{id}", "/v1/responses/a/cancel")
     assert not path_parameters("/v1/responses/{id}", "/v1/responses/")
+    for id_ in ("..", "..%2F..%2Fsleep", "..%2F..%2Fsleep%3F", "a%0d%0ax:y", "a%00", "a\\..", "a#"):
+        assert not path_parameters("/v1/responses/{id}/cancel", f"/v1/responses/{id_}/cancel")
     assert not path_parameters("/v1.{x}", "/v1/score")

@@ -145,7 +145,7 @@ def test_user_options_override_generated_sglang_options() -> None:
     found = options(engine("sglang").command(config, place(Role.decode)))
     assert (found["--page-size"], found["--ep-size"]) == ("64", "2")
     assert not {"--enable-metrics", "--no-enable-metrics"} & found.keys()
-    assert engine("sglang").block_tokens(config) == 64
+    assert engine("sglang").block_tokens(config.engine) == 64
 
 
 def test_token_reaches_sglang_inside_process(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_token_reaches_sglang_inside_process(tmp_path: Path) -> None:
     command = engine("sglang").command(CONFIG, place(Role.prefill))
     path = f"{command.env['PYTHONPATH']}:{tmp_path}"
     env = {**os.environ, **command.env, "PYTHONPATH": path}
-    done = subprocess.run(command.argv, env=env, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command.argv, env=env, capture_output=True, text=True, timeout=90)
     words = [*command.argv[3:], "--api-key", "secret-token"]
     assert done.stdout == f"{words} sglang.launch_server\n", done.stderr
 
@@ -203,6 +203,12 @@ sglang:cached_tokens_total{cache_source="device"} 30.0
 sglang:cached_tokens_total{cache_source="host"} 10.0
 # TYPE sglang:generation_tokens_total counter
 sglang:generation_tokens_total{model_name="m"} 7.0
+# TYPE sglang:kv_transfer_total_mb histogram
+sglang:kv_transfer_total_mb_bucket{le="+Inf"} 24.0
+sglang:kv_transfer_total_mb_count 24.0
+sglang:kv_transfer_total_mb_sum 98.4375
+# TYPE sglang:max_total_num_tokens gauge
+sglang:max_total_num_tokens{tp_rank="0"} 16384.0
 """
 
 
@@ -211,7 +217,8 @@ def test_metrics() -> None:
     assert (found.running, found.waiting, found.kv_usage) == (3, 2, 0.25)
     assert (found.prefix_queries, found.prefix_hits) == (100, 40)
     assert (found.prompt_tokens, found.generation_tokens) == (100, 7)
-    assert (found.kv_bytes, found.kv_tokens) == (0, 0)
+    assert found.kv_bytes == 140 * 16 * 46080, "140 pages of 16 tokens of SmolLM2-135M in float32"
+    assert found.kv_tokens == 16384
 
 
 # Prefill/decode protocol
@@ -238,21 +245,17 @@ def test_prefill_worker_without_bootstrap_port_is_rejected() -> None:
 
 def test_probe_uses_fake_bootstrap_host() -> None:
     met = {"bootstrap_host": "2.2.2.2", "bootstrap_room": 0}
-    assert probe_fields(pd_protocol_of(CONFIG), Role.prefill) == met
-    assert probe_fields(pd_protocol_of(CONFIG), Role.aggregated) == {}
-    assert (
-        probe_fields(pd_protocol_of(replace(CONFIG, engine=Engine(name="vllm"))), Role.decode) == {}
-    )
+    assert probe_fields(pd_protocol_of(CONFIG.engine), Role.prefill) == met
+    assert probe_fields(pd_protocol_of(CONFIG.engine), Role.aggregated) == {}
+    assert probe_fields(pd_protocol_of(Engine(name="vllm")), Role.decode) == {}
 
 
 def test_simulator_uses_configured_pd_protocol() -> None:
-    assert isinstance(pd_protocol_of(SIMULATED), ConcurrentProtocol)
-    assert not isinstance(
-        pd_protocol_of(replace(CONFIG, engine=Engine(name="simulator"))), ConcurrentProtocol
-    )
+    assert isinstance(pd_protocol_of(SIMULATED.engine), ConcurrentProtocol)
+    assert not isinstance(pd_protocol_of(Engine(name="simulator")), ConcurrentProtocol)
     odd = replace(CONFIG, engine=Engine(name="simulator", args={"pd-protocol": "sglan"}))
     with pytest.raises(ConfigError, match=r"engine\.args\.pd-protocol") as refused:
-        pd_protocol_of(odd)
+        pd_protocol_of(odd.engine)
     assert "did you mean 'sglang'?" in refused.value.hint
     adapter = engine("simulator")
     found = options(adapter.command(SIMULATED, place(Role.prefill)))

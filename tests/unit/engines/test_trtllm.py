@@ -161,8 +161,9 @@ def test_unsupported_trtllm_settings_are_rejected(config: Config, what: str) -> 
 
 
 def test_tokens_of_a_kv_block() -> None:
-    assert TRTLLM.block_tokens(CONFIG) == 32
-    assert TRTLLM.block_tokens(with_args(extra={"kv_cache_config": {"tokens_per_block": 64}})) == 64
+    assert TRTLLM.block_tokens(CONFIG.engine) == 32
+    larger = with_args(extra={"kv_cache_config": {"tokens_per_block": 64}})
+    assert TRTLLM.block_tokens(larger.engine) == 64
 
 
 def test_advice() -> None:

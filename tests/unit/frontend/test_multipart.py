@@ -29,13 +29,15 @@ def read(body: str, content_type: str = TYPE) -> Fields:
 
 def test_fields_of_a_form() -> None:
     body = named("model", "m") + named("t[]", "a") + named("t[]", "b") + part(FILE, "1\r\n\r\n2")
-    expected = [("model", "m"), ("t[]", "a"), ("t[]", "b"), ("file", "1")]
+    expected = [("model", "m"), ("t[]", "a"), ("t[]", "b"), ("file", "")]
     assert read(body + "--x--\r\n") == expected
     assert read("--x--\r\n") == []
     quoted = 'multipart/form-data; boundary="x"'
     assert read(named("a") + "--x--", quoted) == [("a", "v")]
     assert read(part("content-disposition:form-data; name=a") + "--x--") == [("a", "v")]
     other = part("Content-Disposition: form-data; name=\"f\"; filename*=utf-8''%C3%A4")
+    assert read(other + "--x--") == [("f", "v")]
+    other = part('Content-Disposition: form-data; name="f"; filename*="; filename="')
     assert read(other + "--x--") == [("f", "v")]
 
 

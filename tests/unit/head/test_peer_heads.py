@@ -14,7 +14,7 @@ from hpc_dynamo.router import RequestRouter, WorkerDemand
 from hpc_dynamo.router.scheduling.peer_loads import PublishedLoads
 from tests.unit.router.requests import aggregated_router
 
-SOON_S = 20.0
+SOON_S = 60.0
 AT = "http://n0:1"
 BUSY = WorkerDemand(40, 10, 3)
 

@@ -1,6 +1,7 @@
 """HTTP server and client over sockets: limits, errors, back pressure, shutdown."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from hpc_dynamo.http import Handler, HttpClient, HttpLimits, HttpRequest, HttpServer, ResponseWriter
 
 HOST = "127.0.0.1"
-SOON_S = 10.0
+SOON_S = 60.0
 MB = 1 << 20
 
 
@@ -366,3 +367,20 @@ async def test_client_distinguishes_crashed_from_absent_server() -> None:
             with pytest.raises(error):
                 async with client.send("GET", url, "/"):
                     pass
+
+
+async def test_socket_that_another_process_shut_down_is_ignored(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A head shuts the endpoint down before its frontends have ended."""
+    listening = socket.create_server((HOST, 0))
+    other = listening.dup()
+    async with HttpServer(echo) as server:
+        port = await server.listen_on(listening)
+        async with HttpClient() as client:
+            assert await status(client, f"http://{HOST}:{port}", b"") == 200
+            with other:
+                other.shutdown(socket.SHUT_RDWR)
+            # The client's connection is served after a look at the socket.
+            assert await status(client, f"http://{HOST}:{port}", b"") == 200
+    assert not caplog.records

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import sys
 import time
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from hpc_dynamo.http.listener import HANDSHAKE_S
 from tests.integration.serving.served import certified
 from tests.unit.http.test_http import HOST, echo, post, raw, status
 
-SOON_S = 30.0
+SOON_S = 60.0
 KEY = b"Authorization: Bearer key\r\n"
 HEAD = b"POST /x HTTP/1.1\r\nHost: h\r\n"
 
@@ -245,3 +247,42 @@ async def test_path_with_other_characters_is_rejected() -> None:
     async with serving() as (_, port):
         asked = b"GET /\xe4 HTTP/1.1\r\nHost: h\r\n" + KEY + b"\r\n"
         assert (await raw(port, asked)).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_requests_beyond_the_limit_are_not_parsed() -> None:
+    """64 KiB of requests, of which none was answered, took 2 MB; 1,000 clients took 2 GB."""
+    got, answer = asyncio.Event(), asyncio.Event()
+
+    async def wait(request: HttpRequest, response: ResponseWriter) -> None:
+        got.set()
+        await answer.wait()
+        response.send(200, request.path.encode())
+
+    async with asyncio.timeout(SOON_S), HttpServer(wait, has_key=has_key) as server:
+        port, paths = await server.listen(HOST, 0), [f"/{n}" for n in range(3000)]
+        reader, writer = await asyncio.open_connection(HOST, port)
+        writer.write(b"".join(b"GET %b HTTP/1.1\r\n\r\n" % path.encode() for path in paths))
+        before = sys.getallocatedblocks()
+        await got.wait()
+        assert sys.getallocatedblocks() - before < 3000
+        answer.set()
+        for path in paths:
+            received = await reader.readuntil(b"\r\n\r\n" + path.encode())
+            assert received.startswith(b"HTTP/1.1 200 ")
+        await close(writer)
+
+
+async def test_idle_connection_keeps_no_body() -> None:
+    """100 idle connections of clients with a key kept 3 GB that no limit counted."""
+    size = 1 << 20
+    async with serving() as (_, port):
+        reader, writer = await asyncio.open_connection(HOST, port)
+        tracemalloc.start()
+        try:
+            writer.write(HEAD + KEY + b"Content-Length: %d\r\n\r\n" % size + bytes(size))
+            await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(size)
+            assert tracemalloc.get_traced_memory()[0] < size
+        finally:
+            tracemalloc.stop()
+        await close(writer)

@@ -52,7 +52,7 @@ async def test_endless_response(start: bytes, piece: bytes, limit: int) -> None:
     endless = Endless(start, piece)
     server = await asyncio.start_server(endless, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with asyncio.timeout(30), server, HttpClient() as client:
+    async with asyncio.timeout(60), server, HttpClient() as client:
         with pytest.raises(ConnectionError, match=f"more than {limit} bytes"):
             async with client.send("GET", url, "/") as answer:
                 await answer.read(LIMIT)
@@ -72,7 +72,7 @@ async def test_each_response_has_its_own_limit(count: int) -> None:
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with asyncio.timeout(30), server, HttpClient() as client:
+    async with asyncio.timeout(60), server, HttpClient() as client:
         for _ in range(count):
             async with client.send("GET", url, "/") as answer:
                 assert await answer.read(LIMIT) == body

@@ -37,33 +37,41 @@ def test_number_of_jobs_is_limited(run: Run) -> None:
     assert retry.submit_without(second, bad) == bad
 
 
-def test_submission_error_is_part_of_the_outcome(run: Run) -> None:
-    attempt = run.new_attempt(Config(), TWO_NODES)
-    bad = Outcome(exit_code=1, message="n1 has no /dev/shm", bad_hosts=("n1",))
-    outcome = retry.submit_without(attempt, bad)  # there is no Slurm here
-    assert outcome.message.startswith("n1 has no /dev/shm; the next job could not be submitted")
-    assert outcome.next_attempt == 0
+@pytest.fixture
+def bin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of programs that are found first."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
 
 
-def test_next_job_excludes_the_failed_nodes(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A program in place of sbatch takes the job as number 43."""
-    sbatch = tmp_path / "bin/sbatch"
-    sbatch.parent.mkdir()
-    sbatch.write_text("#!/bin/sh\necho Submitted batch job 43\n")
+def submit_without_n1(run: Run, sbatch: Path, script: str) -> Outcome:
+    """Submit the second job of a run, with a script in place of sbatch."""
+    sbatch.write_text(f"#!/bin/sh\n{script}\n")
     sbatch.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
     config = compose(["engine=simulator", "topology=aggregated", "topology.nodes=2"])
     attempt = run.new_attempt(config, plan(config))
     write_json(attempt.job_file, JobRecord(launcher="slurm", job_id="42"))
-    bad = Outcome(exit_code=1, message="bad", bad_hosts=("n1",))
-    outcome = retry.submit_without(attempt, bad)
+    bad = Outcome(exit_code=1, message="n1 has no /dev/shm", bad_hosts=("n1",))
+    return retry.submit_without(attempt, bad)
+
+
+def test_submission_error_is_part_of_the_outcome(run: Run, bin_folder: Path) -> None:
+    script = "echo sbatch: error: invalid partition >&2; exit 1"
+    outcome = submit_without_n1(run, bin_folder / "sbatch", script)
+    reason = "the next job could not be submitted: sbatch refused the job: invalid partition"
+    assert outcome.message.splitlines()[0] == f"n1 has no /dev/shm; {reason}"
+    assert outcome.next_attempt == 0
+
+
+def test_next_job_excludes_the_failed_nodes(run: Run, bin_folder: Path) -> None:
+    outcome = submit_without_n1(run, bin_folder / "sbatch", "echo Submitted batch job 43")
     assert outcome.next_attempt == 2, outcome.message
-    assert outcome.message == "bad\nattempt 2 starts without n1"
+    assert outcome.message == "n1 has no /dev/shm\nattempt 2 starts without n1"
     after = run.attempt(2)
-    (script,) = after.submitit.glob("43_submission.sh")
-    assert "#SBATCH --exclude=n1\n" in script.read_text()
+    (submission,) = after.submitit.glob("43_submission.sh")
+    assert "#SBATCH --exclude=n1\n" in submission.read_text()
     job = after.job()
     assert job is not None
     assert job.job_id == "43"

@@ -147,3 +147,42 @@ async def test_hostile_template_is_answered_with_400_before_an_engine_gets_it(
     builder, body = RequestBuilder(Config(), tokenizer), b'[{"role":"user","content":"Hi"}]'
     with pytest.raises(TemplateFailed, match="template of the model demo needs more than 1024 MiB"):
         await builder.build(CHAT, b"", {"messages": msgspec.Raw(body)}, RequestContext())
+
+
+def replace(text: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": text}, "content": content}
+
+
+def sequence(*normalizers: dict[str, Any]) -> dict[str, Any]:
+    return {"normalizer": {"type": "Sequence", "normalizers": normalizers}}
+
+
+IDS = {"a": {"id": "a", "ids": [0] * 100, "tokens": ["a"] * 100}}
+TEMPLATE = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "a"}}] * 100,
+            "pair": [], "special_tokens": IDS}  # fmt: skip
+FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+LONG = {"id": 1, "content": "a" * 1001, "special": True, **FLAGS}
+BOMBS: dict[str, tuple[dict[str, Any], str]] = {
+    "doubled": (sequence(*[replace("a", "aa")] * 40), "1099511627776 times as long"),
+    "long": (sequence(replace("a", "a" * 1_000_000)), "1000000 times"),
+    "between": (
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": ""}, "content": "a" * 10_000}},
+        "10001 times",
+    ),
+    "prepended": (sequence(*[{"type": "Prepend", "prepend": "a" * 1000}] * 3), "times as long"),
+    "template": ({"post_processor": TEMPLATE}, "adds 10000 tokens to each text"),
+    "words": ({"added_tokens": [{}] * 100_001}, "adds 100001 tokens"),
+    "word": ({"added_tokens": [LONG]}, "a special token has more than 1000 characters"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_tokenizer_that_would_fill_the_memory_is_not_used(tmp_path: Path, name: str) -> None:
+    """The library aborts the process: no exception can be caught."""
+    fields, reason = BOMBS[name]
+    folder = model_folder(tmp_path / "m", "")
+    plain = json.loads(Tokenizer(models.BPE({"a": 0}, [])).to_str())
+    (folder / "tokenizer.json").write_text(json.dumps(plain | fields))
+    tokenizer = load_tokenizer(Config(model=Model(path=str(folder))), {})
+    assert isinstance(tokenizer, TokenIdsOnly)
+    assert reason in tokenizer.reason

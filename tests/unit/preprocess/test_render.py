@@ -153,3 +153,13 @@ def test_model_without_template_is_unknown(tmp_path: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(UnsupportedPrompt):
         renderer(folder).render({"messages": USER})
+
+
+def test_arguments_that_no_parser_reads_are_dropped(tmp_path: Path) -> None:
+    """Arguments of 200,000 nested lists got status 500 and a traceback in the log."""
+    template = "{{ messages[0].tool_calls[0].function.arguments | tojson }}"
+    own = renderer(bare(tmp_path / "model", template))
+    for arguments in ("[" * 200_000, '{"a":' + "[" * 200_000 + "]" * 200_000 + "}"):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        messages = [{"role": "assistant", "content": "x", "tool_calls": [call]}]
+        assert own.render({"messages": messages}) == "{}"

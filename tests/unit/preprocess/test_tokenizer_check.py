@@ -16,7 +16,7 @@ from hpc_dynamo.preprocess import Preprocessor
 from hpc_dynamo.router import Lease, NoWorker, RequestRouter, RoutingRequest
 from hpc_dynamo.router.scheduling.limits import AdmissionLimits
 
-SOON_S = 20.0
+SOON_S = 60.0
 
 
 class Slow:

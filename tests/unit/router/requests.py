@@ -15,7 +15,7 @@ from hpc_dynamo.router import AdmissionLimits, Lease, RemoteRouter, RequestRoute
 Failure = TypeVar("Failure", bound=RequestFailed)
 Routes = RequestRouter | RemoteRouter
 BLOCK = 4  # tokens
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 ONE = AdmissionLimits(max_requests_per_worker=1)
 SHORT = AdmissionLimits(max_requests_per_worker=1, queue_timeout_s=0.02)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc_dynamo.router import block_hashes
-from hpc_dynamo.router.index.hashes import adapter_root, chained_hashes
+from hpc_dynamo.router.index.hashes import MAX_HASHES, adapter_root, chained_hashes
+from hpc_dynamo.router.rpc.protocol import MAX_FRAME_BYTES
 from tests.unit.router.requests import BLOCK
 
 
@@ -62,3 +63,9 @@ def test_hashes_continue_from_a_parent_hash(prompt: list[int]) -> None:
         before = whole[cut - 1] if cut else 0
         assert chained_hashes(ids(*prompt[cut * BLOCK :]), BLOCK, before) == whole[cut:]
     assert all(0 <= h < 1 << 60 for h in whole)
+
+
+def test_hashes_of_an_endless_prompt_fit_into_a_message() -> None:
+    """A body of 32 MB with blocks of one token ended the connection to the head."""
+    hashes = block_hashes(bytes(4) * (MAX_HASHES + 1), 1)
+    assert len(hashes) == 8 * MAX_HASHES < MAX_FRAME_BYTES

@@ -14,6 +14,7 @@ from hpc_dynamo.router import (
     RoutingRequest,
     Target,
 )
+from hpc_dynamo.router.scheduling.queue import MAX_WORKER_SETS
 from hpc_dynamo.router.scheduling.worker import RoutedWorker
 from tests.unit.router.requests import (
     DEADLINE_S,
@@ -282,3 +283,31 @@ async def test_priority_counts_among_requests_for_different_workers() -> None:
     leases[0].release()
     assert (await high).decode.rank == 0
     assert not low.done()
+
+
+async def test_requests_for_many_sets_of_workers_do_not_fill_the_queue() -> None:
+    """Each of 1,000 sets of ten busy workers was tried again after each event of any request."""
+    router = await aggregated_router(10, ONE)
+    leases = [await router.route(for_worker(rank)) for rank in range(10)]
+    pairs = [for_worker(first, second) for first in range(10) for second in range(first)]
+    queued = [(await queue_requests(router, pair))[0] for pair in pairs[:MAX_WORKER_SETS]]
+    for pair in pairs[MAX_WORKER_SETS:]:
+        await assert_rejected(router, pair, Overloaded)
+    queued += await queue_requests(router, pairs[0])
+    queued += await queue_requests(router, RoutingRequest())
+    for lease in leases:
+        lease.release()
+    for waiting in queued:
+        (await waiting).release()
+    assert_nothing_left(router)
+
+
+async def test_many_sets_of_workers_in_the_queue_do_not_close_other_workers() -> None:
+    router = await aggregated_router(11, ONE)
+    for rank in range(10):
+        await router.route(for_worker(rank))
+    pairs = [for_worker(first, second) for first in range(10) for second in range(first)]
+    queued = [router.enqueue(pair) for pair in pairs[:MAX_WORKER_SETS]]
+    assert (await router.route(for_worker(0, 10))).decode.rank == 10
+    for waiting in queued:
+        router.cancel(waiting)

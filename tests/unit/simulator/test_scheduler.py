@@ -17,7 +17,7 @@ from hpc_dynamo.simulator.step import SchedulerLimits
 from hpc_dynamo.timing_model import TimingModel
 
 Test = Callable[..., Coroutine[None, None, None]]
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def virtual_time(test: Test) -> Callable[..., None]:

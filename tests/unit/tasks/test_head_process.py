@@ -4,11 +4,14 @@ import asyncio
 from pathlib import Path
 
 from hpc_dynamo.config import Config
+from hpc_dynamo.head.workloads.endpoint_socket import new_socket
 from hpc_dynamo.messages import Roster
 from hpc_dynamo.run import Attempt, Run, Secrets, write_json
 from hpc_dynamo.tasks.head_process import STOPPED, HeadProcess
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.wire.control import listening_socket, new_keys
+
+LOCAL = "127.0.0.1"
 
 
 def broken_attempt(folder: Path) -> Attempt:
@@ -27,8 +30,9 @@ async def test_crash_loop_ends_the_job_with_the_last_words(tmp_path: Path) -> No
     async def on_start() -> None:
         starts.append(1)
 
-    with listening_socket("127.0.0.1") as listening:
-        outcome = await HeadProcess(attempt, listening, on_start, max_restarts=1).run()
+    with listening_socket(LOCAL) as listening, new_socket(LOCAL) as endpoint:
+        head = HeadProcess(attempt, listening, endpoint, on_start, max_restarts=1)
+        outcome = await head.run()
     assert len(starts) == 2
     assert outcome.exit_code == 1
     said = "the head died 2 times within 10 min: exit code 1: IndexError: tuple index out of range"
@@ -41,6 +45,6 @@ async def test_stop_while_no_head_runs(tmp_path: Path) -> None:
     async def on_start() -> None:
         head.stop()
 
-    with listening_socket("127.0.0.1") as listening:
-        head = HeadProcess(attempt, listening, on_start)
+    with listening_socket(LOCAL) as listening, new_socket(LOCAL) as endpoint:
+        head = HeadProcess(attempt, listening, endpoint, on_start)
         assert await asyncio.wait_for(head.run(), 60) == STOPPED

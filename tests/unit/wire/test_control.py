@@ -1,6 +1,7 @@
 """The control plane over real sockets: keys, delivery, timeouts."""
 
 import asyncio
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
@@ -11,6 +12,8 @@ import zmq.asyncio
 
 from hpc_dynamo.errors import WireError
 from hpc_dynamo.wire import ControlClient, ControlServer, MessageCodec, new_keys
+from hpc_dynamo.wire.connection_limit import StrangerLimits
+from hpc_dynamo.wire.control import MAX_FRAME_BYTES, PART_BYTES
 
 SOON_S = 5.0  # timeout of what must happen
 NEVER_S = 0.3  # time in which something must not happen
@@ -157,6 +160,35 @@ async def test_client_without_key_is_rejected(
     assert (await received(server, SOON_S))[1] == Ping("friend")
 
 
+async def test_connections_without_key_are_limited(closing: ExitStack) -> None:
+    """They took the descriptors of the head, five seconds each."""
+    server = ControlServer(HERE, KEYS, CODEC, limits=StrangerLimits(per_address=8, total=100))
+    closing.callback(server.close)
+    client = ControlClient(server.endpoint, KEYS, CODEC)
+    closing.callback(client.close)
+    await client.send(Ping("before"))
+    assert (await received(server, SOON_S))[1] == Ping("before")
+    port = int(server.endpoint.rpartition(":")[2])
+    create = socket.create_connection
+    strangers = [closing.enter_context(create((HERE, port))) for _ in range(40)]
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(SOON_S):
+        for stranger in strangers[:32]:
+            stranger.setblocking(False)
+            with suppress(ConnectionError):
+                while await loop.sock_recv(stranger, 100):
+                    pass
+    assert server.connections.closed >= 32
+    assert server.connections.strangers <= 8
+    # An older connection with the key stays, and a new one gets through.
+    late = ControlClient(server.endpoint, KEYS, CODEC)
+    closing.callback(late.close)
+    await client.send(Ping("old"))
+    assert (await received(server, SOON_S))[1] == Ping("old")
+    await late.send(Ping("new"))
+    assert (await received(server, SOON_S))[1] == Ping("new")
+
+
 async def test_receive_raises_after_its_timeout(
     server: ControlServer[Ping | Pong], connect: Connect
 ) -> None:
@@ -224,15 +256,28 @@ async def test_invalid_message_is_ignored_by_both_ends(
     assert await client.receive(SOON_S) == Pong(7)
 
 
-async def test_large_frame_of_a_stranger_closes_its_connection(
+async def test_long_messages_pass_both_ways(
     server: ControlServer[Ping | Pong], connect: Connect
 ) -> None:
-    """One frame in place of the handshake filled the memory of the head."""
+    client = connect()
+    for size in (0, PART_BYTES, MAX_FRAME_BYTES, 10 * MAX_FRAME_BYTES):
+        await client.send(Ping("x" * size))
+        peer, message = await received(server, SOON_S)
+        assert message == Ping("x" * size)
+        assert await server.send(peer, message)
+        assert await client.receive(SOON_S) == message
+
+
+@pytest.mark.parametrize("size", [1 << 20, 1 << 30])
+async def test_large_frame_of_a_stranger_closes_its_connection(
+    server: ControlServer[Ping | Pong], connect: Connect, size: int
+) -> None:
+    """Frames in place of the handshake, also many of 8 MB, filled the memory of the head."""
     host, _, port = server.endpoint.removeprefix("tcp://").partition(":")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         reader, writer = await asyncio.open_connection(host, int(port))
         greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
-        command = b"\x06" + (1 << 30).to_bytes(8, "big")
+        command = b"\x06" + size.to_bytes(8, "big")
         writer.write(greeting)
         await reader.readexactly(64)
         writer.write(command)

@@ -10,7 +10,6 @@ from hpc_dynamo.engines import engine, pd_protocol_of, probe_fields
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.process.child import Child
-from hpc_dynamo.topology import Worker
 
 
 async def wait_for_shard(process: EngineProcess, child: Child) -> EngineError:
@@ -41,39 +40,38 @@ async def _wait_until_stopped(process: EngineProcess, child: Child) -> None:
         stopped_s = stopped_s + interval_s if usage and usage.stopped else 0.0
 
 
-class HangWatches:
-    """Watches of the workers of an agent, by rank."""
+class HangWatch:
+    """Watch of one worker, also over restarts of its engine."""
 
     def __init__(self, token: str) -> None:
         self._token = token
-        self._watches = dict[int, ProgressWatch]()
+        self._progress: ProgressWatch | None = None  # present engine
 
-    def set_asleep(self, rank: int, asleep: bool) -> None:
-        """Expect no progress of a worker while it sleeps."""
-        if rank in self._watches:
-            self._watches[rank].asleep = asleep
+    def set_asleep(self, asleep: bool) -> None:
+        """Expect no progress of the worker while it sleeps."""
+        if self._progress:
+            self._progress.asleep = asleep
 
     async def wait_for_hang(
         self,
         config: Config,
         process: EngineProcess,
         child: Child,
-        worker: Worker,
+        role: Role,
         exited: asyncio.Task[EngineError],
     ) -> str:
         """Return what happened, once the engine hangs; empty once it has exited."""
         async with HttpClient.bearer(self._token) as http:
-            watch = self._watches[worker.rank] = ProgressWatch(
-                http, _watched(config, process, child, worker.role), config.engine.hang_timeout_s
-            )
-            hang = asyncio.create_task(watch.wait_for_hang())
+            watched = _watched(config, process, child, role)
+            self._progress = ProgressWatch(http, watched, config.engine.hang_timeout_s)
+            hang = asyncio.create_task(self._progress.wait_for_hang())
             try:
                 await asyncio.wait({hang, exited}, return_when=asyncio.FIRST_COMPLETED)
                 return "" if exited.done() else hang.result()
             finally:
                 hang.cancel()
                 await asyncio.gather(hang, return_exceptions=True)
-                del self._watches[worker.rank]
+                self._progress = None
 
 
 async def _has_port(process: EngineProcess) -> bool:
@@ -84,7 +82,7 @@ async def _has_port(process: EngineProcess) -> bool:
 
 
 def _watched(config: Config, process: EngineProcess, child: Child, role: Role) -> WatchedEngine:
-    fields = probe_fields(pd_protocol_of(config), role)
+    fields = probe_fields(pd_protocol_of(config.engine), role)
     names = engine(config.engine.name).metrics
     name = config.model.served_name
     usage, listens = lambda: process.usage(child), lambda: _has_port(process)
