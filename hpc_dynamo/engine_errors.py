@@ -19,6 +19,8 @@ MAX_MESSAGE_CHARS = 2000  # longer messages are truncated
 # The time to search an HTML page may grow with its square.
 MAX_PAGE_CHARS = 1 << 14
 
+# FastAPI's text of a validation error ends with the place in the server's source code.
+_SOURCE_PLACE = re.compile(r'\n\s*File "[^"\n]*", line \d+, in \w+\n.*', re.DOTALL)
 _HTML = re.compile(r"\s*<(?:!doctype|html|head|body|\?xml)\b", re.IGNORECASE)
 _INVISIBLE = re.compile(r"<(script|style|title)\b.*?</\1>", re.IGNORECASE | re.DOTALL)
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
@@ -40,7 +42,8 @@ def parse_engine_error(body: bytes) -> EngineErrorText:
         error = _from_value(read_value(body)) if body.strip() else EngineErrorText()
     except JsonError:
         error = EngineErrorText(_plain_text(body.decode(errors="replace")))
-    return msgspec.structs.replace(error, message=_truncated(error.message))
+    message = _SOURCE_PLACE.sub("", error.message)
+    return msgspec.structs.replace(error, message=_truncated(message))
 
 
 def append_engine_error(what: str, body: bytes) -> str:

@@ -88,6 +88,14 @@ def test_parse_engine_error_reads_text_and_html(body: bytes, message: str) -> No
     assert parse_engine_error(body).message == message
 
 
+def test_parse_engine_error_omits_the_place_in_the_engines_source() -> None:
+    """As SGLang 0.5.23 answered to `"n": null`."""
+    error = "1 validation error:\n  {'loc': ('body', 'n'), 'msg': 'Input should be an integer'}"
+    place = '\n\n  File "/env/site-packages/sglang/http_server.py", line 1860, in completions\n'
+    body = {"object": "error", "message": f"{error}{place}    POST /v1/completions [{{}}]"}
+    assert parse_engine_error(json.dumps(body).encode()).message == error
+
+
 def test_append_engine_error_without_text_returns_message() -> None:
     assert (
         append_engine_error("worker 0 answered 400", b'{"detail":"no"}')

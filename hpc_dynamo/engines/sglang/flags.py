@@ -11,6 +11,11 @@ from hpc_dynamo.engines.options import command_line, user_options
 # Page size. With SGLang's default of 1 each token is a transfer of its own.
 BLOCK_TOKENS = 16
 
+CPU_ENVIRONMENT = {
+    "SGLANG_USE_CPU_ENGINE": "1",  # for any computation on the CPU (srt/utils/common.py, is_cpu)
+    # The first request with a repetition_penalty would compile C++ code in the scheduler.
+    "TORCH_COMPILE_DISABLE": "1",
+}
 SLEEP_OPTIONS = {"enable-memory-saver": True, "enable-weights-cpu-backup": True}
 
 
@@ -79,8 +84,7 @@ def _shard_options(placement: Placement) -> dict[str, Any]:
 def server_environment(engine: Engine, placement: Placement) -> dict[str, str]:
     """Return SGLang's environment for one worker or shard."""
     host = {"SGLANG_HOST_IP": placement.address} if placement.rendezvous else {}
-    # Required for any computation on the CPU (srt/utils/common.py, is_cpu).
-    cpu = {"SGLANG_USE_CPU_ENGINE": "1"} if engine.device is Device.cpu else {}
+    cpu = CPU_ENVIRONMENT if engine.device is Device.cpu else {}
     return {
         **host,
         **cpu,

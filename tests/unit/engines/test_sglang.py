@@ -118,8 +118,9 @@ def test_disaggregated_cpu_workers_get_cpu_options(role: Role, added: dict[str, 
     assert options(command).items() - options(on_gpu).items() == (ON_CPU | added).items()
     assert options(on_gpu).keys() - options(command).keys() == changed.keys()
     assert command.env["SGLANG_USE_CPU_ENGINE"] == "1"
+    assert command.env["TORCH_COMPILE_DISABLE"] == "1"
     assert command.env["CUDA_VISIBLE_DEVICES"] == ""
-    assert "SGLANG_USE_CPU_ENGINE" not in on_gpu.env
+    assert not {"SGLANG_USE_CPU_ENGINE", "TORCH_COMPILE_DISABLE"} & on_gpu.env.keys()
 
 
 def test_aggregated_cpu_worker_gets_cpu_options() -> None:
