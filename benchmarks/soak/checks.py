@@ -61,7 +61,7 @@ def checks(found: SoakResults) -> Iterator[tuple[str, str, bool]]:
 
 def _lost(found: SoakResults) -> tuple[str, str, bool]:
     """Check the lost requests. A refused request is none: a fault leaves less than the capacity
-    that the load takes, and 429 tells the client when to come again."""
+    that the load takes, and a client sends it again after 429."""
     lost = {kind: count for kind, count in found.errors.items() if kind != REFUSED}
     count, refused = sum(lost.values()), found.errors.get(REFUSED, 0)
     seen = f"{count} of {found.sent} after {len(found.faults)} faults: {lost}; {refused} refused"
