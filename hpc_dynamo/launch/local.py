@@ -115,11 +115,12 @@ def _runs(record: JobRecord | NodeRecord, attempt: Attempt) -> bool:
     """Return True if the recorded process of the attempt runs. False for zombies.
 
     Process ids are reused, and other users can choose their command lines. So the process must also
-    belong to the owner of the run and have the recorded start.
+    belong to the owner of the run and have the recorded start. The run folder may have been deleted.
     """
     pid = record.pid
     try:
-        if process_uid(pid) != attempt.path.stat().st_uid:
+        owner = attempt.path.stat().st_uid if attempt.path.exists() else os.getuid()
+        if process_uid(pid) != owner:
             return False
         if record.pid_started not in (0, start_ticks(pid)):
             return False

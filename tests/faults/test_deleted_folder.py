@@ -29,6 +29,11 @@ def started(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
             command.terminate()
 
 
+def command_lines() -> str:
+    """Return the command lines of all processes, one per line."""
+    return subprocess.run(["ps", "-eo", "args", "ww"], capture_output=True, text=True).stdout
+
+
 def delete(folder: Path) -> None:
     """Delete a folder in which files are made meanwhile."""
 
@@ -59,6 +64,7 @@ def test_serve_continues(tmp_path: Path, fault: FaultRecorder) -> None:
     with started(tmp_path, "serve", *AGGREGATED, "name=s") as command:
         run = Run(tmp_path / "runs/s")
         until("the endpoint", lambda: run.attempts() and run.attempts()[0].endpoint())
+        until("the record of the job", run.attempts()[0].job)
         attempt, headers = run.attempts()[0], {"Authorization": f"Bearer {run.api_key()}"}
         endpoint = attempt.endpoint()
         assert endpoint is not None
@@ -75,4 +81,5 @@ def test_serve_continues(tmp_path: Path, fault: FaultRecorder) -> None:
             output, _ = command.communicate(timeout=200)
             log.seek(0)
             assert log.read().count("status not written") <= 2
+    until("the end of the agent", lambda: str(run.path) not in command_lines())
     assert "Traceback" not in output
