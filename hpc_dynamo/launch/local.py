@@ -115,7 +115,7 @@ def _runs(record: JobRecord | NodeRecord, attempt: Attempt) -> bool:
     """Return True if the recorded process of the attempt runs. False for zombies.
 
     Process ids are reused, and other users can choose their command lines. So the process must also
-    belong to the owner of the run and have the recorded start. The run folder may have been deleted.
+    belong to the owner of the run and have the recorded start. The run folder may be deleted.
     """
     pid = record.pid
     try:
