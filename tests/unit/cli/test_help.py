@@ -1,6 +1,5 @@
 """`--help` of the program and of its verbs, and the examples in it."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -90,8 +89,10 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("words", [e[2] for e in EXAMPLES], ids=[e[1] for e in EXAMPLES])
-def test_example_of_help_passes_all_checks(words: list[str], tmp_path: Path) -> None:
-    os.chdir(tmp_path)
+def test_example_of_help_passes_all_checks(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "engines.key").write_text("key")
     check_command_line(words)
     assert [path.name for path in tmp_path.iterdir()] == ["engines.key"], "nothing is written"

@@ -18,7 +18,7 @@ from tests.support.cut_streams import MigratingClient, migrating
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
-GUIDE = Path("docs/guides/http-endpoint.md")
+GUIDE = Path(__file__).resolve().parents[3] / "docs/guides/http-endpoint.md"
 EVENTS = (b"content-type", b"text/event-stream")
 Json = dict[str, Any]
 
