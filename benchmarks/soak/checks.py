@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.soak.results import SoakResults, SoakSample
 
-LONG_MIN, GROWTH = 10.0, 20.0  # minimum duration for the growth check; MiB per hour
-MORE_MIB, MORE_THREADS = 100.0, 8  # limits for a process, compared with the start
+# Minimum lifetime for the growth check, in which caches fill; MiB per hour.
+LONG_MIN, GROWTH = 20.0, 20.0
+# Limits for a process, compared with the idle start. 1,024 waiting requests are part of the memory.
+MORE_MIB, MORE_THREADS = 150.0, 8
 FOLDER_GROWTH = 100.0  # MiB per hour
 LOST = 0.005  # share of the requests with faults
 REFUSED = "status 429"
