@@ -107,11 +107,12 @@ def give_away(path: Path, mode: int) -> None:
 
 def test_folder_of_another_user(as_stranger: Callable[..., Done], tmp_path: Path) -> None:
     write_prompts(tmp_path / "p.jsonl", 3)
+    one_line(as_stranger(*BATCH, "runs_dir=/proc/none"), "/proc/none")
     give_away(tmp_path, 0o755)
     said = f"{tmp_path}: it belongs to another user and its owner could replace runs in it"
     one_line(as_stranger(*BATCH), f"{said} (owner nobody, mode 0755)", "try: runs_dir=FOLDER")
     one_line(as_stranger("serve", *SIMULATOR), said)
-    one_line(as_stranger(*BATCH, "runs_dir=/proc/none"), "/proc/none")
+    one_line(as_stranger(*BATCH, "runs_dir=/proc/none"), f"the current folder is not safe: {said}")
 
 
 def test_run_of_another_user(as_stranger: Callable[..., Done], tmp_path: Path) -> None:
