@@ -107,19 +107,19 @@ class _Child:
     """The process and its socket."""
 
     def __init__(self, renderer: ChatRenderer, limits: RenderLimits) -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
+        parent_end, child_end = socket.socketpair()
+        parent_end.setblocking(False)
         arguments = map(str, (limits.cpu_s, limits.memory_bytes, limits.text_chars))
         command = (sys.executable, "-m", "hpc_dynamo.chat_templates", *arguments)
         kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-        with theirs:
+        with child_end:
             process = subprocess.Popen(
-                command, stdin=theirs.fileno(), stdout=theirs.fileno(), env=kept
+                command, stdin=child_end.fileno(), stdout=child_end.fileno(), env=kept
             )
-        self._socket, self._process = ours, process
+        self._socket, self._process = parent_end, process
         self.pid, self._began_s = process.pid, 0.0
         self._state: bytes | None = marshal.dumps(renderer.state())
-        self.end = weakref.finalize(self, _end, process, ours)
+        self.end = weakref.finalize(self, _end, process, parent_end)
 
     async def exchange(self, content: bytes) -> tuple[RenderOutcome, str]:
         """Return the answer to a request. Raises EOFError or OSError if the process ended."""
@@ -164,7 +164,7 @@ def _cpu_time(pid: int) -> float:
         return 0.0
 
 
-def _end(process: subprocess.Popen[bytes], ours: socket.socket) -> None:
-    ours.close()
+def _end(process: subprocess.Popen[bytes], parent_end: socket.socket) -> None:
+    parent_end.close()
     process.kill()
     process.wait()
