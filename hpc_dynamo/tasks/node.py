@@ -27,7 +27,7 @@ from hpc_dynamo.config import Task
 from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.doctor.preflight import preflight
 from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error, file_error_in
-from hpc_dynamo.head.workloads.endpoint_socket import new_socket
+from hpc_dynamo.head.workloads.endpoint_socket import new_socket, refuse_clients
 from hpc_dynamo.launch import bootstrap_step, next_attempt, retry
 from hpc_dynamo.launch.headless_job import restart_headless_job
 from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_count
@@ -234,6 +234,7 @@ async def _run_with_head(
             group.create_task(agent.run(), name="agent")
             superseded = group.create_task(stop_if_superseded(attempt, head.stop))
             outcome = await head.run()
+            refuse_clients(endpoint)
             endpoint.close()
             superseded.cancel()
             agent.stop()

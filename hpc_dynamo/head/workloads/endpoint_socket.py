@@ -35,6 +35,12 @@ def new_socket(host: str) -> socket.socket:
     return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
 
 
+def refuse_clients(listening: socket.socket) -> None:
+    """Refuse new clients, in all processes that have the socket."""
+    with suppress(OSError):  # it does not listen, or is closed
+        listening.shutdown(socket.SHUT_RDWR)
+
+
 class EndpointSocket:
     """The port of an endpoint, reserved until `close`."""
 
@@ -54,7 +60,7 @@ class EndpointSocket:
         Raises EngineError if a server of another run uses the port. An earlier job of the same
         run may use it.
         """
-        self._host, self._shared = host, shared
+        self._host, self._shared, self._only_here = host, shared, kept is None
         self._kept = kept.dup() if kept else new_socket(host)
         if bound_port := int(self._kept.getsockname()[1]):
             self._reserved, self.port = self._kept, bound_port
@@ -95,9 +101,12 @@ class EndpointSocket:
         return _bound(self._host, self.port, shared=True) if self._shared else self._reserved.dup()
 
     def close(self) -> None:
-        """Release the port; it is free once all processes have closed their sockets."""
-        with suppress(OSError):  # it does not listen, or is closed
-            self._reserved.shutdown(socket.SHUT_RDWR)  # new clients are refused from now on
+        """Release the port; it is free once all processes have closed their sockets.
+
+        The process that keeps the socket ends it: this one may end after the next one listens.
+        """
+        if self._only_here:
+            refuse_clients(self._reserved)
         self._reserved.close()
 
     def __enter__(self) -> Self:

@@ -16,6 +16,7 @@ from hpc_dynamo.head.workloads.endpoint_socket import (
     EndpointSocket,
     new_socket,
     port_owner,
+    refuse_clients,
 )
 from hpc_dynamo.messages import Endpoint, Outcome
 from hpc_dynamo.run import Attempt, Run, Secrets, write_json
@@ -245,7 +246,10 @@ def test_port_stays_reserved_after_the_death_of_a_head(one: Attempt, shared: boo
             assert again.port == port
             with again.open() as opened:
                 opened.listen()
+                late = EndpointSocket(LOCAL, 0, shared=shared, attempt=one, kept=kept)
+                late.close()  # an earlier head that ends after its successor listens
                 socket.create_connection((LOCAL, port)).close()
+        refuse_clients(kept)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((LOCAL, port))
     with server(port=port) as (taken, _):
