@@ -235,7 +235,7 @@ class RequestRouter:
             return True
         try:
             lease = self._try_grant(queued.request, queued.enqueued_at)
-        except Exception as e:  # noqa: BLE001  # raised where the lease is awaited
+        except Exception as e:  # noqa: BLE001  # the caller of `route` gets it
             self._dequeue(queued)
             queued.reject(e)
             return True
