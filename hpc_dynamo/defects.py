@@ -3,9 +3,13 @@
 They must not end the process: the other requests, or the engines of a node, would end with it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging import Logger
+
+COUNTS = Counter[str]()
+"""Contained defects since the start of this process, by the name of the logger."""
 
 
 @contextmanager
@@ -16,7 +20,7 @@ def contain_defects(
     passed: type[Exception] | tuple[type[Exception], ...] = (),
     then: Callable[[], object] | None = None,
 ) -> Iterator[None]:
-    """Log an exception with its traceback and the message that caused it, then call `then`.
+    """Log and count an exception, with its traceback and the message that caused it; call `then`.
 
     Exceptions of the classes `passed` are raised.
     """
@@ -25,6 +29,7 @@ def contain_defects(
     except passed:
         raise
     except Exception:  # a defect can have any class
+        COUNTS[log.name] += 1
         log.exception("this is a defect of hpc-dynamo: %.1000r", message)
         if then:
             then()

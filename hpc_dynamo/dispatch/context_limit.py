@@ -42,17 +42,22 @@ def require_context(body: Body, prompt_tokens: int, context_tokens: int) -> None
 
 
 def least_tokens(prompt: Any) -> int:
-    """Return a lower bound for the longest prompt if they are token ids, exact for one; else 0.
+    """Return a lower bound for the longest prompt if they are token ids, exact for one; else 0."""
+    if not (ids := count_ids(prompt)):
+        return 0
+    lists = max(1, bytes(prompt).count(b"[") - 1)
+    return -(-ids // lists)
+
+
+def count_ids(prompt: Any) -> int:
+    """Return the number of token ids in JSON, of one or several prompts; 0 for texts.
 
     `prompt` is not decoded: millions of ids would take a second.
     """
     if not isinstance(prompt, msgspec.Raw):
         return 0
     content = bytes(prompt)
-    if not TOKEN_IDS.match(content):
-        return 0
-    lists = max(1, content.count(b"[") - 1)
-    return -(-(content.count(b",") + 1) // lists)
+    return content.count(b",") + 1 if TOKEN_IDS.match(content) else 0
 
 
 def _refusal(message: str, param: str, value: int) -> RequestFailed:

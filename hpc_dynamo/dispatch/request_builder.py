@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from hpc_dynamo.config import Config, Policy, TopologyKind
-from hpc_dynamo.dispatch.context_limit import least_tokens, require_context
+from hpc_dynamo.dispatch.context_limit import count_ids, least_tokens, require_context
 from hpc_dynamo.dispatch.execution import AGGREGATED, Execution, choose_execution
 from hpc_dynamo.dispatch.media_sources import MediaSources
 from hpc_dynamo.dispatch.request_context import RequestContext
@@ -39,6 +39,8 @@ from hpc_dynamo.preprocess import (
 )
 from hpc_dynamo.router import RoutingRequest, adapter_root, block_hashes
 
+# Token ids of one request that are decoded: they take 60 ms of the event loop.
+MAX_IDS = 1 << 20
 MEMORY_CHECK_S = 2.0  # between two checks of the tokenizer's memory
 
 log = logging.getLogger(__name__)
@@ -168,6 +170,9 @@ class RequestBuilder:
                 return []
         if path == COMPLETIONS:
             self._check_length(body, context)
+            if count_ids(body.get("prompt")) > MAX_IDS:
+                log.info("a request with more than %d token ids is routed by load", MAX_IDS)
+                return []
         tokenize = self.tokenizer.chat if path == CHAT else self.tokenizer.completion
         try:
             read = (name for name in body if name in PROMPT_FIELDS)

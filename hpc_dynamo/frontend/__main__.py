@@ -19,6 +19,7 @@ from pathlib import Path
 import uvloop
 
 from hpc_dynamo.config import Config, Serve
+from hpc_dynamo.defects import COUNTS
 from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.dispatch import Dispatcher, StreamMigrator
 from hpc_dynamo.engines import engine, pd_protocol_of
@@ -164,7 +165,7 @@ async def _report(
     report.by_model = {"": stats} | {model.model: model.stats for model in models}
     while not router.closed.done():
         stats.connections, stats.rejections = server.connections, dict(server.rejections)
-        stats.tasks = len(asyncio.all_tasks())
+        stats.tasks, stats.defects = len(asyncio.all_tasks()), COUNTS.total()
         for model in models:
             model.stats.retried = model.dispatcher.retries
             model.stats.migrations = dict(model.migrator.outcomes)

@@ -5,7 +5,9 @@ may use. A POST to a path without parameters is routed like any generation. The 
 state in one worker's memory (`GET /v1/responses/{id}`) or are equal on all workers (`/version`).
 """
 
+import asyncio
 import logging
+import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
@@ -20,6 +22,9 @@ from hpc_dynamo.router import RunView
 RESPONSES = "/v1/responses"
 MAX_OWNERS = 10_000  # ids whose worker is remembered
 MAX_ID_CHARACTERS = 256
+# vLLM and SGLang write the id first, in streams below `response` of the first event.
+RESPONSE_ID = re.compile(rb'"id"\s*:\s*"(?P<id>resp_[A-Za-z0-9_-]+)"')
+SEARCHED_BYTES = 1024
 
 # Used for engines that publish no /openapi.json (vLLM: --disable-fastapi-docs).
 DEFAULT_OPERATIONS = (
@@ -95,21 +100,38 @@ class EnginePassthrough:
                 log.warning("worker %d at %s: %s", worker.rank, worker.url, e or type(e).__name__)
         raise _no_response(not_found, request.path)
 
+    def remember_response(self, content: bytes, rank: int) -> None:
+        """Remember the worker of a new response; `content` is its start or its first event."""
+        if found := RESPONSE_ID.search(content[:SEARCHED_BYTES]):
+            self._remember(found["id"].decode(), rank)
+
     async def response_owner(self, response_id: str, view: RunView) -> int | None:
-        """Return the rank that keeps a response of /v1/responses; None if it is not found."""
+        """Return the rank that keeps a response of /v1/responses; None if it is not found.
+
+        The known owner is asked first, the others at the same time.
+        """
         if not 0 < len(response_id) <= MAX_ID_CHARACTERS:
             return None
         path = f"{RESPONSES}/{quote(response_id, safe='', errors='replace')}"
-        for worker in self._candidates(view, response_id):
-            try:
-                async with self._client.send("GET", worker.url, path) as answer:
-                    await answer.read()
-                    if answer.status == 200:
-                        self._remember(response_id, worker.rank)
-                        return worker.rank
-            except OSError as e:
-                log.warning("worker %d at %s: %s", worker.rank, worker.url, e or type(e).__name__)
+        owner = self._owners.get(response_id)
+        workers = list(self._candidates(view, response_id))
+        known = sum(worker.rank == owner for worker in workers)  # 0 or 1
+        for some in (workers[:known], workers[known:]):
+            answers = await asyncio.gather(*(self._keeps(worker, path) for worker in some))
+            if found := next((w for w, keeps in zip(some, answers, strict=True) if keeps), None):
+                self._remember(response_id, found.rank)
+                return found.rank
         return None
+
+    async def _keeps(self, worker: WorkerReport, path: str) -> bool:
+        """Return True if a worker answers 200 for this path."""
+        try:
+            async with self._client.send("GET", worker.url, path) as answer:
+                await answer.read()
+                return answer.status == 200
+        except OSError as e:
+            log.warning("worker %d at %s: %s", worker.rank, worker.url, e or type(e).__name__)
+            return False
 
     def _candidates(self, view: RunView, key: str) -> Iterable[WorkerReport]:
         """Return ready workers that answer clients, the known owner of `key` first."""

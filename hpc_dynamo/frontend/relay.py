@@ -3,7 +3,7 @@ responses whole."""
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -31,10 +31,16 @@ class ResponseRelay:
     """
 
     def __init__(
-        self, response: ResponseWriter, stats: FrontendStats, record: StreamRecord | None = None
+        self,
+        response: ResponseWriter,
+        stats: FrontendStats,
+        record: StreamRecord | None = None,
+        on_start: Callable[[bytes, int], None] | None = None,
     ) -> None:
+        """`on_start` gets the first bytes of the response, and the rank of its worker."""
         self._response, self._stats, self.record = response, stats, record
         self._started_at = self._last_chunk_at = time.monotonic()
+        self._on_start = on_start
         self._content_type = b"application/json"
         self._chunks = 0  # not yet reported to the router
         self.last_piece = b""
@@ -67,6 +73,7 @@ class ResponseRelay:
             self._stats.ttft.observe(time.monotonic() - self._started_at)
             if tokens := _generated_tokens(content):
                 lease.report_progress(tokens)
+            self._report_start(content)
             self._response.send(200, content, [(b"content-type", self._content_type)])
 
     async def _relay_long(self, response: IncomingResponse) -> None:
@@ -115,6 +122,7 @@ class ResponseRelay:
                 self._chunks = 0
         else:
             self._begin()
+            self._report_start(data)
             self._lease.report_first_token()
             self._stats.ttft.observe(now - self._started_at)
         self._last_chunk_at = now
@@ -143,6 +151,10 @@ class ResponseRelay:
 
     async def drain(self) -> None:
         await self._response.drain()
+
+    def _report_start(self, data: bytes) -> None:
+        if self._on_start:
+            self._on_start(data, self._lease.decode.rank)
 
     def _begin(self) -> None:
         headers = [(b"content-type", self._content_type), (b"cache-control", b"no-cache")]

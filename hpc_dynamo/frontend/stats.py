@@ -14,7 +14,7 @@ REPORT_INTERVAL_S = 1.0  # between two reports of a process
 
 COUNTERS = (
     "active", "connections", "cancelled", "retried", "forwarded", "forwarding", "prompt_tokens",
-    "tasks",
+    "tasks", "defects",
 )  # fmt: skip
 
 
@@ -30,6 +30,7 @@ class FrontendStats(msgspec.Struct, kw_only=True):
     active: int = 0  # requests in progress
     connections: int = 0  # open connections
     tasks: int = 0  # asyncio's
+    defects: int = 0  # see hpc_dynamo.defects
     cancelled: int = 0  # requests whose client disconnected
     retried: int = 0  # attempts on another worker
     migrations: dict[str, int] = msgspec.field(default_factory=Counter)  # moved streams by outcome

@@ -16,6 +16,7 @@ from hpc_dynamo.http.request_head import add_header, head_without_upgrade, piece
 from hpc_dynamo.http.server_context import ServerContext
 
 LINGER_S = 2.0  # a rejected client stops sending; closing earlier could discard the response
+INTERNAL_ERROR = "internal error; see the server's log"
 WRITE_BUFFER_BYTES = 1 << 18  # unsent bytes of a stream above which its writer waits
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,10 @@ class HttpConnection(asyncio.Protocol):
                     self._reject(431, f"the headers exceed {self._limits.header_bytes} bytes")
             except httptools.HttpParserUpgrade as e:
                 self._decline_upgrade(data[e.args[0] :])
+            except httptools.HttpParserCallbackError as e:
+                with contain_defects(log, ("a request of", self._peer)):
+                    raise (e.__context__ or e) from None
+                self._reject(500, INTERNAL_ERROR)
             except httptools.HttpParserError as e:
                 self._reject(400, f"this is not HTTP/1.1: {e}")
 
@@ -236,14 +241,19 @@ class HttpConnection(asyncio.Protocol):
                 self._task = self._context.tasks.create_task(self._serve(item, kept, http10))
 
     async def _serve(self, request: HttpRequest, keep_alive: bool, http10: bool) -> None:
+        """Answer a request. A defect ends this connection only."""
+        with contain_defects(log, (request.method, request.path), then=self.abort):
+            await self._answer(request, keep_alive, http10)
+
+    async def _answer(self, request: HttpRequest, keep_alive: bool, http10: bool) -> None:
         response = ResponseWriter(
             self, keep_alive=keep_alive, http10=http10, head_only=request.method == "HEAD"
         )
         with contain_defects(log, (request.method, request.path)):
             await self._context.handler(request, response)
         if not response.status:
-            text = "internal error; see the server's log"
-            response.send(500, *self._context.format_error(500, text, request.headers))
+            error = self._context.format_error(500, INTERNAL_ERROR, request.headers)
+            response.send(500, *error)
         self._buffer(-len(request.body))
         await self.wait_writable()  # a client that does not read gets no more responses
         self._task, self._state_since = None, time.monotonic()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from hpc_dynamo.defects import contain_defects
 from hpc_dynamo.descriptors import OUT_OF_DESCRIPTORS
 from hpc_dynamo.http.connection_table import ConnectionTable
 
@@ -123,10 +124,11 @@ class Listener:
     async def _connect(self, connection: socket.socket, opening: Opening) -> None:
         """Give the connection its protocol, which takes the place of `opening` in the table."""
         try:
-            await self._loop.connect_accepted_socket(
-                lambda: self._protocol(opening), connection, ssl=self._tls,
-                ssl_handshake_timeout=HANDSHAKE_S if self._tls else None,
-            )  # fmt: skip
+            with contain_defects(log, "a new connection", passed=OSError, then=connection.close):
+                await self._loop.connect_accepted_socket(
+                    lambda: self._protocol(opening), connection, ssl=self._tls,
+                    ssl_handshake_timeout=HANDSHAKE_S if self._tls else None,
+                )  # fmt: skip
         except OSError as e:  # also a TLS error, or a handshake that takes too long
             log.info("a connection was closed before its first request: %s", e)
             connection.close()

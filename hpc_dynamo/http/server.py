@@ -1,17 +1,21 @@
 """HTTP server: listening sockets, connections and shutdown."""
 
 import asyncio
+import logging
 import socket
 import ssl
 import time
 from collections.abc import Mapping
 from typing import Self
 
+from hpc_dynamo.defects import contain_defects
 from hpc_dynamo.http.connection import HttpConnection
 from hpc_dynamo.http.connection_table import Closable, ConnectionTable
 from hpc_dynamo.http.exchange import Header, HttpLimits
 from hpc_dynamo.http.listener import Listener
 from hpc_dynamo.http.server_context import ErrorFormatter, Handler, KeyCheck, ServerContext
+
+log = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S = 1.0  # between two checks for connections that are too slow
 
@@ -104,4 +108,5 @@ class HttpServer:
             await asyncio.sleep(CHECK_INTERVAL_S)
             now = time.monotonic()
             for connection in self._context.connections.all():
-                connection.check_timeouts(now)
+                with contain_defects(log, "a slow connection", then=connection.abort):
+                    connection.check_timeouts(now)

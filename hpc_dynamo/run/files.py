@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import secrets
 import shlex
 from pathlib import Path
@@ -37,11 +38,16 @@ def write_json(path: Path, value: object, *, mode: int = 0o644) -> None:
     write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=1), mode=mode)
 
 
-def read_json(path: Path, type_: type[T]) -> T | None:
+def read_json(path: Path, type_: type[T], *, shown: bool = False) -> T | None:
     """Return the record in `path`, or None without a file. Raises HpcDynamoError if it is
-    invalid, larger than `MAX_JSON_BYTES`, or no file; a pipe is not waited for."""
+    invalid, larger than `MAX_JSON_BYTES`, or no file; a pipe is not waited for.
+
+    If its texts are `shown` on terminals, their lines after the first are indented: the run may be
+    of another user, and a line could pass for a message of this program.
+    """
     try:
-        return msgspec.json.decode(read_regular_file(path, MAX_JSON_BYTES), type=type_)
+        content = read_regular_file(path, MAX_JSON_BYTES)
+        return msgspec.json.decode(_indented(content) if shown else content, type=type_)
     except FileNotFoundError:
         return None
     except msgspec.DecodeError as e:
@@ -52,3 +58,12 @@ def read_json(path: Path, type_: type[T]) -> T | None:
             raise
         what = f"{path} cannot be read: {e.strerror}"
         raise HpcDynamoError(what, hint=f"ls -l {shlex.quote(str(path))}") from e
+
+
+# An escaped newline that is not indented, or any other escape sequence of JSON.
+_ESCAPES = re.compile(rb"(?P<newline>\\(?:n|u000[aA])(?!  ))|\\.", re.DOTALL)
+
+
+def _indented(content: bytes) -> bytes:
+    """Indent the lines after the first of each text in JSON by two spaces."""
+    return _ESCAPES.sub(lambda f: b"\\n  " if f["newline"] else f[0], content)

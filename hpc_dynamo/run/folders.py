@@ -126,27 +126,27 @@ class Attempt:
             file.unlink(missing_ok=True)
 
     def job(self) -> JobRecord | None:
-        return read_json(self.job_file, JobRecord)
+        return read_json(self.job_file, JobRecord, shown=True)
 
     def roster(self) -> Roster | None:
-        return read_json(self.roster_file, Roster)
+        return read_json(self.roster_file, Roster, shown=True)
 
     def replacements(self) -> NodesReplaced | None:
         return read_json(self.replacements_file, NodesReplaced)
 
     def status(self) -> Status | None:
-        return read_json(self.status_file, Status)
+        return read_json(self.status_file, Status, shown=True)
 
     def outcome(self) -> Outcome | None:
-        return read_json(self.outcome_file, Outcome)
+        return read_json(self.outcome_file, Outcome, shown=True)
 
     def endpoint(self) -> Endpoint | None:
-        return read_json(self.endpoint_file, Endpoint)
+        return read_json(self.endpoint_file, Endpoint, shown=True)
 
     def nodes(self) -> Iterator[NodeRecord]:
         """Yield the records of the agents that have started."""
         for file in sorted((self.path / "nodes").glob("[0-9]*.json")):
-            record = read_json(file, NodeRecord)
+            record = read_json(file, NodeRecord, shown=True)
             if record:
                 yield record
 
@@ -181,7 +181,7 @@ class ExtraJobFolder(Attempt):
         return self.attempt.run
 
     def state(self) -> ExtraJobStatus | None:
-        return read_json(self.state_file, ExtraJobStatus)
+        return read_json(self.state_file, ExtraJobStatus, shown=True)
 
 
 class Run:

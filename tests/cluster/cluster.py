@@ -127,6 +127,8 @@ class SlurmCluster:
         own = conf.hosts({"localhost": "127.0.0.1", socket.gethostname(): login})
         (state / "hosts").write_text(own + names)
         (state / "init.sh").write_text(conf.init_sh(spec, _outside_tmp()))
+        (state / "reboot.sh").write_text(conf.reboot_sh(spec))
+        (state / "reboot.sh").chmod(0o755)
         for device in conf.gpu_devices(spec):
             os.mknod(device, stat.S_IFCHR | 0o666, _NULL_DEVICE)
         namespaces.add_names(spec, names)

@@ -103,6 +103,7 @@ KillWait={spec.kill_wait_s}
 OverTimeLimit=0
 JobRequeue=1
 MessageTimeout=10
+RebootProgram={state}/reboot.sh
 SlurmdTimeout={spec.slurmd_timeout_s}
 SlurmctldTimeout=30
 UnkillableStepTimeout=30
@@ -118,6 +119,12 @@ def _kinds(spec: Spec) -> str:
     east, *west = spec.node_names
     named = {"east": [east], "west": west} if west else {}
     return "".join(f"PartitionName={p} Nodes={','.join(n)} State=UP\n" for p, n in named.items())
+
+
+def reboot_sh(spec: Spec) -> str:
+    """Return the program by which slurmd reboots an idle node: only slurmd itself is restarted."""
+    restart = f'exec slurmd -b -N "$(hostname)" -f {spec.state}/slurm.conf'
+    return f"#!/bin/sh\npkill -KILL -x slurmd\n{restart}\n"
 
 
 def cgroup_conf() -> str:

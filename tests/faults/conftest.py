@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.node_failures import repair
+from tests.cluster.slurm import SlurmCluster
 from tests.support.fault_rows import FaultRecorder, append_rows
 
 REPORT = pytest.StashKey[pytest.TestReport]()
@@ -38,6 +40,13 @@ def fault(request: pytest.FixtureRequest, seed: int) -> Iterator[FaultRecorder]:
     report = request.node.stash.get(REPORT, None)
     if file and report and not report.skipped:
         append_rows(file, recorder.rows(_failure(report)))
+
+
+@pytest.fixture
+def healthy(cluster: SlurmCluster) -> Iterator[SlurmCluster]:
+    """Yield the cluster; repair all nodes at the end."""
+    yield cluster
+    repair(cluster)
 
 
 def _failure(report: pytest.TestReport) -> str:

@@ -1,13 +1,12 @@
-"""Nodes that Slurm loses: set down, powered off, rebooted, drained; with and without a spare."""
+"""Nodes of a batch that Slurm loses or that are drained, with and without a spare node."""
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cluster import namespaces
 from tests.cluster.cluster import SlurmCluster
-from tests.faults.test_slurm_jobs import BATCH, SLOW, command, field, job_id, resume
+from tests.cluster.node_failures import FAILURES, HARMLESS, job_field, reboot, resume
+from tests.faults.test_slurm_jobs import BATCH, SLOW, command, job_id
 from tests.support.fault_rows import FaultMeasurement, FaultRecorder
 from tests.support.runs import (
     each_once,
@@ -23,35 +22,6 @@ SHORT = ("cluster.heartbeat_timeout_s=4", "cluster.reconnect_timeout_s=6")
 SPARE = (*BATCH, *SLOW, *SHORT, "cluster.spare_nodes=1")
 REQUESTS = 60
 
-Failure = Callable[[SlurmCluster, str], object]
-
-
-def set_down(cluster: SlurmCluster, node: str) -> None:
-    cluster.slurm("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
-
-
-def drain(cluster: SlurmCluster, node: str) -> None:
-    cluster.slurm("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
-
-
-def reboot(cluster: SlurmCluster, node: str) -> None:
-    cluster.crash(node)
-    cluster.boot(node)
-
-
-def restart_slurmd(cluster: SlurmCluster, node: str) -> None:
-    cluster.kill(node)
-    cluster.revive(node)
-
-
-FAILURES: dict[str, Failure] = {
-    "set down": set_down,
-    "powered off": SlurmCluster.crash,
-    "rebooted": reboot,
-    "drained": drain,
-    "slurmd restarted": restart_slurmd,
-}
-HARMLESS = ("drained", "slurmd restarted")
 # The others run by `make faults`.
 SHORT_SAMPLE = ("powered off",)
 
@@ -61,22 +31,6 @@ def cases(names: list[str]) -> list[object]:
         name if name in SHORT_SAMPLE else pytest.param(name, marks=pytest.mark.slow_fault)
         for name in names
     ]
-
-
-@pytest.fixture
-def healthy(cluster: SlurmCluster) -> Iterator[SlurmCluster]:
-    """Yield the cluster; repair all nodes at the end."""
-    yield cluster
-    cluster.slurm("scancel", "--user=root")
-    for node in cluster.nodes:
-        if not alive(cluster, node):
-            cluster.boot(node)
-        resume(cluster, node)
-    until("all nodes idle", lambda: cluster.states() == {"idle"}, 60)
-
-
-def alive(cluster: SlurmCluster, node: str) -> bool:
-    return namespaces.node_pid(cluster.spec, node) is not None
 
 
 def begin(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[list[str], Path]:
@@ -91,7 +45,7 @@ def begin(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[list[str], 
     return ids, run
 
 
-@pytest.mark.parametrize("how", cases([how for how in FAILURES if how != "rebooted"]))
+@pytest.mark.parametrize("how", cases(["set down", "powered off", "drained", "slurmd restarted"]))
 def test_batch_with_a_spare_node_ends_as_one_job(
     healthy: SlurmCluster, shared_dir: Path, how: str, fault: FaultRecorder
 ) -> None:
@@ -105,8 +59,8 @@ def test_batch_with_a_spare_node_ends_as_one_job(
         row.recovered()
     ended(run, ids, row)
     assert (spare in hosts_of_all(run)) is (how not in HARMLESS)
-    assert field(healthy, job, "Restarts") == "0"
-    until("the end of the job", lambda: field(healthy, job, "JobState") == "COMPLETED", 90)
+    assert job_field(healthy, job, "Restarts") == "0"
+    until("the end of the job", lambda: job_field(healthy, job, "JobState") == "COMPLETED", 90)
 
 
 REQUEUED = [("set down", 0), ("rebooted", 0), ("rebooted", 1)]
@@ -124,7 +78,7 @@ def test_batch_is_requeued_after_the_loss_of_a_node(
     fault_text = f"node {how}, batch with {spare_nodes} spare nodes (Slurm)"
     row = fault(fault_text, "requeued, nothing runs twice")
     FAILURES[how](healthy, healthy.nodes[1])
-    until("the requeue", lambda: field(healthy, job, "Restarts") == "1", 120)
+    until("the requeue", lambda: job_field(healthy, job, "Restarts") == "1", 120)
     resume(healthy, healthy.nodes[1])
     until("the output", (run / "output.jsonl").exists, 200)
     row.recovered()
@@ -141,7 +95,7 @@ def test_head_node_powered_off_with_a_spare_node(
     job, head = job_id(shared_dir), healthy.nodes[0]
     row = fault("node of the head rebooted, batch with a spare node (Slurm)", "requeued")
     reboot(healthy, head)
-    until("the requeue", lambda: field(healthy, job, "Restarts") == "1", 150)
+    until("the requeue", lambda: job_field(healthy, job, "Restarts") == "1", 150)
     until("the output", (run / "output.jsonl").exists, 200)
     row.recovered()
     each_once(run, ids)

@@ -2,12 +2,13 @@
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.slurm import ClusterError, SlurmCluster
+from tests.cluster.node_failures import job_field, resume
+from tests.cluster.slurm import SlurmCluster
 from tests.support.fault_rows import FaultRecorder
 from tests.support.runs import (
     each_once,
@@ -37,12 +38,6 @@ def job_id(folder: Path) -> str:
     return record.job_id
 
 
-def field(cluster: SlurmCluster, job: str, name: str) -> str:
-    """Return a field of a job, as scontrol shows it."""
-    shown = cluster.slurm("scontrol", "show", "job", job).split()
-    return next(word.partition("=")[2] for word in shown if word.startswith(f"{name}="))
-
-
 @pytest.fixture
 def lost_node(cluster: SlurmCluster) -> Iterator[str]:
     """Return the name of a node that a test may set down; it is resumed at the end."""
@@ -50,12 +45,6 @@ def lost_node(cluster: SlurmCluster) -> Iterator[str]:
     yield node
     resume(cluster, node)
     until("all nodes idle", lambda: cluster.states() == {"idle"}, 60)
-
-
-def resume(cluster: SlurmCluster, node: str) -> None:
-    """Resume a node, unless it has already returned to service."""
-    with suppress(ClusterError):
-        cluster.slurm("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
 
 def test_only_one_job_works_on_a_run_after_a_node_is_set_down(
@@ -69,7 +58,7 @@ def test_only_one_job_works_on_a_run_after_a_node_is_set_down(
     down = ("scontrol", "update", f"NodeName={lost_node}", "State=DOWN", "Reason=test")
     row = fault("node of a batch set down (Slurm)", "one job continues, each result once")
     cluster.slurm(*down)
-    until("the requeue", lambda: field(cluster, job, "JobState") == "PENDING", 60)
+    until("the requeue", lambda: job_field(cluster, job, "JobState") == "PENDING", 60)
     cluster.slurm("scontrol", "hold", job)  # Slurm may return the node to service by itself
     until("an outcome of the first execution", latest(run).outcome, 60)
 
@@ -86,8 +75,8 @@ def test_only_one_job_works_on_a_run_after_a_node_is_set_down(
     row.recovered()
     row.requests(len(ids))
     each_once(run, ids)
-    until("the end", lambda: field(cluster, job, "JobState") == "COMPLETED", 60)
-    assert field(cluster, job, "Restarts") == "1"
+    until("the end", lambda: job_field(cluster, job, "JobState") == "COMPLETED", 60)
+    assert job_field(cluster, job, "Restarts") == "1"
 
 
 def test_stop_cancels_a_job_that_slurm_has_requeued(
@@ -100,12 +89,12 @@ def test_stop_cancels_a_job_that_slurm_has_requeued(
     job = job_id(shared_dir)
     fault("`scontrol requeue`, then `hpc-dynamo stop` (Slurm)", "the pending job is cancelled")
     cluster.slurm("scontrol", "requeue", job)
-    until("the requeue", lambda: field(cluster, job, "JobState") == "PENDING", 60)
+    until("the requeue", lambda: job_field(cluster, job, "JobState") == "PENDING", 60)
     stopped = command(cluster, shared_dir, "stop", "prompts")
     assert stopped.returncode == 0, stopped.stderr
     assert "is not running" not in stopped.stdout
     # FAILED, if the first execution was still ending.
-    assert field(cluster, job, "JobState") in ("CANCELLED", "FAILED")
+    assert job_field(cluster, job, "JobState") in ("CANCELLED", "FAILED")
 
 
 def test_exit_codes_reach_dependent_jobs(
@@ -117,8 +106,8 @@ def test_exit_codes_reach_dependent_jobs(
     failing = command(cluster, shared_dir, *BATCH, "engine.args.fail-start=true")
     assert failing.returncode == 0, failing.stderr
     job = job_id(shared_dir)
-    until("the failure", lambda: field(cluster, job, "JobState") == "FAILED", 100)
-    assert field(cluster, job, "ExitCode") != "0:0"
+    until("the failure", lambda: job_field(cluster, job, "JobState") == "FAILED", 100)
+    assert job_field(cluster, job, "ExitCode") != "0:0"
 
     words = (
         "engine=simulator",
@@ -138,8 +127,8 @@ def test_exit_codes_reach_dependent_jobs(
     until("an endpoint", lambda: attempt.endpoint() or attempt.outcome(), 100)
     assert attempt.endpoint() is not None
     assert command(cluster, shared_dir, "stop", "served").returncode == 0
-    until("the end", lambda: field(cluster, record.job_id, "JobState") == "COMPLETED", 60)
-    until("the follower", lambda: field(cluster, follower, "JobState") == "COMPLETED", 60)
+    until("the end", lambda: job_field(cluster, record.job_id, "JobState") == "COMPLETED", 60)
+    until("the follower", lambda: job_field(cluster, follower, "JobState") == "COMPLETED", 60)
 
 
 @contextmanager

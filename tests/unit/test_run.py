@@ -168,3 +168,23 @@ def test_record_that_is_a_pipe_or_too_large_is_refused(tmp_path: Path) -> None:
     for path in (pipe, large, Path("/dev/zero")):
         with pytest.raises(HpcDynamoError, match=r"it is not a regular file|it has more than"):
             read_json(path, dict)
+
+
+def test_later_lines_of_texts_that_are_shown_are_indented(attempt: Attempt) -> None:
+    """The run may be of another user, and a line could pass for a message of this program."""
+    texts = {
+        "failed\nerror: forged": "failed\n  error: forged",
+        "failed\n  log: l\n\n try: t\n": "failed\n  log: l\n  \n   try: t\n  ",
+        'C:\\new \\\\n \t"\u4e2d': 'C:\\new \\\\n \t"\u4e2d',
+    }
+    for text, shown in texts.items():
+        write_json(attempt.outcome_file, Outcome(exit_code=1, message=text))
+        for _ in range(2):  # the second time it is indented already
+            outcome = attempt.outcome()
+            assert outcome
+            assert outcome.message == shown
+            write_json(attempt.outcome_file, outcome)
+    attempt.outcome_file.write_bytes(rb'{"exit_code":1,"message":"a\u000Ab\\u000ac"}')
+    outcome = attempt.outcome()
+    assert outcome
+    assert outcome.message == "a\n  b\\u000ac"

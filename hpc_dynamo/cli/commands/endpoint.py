@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 
 from hpc_dynamo.cli.arguments import add_run
+from hpc_dynamo.cli.render.console import print_line
 from hpc_dynamo.cli.run_lookup import find_endpoint
 
 EXAMPLES = """\
@@ -17,5 +18,5 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    print(find_endpoint(args)[1].url)
+    print_line(find_endpoint(args)[1].url)
     return 0

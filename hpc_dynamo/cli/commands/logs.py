@@ -19,7 +19,7 @@ from hpc_dynamo.cli.run_lookup import find_run, is_run, is_run_name, serving_att
 from hpc_dynamo.cli.run_watcher import POLL_S, RunWatcher
 from hpc_dynamo.config import Task
 from hpc_dynamo.errors import ConfigError, unknown_name
-from hpc_dynamo.printable import terminal_line
+from hpc_dynamo.printable import escape_controls, terminal_line
 from hpc_dynamo.run import Attempt
 
 LOG_NAME = re.compile(r"\d+|head|(?:worker|agent|frontend)-\d+")
@@ -107,7 +107,7 @@ def _show(
     """Print the ends of logs; with `follow`, also new lines and, of `all_` logs, new logs."""
     tails = {name: LogTail(file) for name, file in chosen.items()}
     if not all_:
-        print(f"==> {next(iter(chosen.values()))} <==", flush=True)
+        print(f"==> {_name(str(next(iter(chosen.values()))))} <==", flush=True)
     for name, tail in tails.items():
         _print_lines(name if all_ else "", tail.last(lines))
     job = launch.find_job(attempt)
@@ -126,4 +126,9 @@ def _show(
 def _print_lines(name: str, lines: Iterable[str]) -> None:
     for line in lines:
         line = terminal_line(line) if sys.stdout.isatty() else line
-        print(f"{name:>10} | {line}" if name else line, flush=True)
+        print(f"{_name(name):>10} | {line}" if name else line, flush=True)
+
+
+def _name(name: str) -> str:
+    """Return the name of a file of any user as one line."""
+    return escape_controls(name).replace("\n", r"\n")

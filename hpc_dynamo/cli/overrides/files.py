@@ -24,6 +24,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hpc_dynamo.cli.overrides.file_limits import require_bounded_references
 from hpc_dynamo.cli.overrides.renamed import with_current_names
 from hpc_dynamo.cli.overrides.yaml_text import Document, Keys, read
 from hpc_dynamo.errors import ConfigError, unknown_name
@@ -171,6 +172,7 @@ def _explained(error: Exception, choices: Sequence[str]) -> ConfigError:
 
 def resolved(tree: dict[str, Any]) -> dict[str, Any]:
     """Return the tree with its `${...}` replaced. Raises ConfigError."""
+    require_bounded_references(tree)
     try:
         found = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
     except (OmegaConfBaseException, ValueError) as e:

@@ -8,13 +8,22 @@ kept as `bytes` of its source text; `tree` converts it once its field is known. 
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from hpc_dynamo.cli.overrides.file_limits import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_VALUES,
+    BoundedLoader,
+    too_deep,
+)
 from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.regular_file import read_regular_file
 
 TAG = "tag:yaml.org,2002:"
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")  # YAML 1.1 misses 1e3
@@ -34,7 +43,7 @@ class Document:
 def read(path: Path) -> Document:
     """Read a file. Raises ConfigError naming the line if it is not a YAML mapping."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular_file(path, MAX_BYTES).decode()
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path} cannot be read: {e}") from e
     return parse(text, path)
@@ -44,7 +53,7 @@ def parse(text: str, path: Path | str) -> Document:
     """Parse YAML that is a mapping; `path` is named in errors. Raises ConfigError."""
     document = Document(path)
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=BoundedLoader)
     except yaml.YAMLError as e:
         raise _broken(e, path) from e
     if node is not None:
@@ -63,10 +72,15 @@ class _Reader:
 
     def __init__(self, document: Document) -> None:
         self.document = document
+        self._depth = self._values = 0
 
     def mapping(self, node: Any, at: Keys) -> dict[str, Any]:
         if not isinstance(node, yaml.MappingNode):
             raise self._error(node, "must be a mapping of names to values")
+        with self._within_limits(node):
+            return self._mapping(node, at)
+
+    def _mapping(self, node: Any, at: Keys) -> dict[str, Any]:
         found = dict[str, Any]()
         merged = dict[str, Any]()
         for key, value in node.value:
@@ -97,7 +111,8 @@ class _Reader:
             return self.mapping(node, at)
         if isinstance(node, yaml.SequenceNode):
             names = at == ("defaults",)  # Hydra's list, which contains only names
-            return [_as_names(v) if names else v for v in self._items(node, at)]
+            with self._within_limits(node):
+                return [_as_names(v) if names else v for v in self._items(node, at)]
         plain, text = node.style is None, str(node.value)
         if plain and node.tag == f"{TAG}null":
             return None
@@ -107,6 +122,19 @@ class _Reader:
 
     def _items(self, node: Any, at: Keys) -> Iterator[Any]:
         return (self.value(each, at) for each in node.value)
+
+    @contextmanager
+    def _within_limits(self, node: Any) -> Iterator[None]:
+        """Count a mapping or a list with its values, and its depth. An alias stands for a copy of
+        its node, which may contain itself. Raises ConfigError."""
+        self._depth += 1
+        self._values += 1 + len(node.value)
+        if self._depth > MAX_DEPTH:
+            raise self._error(node, too_deep())
+        if self._values > MAX_VALUES:
+            raise self._error(node, f"more than {MAX_VALUES} values, each alias (*NAME) replaced")
+        yield
+        self._depth -= 1
 
     def _error(self, node: Any, what: str) -> ConfigError:
         return ConfigError(f"{self.document.path}:{node.start_mark.line + 1}: {what}")

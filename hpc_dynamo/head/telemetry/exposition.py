@@ -38,12 +38,13 @@ def exposition(
     workers: Iterable[WorkerReport],
     planner: PlannerStatus | None,
     tasks: Mapping[str, int],
+    defects: Mapping[str, int],
 ) -> str:
     """Return the text of all families that have a value; see `families` for their names.
 
     `models` is by name, which becomes a label. A job of one model has it under the empty name,
     without a label. `rest` counts what belongs to no model. `tasks` counts asyncio's tasks by
-    process. Engines export their own metrics.
+    process, `defects` those of hpc_dynamo.defects. Engines export their own metrics.
     """
 
     class HeadCollector(Collector):
@@ -54,7 +55,8 @@ def exposition(
             yield from connection_metrics(rest)
             yield from worker_metrics(loads, workers)
             yield from planner_metrics(planner)
-            yield families.TASKS.values(((process,), count) for process, count in tasks.items())
+            yield families.TASKS.values(_by_process(tasks))
+            yield families.DEFECTS.values(_by_process(defects))
 
     registry = CollectorRegistry()
     registry.register(HeadCollector())
@@ -71,3 +73,7 @@ def _merged(by_model: Mapping[str, Iterable[Metric]]) -> Iterable[Metric]:
             family = merged.setdefault(metric.name, metric)
             family.samples = samples if family is metric else family.samples + samples
     return merged.values()
+
+
+def _by_process(counts: Mapping[str, int]) -> Iterable[tuple[tuple[str], int]]:
+    return (((process,), count) for process, count in counts.items())

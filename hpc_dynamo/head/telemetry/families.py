@@ -83,6 +83,11 @@ HTTP_REJECTIONS = _counter(
     "reason",
 )
 OPEN_CONNECTIONS = _gauge("open_connections", "Open connections of clients.")
+DEFECTS = _counter(
+    "defects",
+    "Exceptions that ended one request or message only; see the logs of head and frontends.",
+    "process",
+)
 TASKS = _gauge("asyncio_tasks", "Tasks of the head, and of all frontends together.", "process")
 TTFT = _histogram("time_to_first_token_seconds", "Time to the first bytes of an answer.")
 ITL = _histogram("inter_token_latency_seconds", "Time between two pieces of a streamed answer.")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
+from hpc_dynamo.defects import COUNTS
 from hpc_dynamo.engines.http_paths import is_inference
 from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.head.telemetry.exposition import ModelMetrics, exposition
@@ -108,7 +109,9 @@ class EndpointState:
         }
         rest = stats.get("", FrontendStats())
         tasks = {"head": len(asyncio.all_tasks()), "frontends": rest.tasks}
-        return exposition(models, rest, loads, workers, self._context.planner_status(), tasks)
+        defects = {"head": COUNTS.total(), "frontends": rest.defects}
+        planner = self._context.planner_status()
+        return exposition(models, rest, loads, workers, planner, tasks, defects)
 
 
 def _aliases(route: ModelRoute) -> dict[str, str]:

@@ -11,6 +11,7 @@ import pytest
 
 from hpc_dynamo.config import Config, Engine
 from hpc_dynamo.dispatch import RequestBuilder, RequestContext
+from hpc_dynamo.dispatch.request_builder import MAX_IDS
 from hpc_dynamo.dispatch.reserved_fields import REFUSED_FIELDS, RESERVED_FIELDS
 from hpc_dynamo.engines import CHAT, COMPLETIONS
 from hpc_dynamo.errors import RequestFailed
@@ -121,6 +122,21 @@ class LimitedTokenizer(FixedTokenizer):
 
     async def completion(self, body: Any, max_tokens: int = 0) -> list[Tokens]:
         raise PromptTooLong(max_tokens)
+
+
+@pytest.mark.parametrize("prompt", [b"[%b1]", b"[[%b1], [2]]"])
+async def test_millions_of_token_ids_with_unknown_context_are_routed_by_load(prompt: bytes) -> None:
+    """Decoding 32 MB of them takes a second, in which the event loop does nothing else."""
+    ids = prompt % (b"1," * MAX_IDS)
+    builder = RequestBuilder(Config())
+    for context in (RequestContext(), RequestContext(max_context_tokens=MAX_IDS + 9)):
+        fields = {"prompt": msgspec.Raw(ids)}
+        found = await builder.routing_request(COMPLETIONS, fields, context)
+        assert (found.prompt_tokens, found.block_hashes) == (0, b"")
+    fields = {"prompt": msgspec.Raw(prompt % (b"1," * 99))}
+    found = await builder.routing_request(COMPLETIONS, fields, RequestContext())
+    assert found.prompt_tokens >= 100
+    assert found.block_hashes
 
 
 async def test_text_that_was_not_tokenized_is_beyond_the_context() -> None:

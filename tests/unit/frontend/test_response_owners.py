@@ -42,6 +42,36 @@ async def test_only_short_ids_that_an_engine_knows_are_remembered(
         assert len(asked) == (1 if response_id == LONG else 2)
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        b'{"id":"resp_a-B_1","created_at":1}',
+        b'event: response.created\ndata: {"response":{"id": "resp_a-B_1"},"type":"x"}\n\n',
+    ],
+)
+async def test_worker_that_generated_a_response_is_asked_first(start: bytes) -> None:
+    asked = list[int]()
+
+    async def engine(request: HttpRequest, response: ResponseWriter) -> None:
+        asked.append(int(request.headers["host"].rpartition(":")[2]))
+        response.send(200 if asked[-1] == keeps else 404, b"{}")
+
+    async with HttpClient() as client, HttpServer(engine) as server:
+        ports = [await server.listen("127.0.0.1", 0) for _ in range(4)]
+        view = RunView(workers=tuple(report(port, rank) for rank, port in enumerate(ports)))
+        keeps, passthrough = ports[2], EnginePassthrough(client)
+        passthrough.remember_response(start, 2)
+        passthrough.remember_response(b'{"id":"chatcmpl-1"}', 1)
+        assert await passthrough.response_owner("resp_a-B_1", view) == 2
+        assert asked == [ports[2]]
+        # It was restarted, or another frontend process had the request: all are asked.
+        keeps = ports[3]
+        assert await passthrough.response_owner("resp_a-B_1", view) == 3
+        assert sorted(asked[1:]) == sorted(ports)
+        assert await passthrough.response_owner("resp_other", view) == 3
+        assert list(passthrough._owners) == ["resp_a-B_1", "resp_other"]
+
+
 async def test_half_a_surrogate_pair_is_no_response() -> None:
     async def engine(request: HttpRequest, response: ResponseWriter) -> None:
         response.send(404, b"{}")
@@ -52,8 +82,8 @@ async def test_half_a_surrogate_pair_is_no_response() -> None:
             assert await EnginePassthrough(client).response_owner(response_id, view) is None
 
 
-def report(port: int) -> WorkerReport:
+def report(port: int, rank: int = 7) -> WorkerReport:
     url, ready = f"http://127.0.0.1:{port}", WorkerState.ready
     return WorkerReport(
-        rank=7, role=Role.aggregated, node=0, host="localhost", state=ready, url=url
+        rank=rank, role=Role.aggregated, node=0, host="localhost", state=ready, url=url
     )

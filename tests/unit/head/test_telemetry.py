@@ -20,7 +20,7 @@ def page(*models: str) -> str:
     metrics = {model: ModelMetrics(stats, Traffic(active=5), router) for model in models}
     planner = PlannerStatus(at=0.0, rate_hz=2.0, prefill=1, decode=3)
     loads, tasks = [WorkerLoad(rank=3, running=4)], {"head": 7}
-    return exposition(metrics, FrontendStats(), loads, [WORKER], planner, tasks)
+    return exposition(metrics, FrontendStats(), loads, [WORKER], planner, tasks, {"frontends": 2})
 
 
 def test_every_family_has_a_name_of_its_own_and_a_help_sentence() -> None:
@@ -36,6 +36,7 @@ def test_page_of_one_model_has_every_family_of_the_table_and_no_other() -> None:
     assert 'hpc_dynamo_requests_total{path="/v1/completions",status="200"} 2.0' in page("")
     assert "hpc_dynamo_requests_running 5.0" in page("")
     assert 'hpc_dynamo_asyncio_tasks{process="head"} 7.0' in page("")
+    assert 'hpc_dynamo_defects_total{process="frontends"} 2.0' in page("")
     assert 'hpc_dynamo_worker_requests_running{node="n1",rank="3",role="decode"} 4.0' in page("")
 
 

@@ -157,6 +157,15 @@ def sequence(*normalizers: dict[str, Any]) -> dict[str, Any]:
     return {"normalizer": {"type": "Sequence", "normalizers": normalizers}}
 
 
+def word_piece(longest: int, prefix: str) -> dict[str, Any]:
+    fields = {"max_input_chars_per_word": longest, "continuing_subword_prefix": prefix}
+    return {"type": "WordPiece", "unk_token": "u", "vocab": {"u": 0, "a": 1}, **fields}
+
+
+def unigram(token: str) -> dict[str, Any]:
+    return {"type": "Unigram", "unk_id": 0, "vocab": [["u", 0.0], [token, -1.0]]}
+
+
 IDS = {"a": {"id": "a", "ids": [0] * 100, "tokens": ["a"] * 100}}
 TEMPLATE = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "a"}}] * 100,
             "pair": [], "special_tokens": IDS}  # fmt: skip
@@ -173,12 +182,17 @@ BOMBS: dict[str, tuple[dict[str, Any], str]] = {
     "template": ({"post_processor": TEMPLATE}, "adds 10000 tokens to each text"),
     "words": ({"added_tokens": [{}] * 100_001}, "adds 100001 tokens"),
     "word": ({"added_tokens": [LONG]}, "a special token has more than 1000 characters"),
+    "cubic": ({"model": word_piece(10_000, "##")}, "words of 10000 characters; at most 200"),
+    "prefix": ({"model": word_piece(100, "#" * 17)}, "pieces of a word of more than 16 characters"),
+    "unigram": ({"model": unigram("a" * 129)}, "a token of more than 128 characters"),
 }
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_tokenizer_that_would_fill_the_memory_is_not_used(tmp_path: Path, name: str) -> None:
-    """The library aborts the process: no exception can be caught."""
+def test_tokenizer_that_would_fill_the_memory_or_never_end_is_not_used(
+    tmp_path: Path, name: str
+) -> None:
+    """The library aborts the process or takes hours: no exception can be caught."""
     fields, reason = BOMBS[name]
     folder = model_folder(tmp_path / "m", "")
     plain = json.loads(Tokenizer(models.BPE({"a": 0}, [])).to_str())
