@@ -62,4 +62,4 @@ async def test_role_change_keeps_the_engine_process(run: tuple[Served, bool]) ->
         assert LOG_LINE not in log
     else:
         assert LOG_LINE in log
-        assert urls(served) - before.keys()
+        assert before.keys() - urls(served)
