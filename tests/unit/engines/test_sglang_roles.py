@@ -1,4 +1,4 @@
-"""Which workers of SGLang change their role while they run, and what they are asked."""
+"""Workers of SGLang that change their role while they run, and the request for it."""
 
 from dataclasses import replace
 from typing import Any
