@@ -53,8 +53,8 @@ class KvState:
     def add_worker(self, rank: int) -> None:
         """Add a worker whose cache is assumed to be empty."""
         self.remove_worker(rank)
-        self._forget(rank)
-        self._streams[rank] = EventStream(partial(self._apply, rank), partial(self._forget, rank))
+        self.forget(rank)
+        self._streams[rank] = EventStream(partial(self._apply, rank), partial(self.forget, rank))
         self._recent_prompts[rank] = deque()
 
     def remove_worker(self, rank: int) -> None:
@@ -67,8 +67,8 @@ class KvState:
             self._former_gaps += stream.gaps
             self._former_resyncs += stream.resyncs
 
-    def _forget(self, rank: int) -> None:
-        """Drop all confirmed and expected blocks of a worker."""
+    def forget(self, rank: int) -> None:
+        """Drop all confirmed and expected blocks of a worker, whose cache is empty."""
         for index in (self.confirmed, self.pending, self.approximate):
             index.add_worker(rank)
 
@@ -136,7 +136,7 @@ class KvState:
                 case BlockRemoved(group_idx=None | 0, block_hashes=keys, medium=medium):
                     self.pending.discard(rank, self.confirmed.remove(rank, keys, medium or ""))
                 case AllBlocksCleared():
-                    self._forget(rank)
+                    self.forget(rank)
 
     def _store(self, rank: int, event: BlockStored) -> None:
         self.confirmed.store(
