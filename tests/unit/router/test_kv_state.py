@@ -1,6 +1,7 @@
 """KV state: blocks confirmed by events, and blocks expected from routing decisions."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,6 +130,17 @@ def test_full_attention_decides_in_models_with_sliding_windows(kind: str) -> Non
     assert state.overlaps(hashes()) == {0: 3}
     engine.publish(stored(3, 1, parent=2, group_idx=0, **window), BlockRemoved([2], group_idx=1))
     assert state.overlaps(hashes()) == {0: 2}
+
+
+def test_events_of_a_real_model_with_sliding_windows() -> None:
+    """Recorded from vLLM 0.32.0: a small Gemma 3, one prompt of 600 tokens, blocks of 32."""
+    recorded = Path(__file__).with_name("gemma3_vllm_events.msgpack").read_bytes()
+    state = KvState(RouterConfig(block_tokens=32))
+    state.add_worker(0)
+    state.receive_events(0, 0, recorded)
+    tokens = b"".join((number * 7 + 10).to_bytes(4, "little") for number in range(600))
+    request = RoutingRequest(block_hashes=block_hashes(tokens, 32, adapter_root(None)))
+    assert state.overlaps(request.hash_list) == {0: 18}
 
 
 def test_first_group_with_full_attention_is_kept() -> None:
