@@ -56,8 +56,8 @@ class KvState:
     def add_worker(self, rank: int) -> None:
         """Add a worker whose cache is assumed to be empty."""
         self.remove_worker(rank)
-        self._forget(rank)
-        self._streams[rank] = EventStream(partial(self._apply, rank), partial(self._forget, rank))
+        self.forget(rank)
+        self._streams[rank] = EventStream(partial(self._apply, rank), partial(self.forget, rank))
         self._groups[rank] = AttentionGroup()
         self._recent_prompts[rank] = deque()
 
@@ -72,8 +72,8 @@ class KvState:
             self._former_gaps += stream.gaps
             self._former_resyncs += stream.resyncs
 
-    def _forget(self, rank: int) -> None:
-        """Drop all confirmed and expected blocks of a worker."""
+    def forget(self, rank: int) -> None:
+        """Drop all confirmed and expected blocks of a worker, whose cache is empty."""
         for index in (self.confirmed, self.pending, self.approximate):
             index.add_worker(rank)
 
@@ -137,7 +137,7 @@ class KvState:
         for event in batch.events:
             match event:
                 case AllBlocksCleared():
-                    self._forget(rank)
+                    self.forget(rank)
                 case BlockStored() if event.locality != REMOTE:
                     self._store(rank, event)
                 case BlockRemoved() if event.locality != REMOTE:
