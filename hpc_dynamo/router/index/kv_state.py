@@ -23,7 +23,8 @@ from hpc_dynamo.router.index.exact import PrefixIndex
 from hpc_dynamo.router.index.hashes import adapter_root
 
 PENDING_S = 5.0  # maximum time from a decision to the event that confirms it
-REMOTE = "REMOTE"  # locality of blocks in a tier that all workers share, not this worker's own
+# Locality of blocks in a tier that all workers share.
+REMOTE = "REMOTE"
 
 log = logging.getLogger(__name__)
 
