@@ -18,7 +18,7 @@ MAX_ADDED_TOKENS = 100_000  # words with their own id; their number slows the st
 # WordPiece takes time with the cube of a word's length, BERT's limit is 100.
 MAX_WORD_CHARS = 200
 MAX_PREFIX_CHARS = 16  # before the pieces of a word, such as `##`
-MAX_UNIGRAM_CHARS = 128  # of a token; sentencepiece's limit is 16
+MAX_UNIGRAM_CHARS = 128  # in a token; sentencepiece's limit is 16
 
 
 class _Model(msgspec.Struct):

@@ -29,7 +29,7 @@ SERVE = (
     *("topology=aggregated", "topology.nodes=2", "topology.aggregated.workers=2"),
 )
 RATE_HZ = 4.0
-GIVE_UP_S = 300.0  # of a client, since its first try
+GIVE_UP_S = 300.0  # since the first try of a client
 BUSY = (429, 503)  # OpenAI's clients send such a request again
 
 

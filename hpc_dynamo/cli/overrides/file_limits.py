@@ -11,10 +11,12 @@ import yaml
 
 from hpc_dynamo.errors import ConfigError
 
-MAX_BYTES = 256 << 10  # of a file; PyYAML reads about 100 KB per second
+# Size of a file. PyYAML reads about 100 KB per second.
+MAX_BYTES = 256 << 10
 MAX_DEPTH = 32  # mappings and lists inside of each other
-MAX_VALUES = 20_000  # of a file, aliases replaced, and of a configuration, references replaced
-CHARACTERS = 32  # of a text that count as one value
+# Values in a file with its aliases replaced, and in a configuration with its references replaced.
+MAX_VALUES = 20_000
+CHARACTERS = 32  # so many of a text count as one value
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 NESTED = re.compile(r"\$\{[^{}:]*\$\{")
 
@@ -26,6 +28,7 @@ class BoundedLoader(yaml.SafeLoader):  # type: ignore[misc] # yaml has no type i
     _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose a node and those in it."""
         if self._depth == MAX_DEPTH:
             mark = self.peek_event().start_mark
             raise yaml.MarkedYAMLError(problem=too_deep(), problem_mark=mark)
