@@ -4,9 +4,9 @@
     /env/bin/python tools/record_options.py sglang > hpc_dynamo/engines/contract/sglang-VERSION.json
 
 Run it with the Python of an environment that has the engine. It needs only the engine and the
-standard library. A version of vLLM that is not installed can be recorded too: put the files of its wheel
-on PYTHONPATH, and append `+cpu` to the version in its metadata. For vLLM's JSON options the script
-also prints the fields of their classes.
+standard library. A version of vLLM that is not installed can be recorded too: put the files of its
+wheel on PYTHONPATH, and append `+cpu` to the version in its metadata. For vLLM's JSON options the
+script also prints the fields of their classes.
 """
 
 import argparse

@@ -26,6 +26,7 @@ DEFAULTS = {
     "kv-events-config kv-transfer-config max-cpu-loras max-lora-rank max-loras max-num-seqs",
     "sglang": "device disable-overlap-schedule disaggregation-decode-retraction-backup "
     "disaggregation-transfer-backend enable-cache-report enable-memory-saver enable-metrics "
+    "enable-pd-role-switch "
     "enable-weights-cpu-backup kv-events-config max-running-requests page-size sleep-on-idle",
     # The adapter refuses the options file with words of its own.
     "trtllm": "backend extra-llm-api-options max-batch-size",
@@ -43,6 +44,7 @@ CONFIGS = {
     ],
     "sglang": [
         (),
+        ("planner=load",),
         (ONE, *LORA, "engine.sleep_mode=true"),
         ("engine.device=cpu",),
         (ONE, "topology.aggregated.tensor_parallel=16"),
