@@ -1,7 +1,8 @@
 """Chat templates of models, rendered as engines do, in a process that can be killed.
 
 The author of a model chooses its templates, and Jinja's sandbox limits neither time nor memory.
-Therefore a child process renders them (`renderer_process`), with limits that the kernel enforces.
+Therefore a child process renders them (`renderer_process`, `renderer_child`), with limits that the
+kernel enforces.
 
 - `renderer`: the text of a request body; `chat_messages`: messages and tools for templates
 - `template`, `content_format`: one Jinja template

@@ -3,26 +3,17 @@
 import asyncio
 import logging
 import marshal
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from hpc_dynamo.chat_templates.limits import ANSWER, SIZE, RenderLimits, RenderOutcome
+from hpc_dynamo.chat_templates.limits import RenderLimits, RenderOutcome
 from hpc_dynamo.chat_templates.refusals import PromptRejected, TemplateFailed, UnsupportedPrompt
 from hpc_dynamo.chat_templates.renderer import ChatRenderer
+from hpc_dynamo.chat_templates.renderer_child import Answer, RendererChild
 
 # A chat does not wait for another one that has used more CPU time. It is routed without token ids.
 PATIENCE_S = 0.25
-READ_BYTES = 1 << 20
-# Variables that the interpreter and `strftime_now` read. Keys of the run are not among them.
-ENVIRONMENT = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TZ")
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +29,8 @@ class RendererProcess:
         self, renderer: ChatRenderer, model: str = "", limits: RenderLimits | None = None
     ) -> None:
         self._renderer, self._model = renderer, model
-        self._limits, self._lock = limits or RenderLimits(), asyncio.Lock()
-        self._child: _Child | None = None
+        self._limits = limits or RenderLimits()
+        self._child: RendererChild | None = None
 
     @property
     def pid(self) -> int | None:
@@ -49,7 +40,7 @@ class RendererProcess:
     def start(self) -> None:
         """Start the child before the first chat."""
         with suppress(OSError):
-            self._child = self._child or _Child(self._renderer, self._limits)
+            self._living_child()
 
     async def render(self, body: Mapping[str, Any], patience_s: float | None = PATIENCE_S) -> str:
         """Return the text of a chat. See ChatRenderer.render.
@@ -57,12 +48,7 @@ class RendererProcess:
         Raises UnsupportedPrompt if another chat has used `patience_s` of CPU time (None: wait), and
         TemplateFailed.
         """
-        content = marshal.dumps(dict(body))
-        await self._acquire(patience_s)
-        # A client that disconnects must not end the process, whose start takes others' time.
-        answering = asyncio.create_task(self._answer(content))
-        answering.add_done_callback(lambda _: self._lock.release())
-        outcome, text = await asyncio.shield(answering)
+        outcome, text = await self._answer(marshal.dumps(dict(body)), patience_s)
         match outcome:
             case RenderOutcome.text:
                 return text
@@ -75,96 +61,42 @@ class RendererProcess:
         log.warning("%s; check its chat_template.jinja or tokenizer_config.json", message)
         raise TemplateFailed(message, status=400)
 
-    async def _acquire(self, patience_s: float | None) -> None:
-        while True:
+    async def _answer(self, content: bytes, patience_s: float | None) -> Answer:
+        answer = None
+        while answer is None:  # again, if another chat has ended the process
             try:
-                async with asyncio.timeout(patience_s):
-                    await self._lock.acquire()
-                return
-            except TimeoutError:
-                # The wait itself may be long on a busy machine, or behind many short chats.
-                if self._child and self._child.cpu_s() >= (patience_s or 0.0):
-                    raise UnsupportedPrompt("another chat is being rendered") from None
+                child = self._living_child()
+            except OSError as e:  # such as too many open files
+                log.warning("the process that renders chats cannot start: %s", e)
+                return RenderOutcome.unsupported, str(e)
+            answer = await _patient(child, child.submit(content), patience_s)
+        return answer
 
-    async def _answer(self, content: bytes) -> tuple[RenderOutcome, str]:
-        try:
-            child = self._child = self._child or _Child(self._renderer, self._limits)
-        except OSError as e:  # such as too many open files
-            log.warning("the process that renders chats cannot start: %s", e)
-            return RenderOutcome.unsupported, str(e)
-        try:
-            return await child.exchange(content)
-        except (EOFError, OSError):
-            self._child = None
-            return RenderOutcome.over_limit, child.reason(self._limits)
-        except asyncio.CancelledError:
-            self._child = None  # the next request must not get this answer
-            child.end()
-            raise
+    def _living_child(self) -> RendererChild:
+        if self._child is None or self._child.ended:
+            self._child = RendererChild(self._renderer, self._limits)
+        return self._child
 
 
-class _Child:
-    """The process and its socket."""
+async def _patient(
+    child: RendererChild, answer: "asyncio.Future[Answer | None]", patience_s: float | None
+) -> Answer | None:
+    """Await an answer, but not for another chat that has used `patience_s` of CPU time.
 
-    def __init__(self, renderer: ChatRenderer, limits: RenderLimits) -> None:
-        parent_end, child_end = socket.socketpair()
-        parent_end.setblocking(False)
-        arguments = map(str, (limits.cpu_s, limits.memory_bytes, limits.text_chars))
-        command = (sys.executable, "-m", "hpc_dynamo.chat_templates", *arguments)
-        kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-        with child_end:
-            process = subprocess.Popen(
-                command, stdin=child_end.fileno(), stdout=child_end.fileno(), env=kept
-            )
-        self._socket, self._process = parent_end, process
-        self.pid, self._began_s = process.pid, 0.0
-        self._state: bytes | None = marshal.dumps(renderer.state())
-        self.end = weakref.finalize(self, _end, process, parent_end)
+    The wait itself may be long on a busy machine, or behind many short chats.
+    """
+    if patience_s is None:
+        return await answer
+    loop, timer = asyncio.get_running_loop(), None
 
-    async def exchange(self, content: bytes) -> tuple[RenderOutcome, str]:
-        """Return the answer to a request. Raises EOFError or OSError if the process ended."""
-        loop, records = asyncio.get_running_loop(), [content]
-        self._began_s = _cpu_time(self.pid)
-        if self._state is not None:
-            records, self._state = [self._state, content], None
-        sent = b"".join(part for each in records for part in (SIZE.pack(len(each)), each))
-        await loop.sock_sendall(self._socket, sent)
-        outcome, size = ANSWER.unpack_from(received := await self._read(bytearray(), ANSWER.size))
-        text = await self._read(received[ANSWER.size :], size)
-        return RenderOutcome(outcome), text.decode("utf-8", "surrogatepass")
+    def check() -> None:
+        nonlocal timer
+        if not answer.done() and child.renders_another(answer, patience_s):
+            answer.set_exception(UnsupportedPrompt("another chat is being rendered"))
+        timer = loop.call_later(patience_s, check)
 
-    def cpu_s(self) -> float:
-        """Return the CPU time that the current chat has used."""
-        return _cpu_time(self.pid) - self._began_s
-
-    async def _read(self, received: bytearray, size: int) -> bytearray:
-        """Return at least `size` bytes, `received` first."""
-        loop = asyncio.get_running_loop()
-        while len(received) < size:
-            part = await loop.sock_recv(self._socket, READ_BYTES)
-            if not part:
-                raise EOFError
-            received += part
-        return received
-
-    def reason(self, limits: RenderLimits) -> str:
-        """Return why the process ended, and release its socket."""
-        self.end()
-        code = self._process.returncode
-        if code == -signal.SIGPROF:
-            return f"took more than {limits.cpu_s:g} s of CPU time"
-        return f"ended its process ({signal.Signals(-code).name if code < 0 else f'exit {code}'})"
-
-
-def _cpu_time(pid: int) -> float:
-    """Return the CPU time of a process in seconds, by the clock of clock_getcpuclockid(3)."""
+    timer = loop.call_later(patience_s, check)
     try:
-        return time.clock_gettime((~pid << 3) | 2)
-    except OSError:  # it has ended
-        return 0.0
-
-
-def _end(process: subprocess.Popen[bytes], parent_end: socket.socket) -> None:
-    parent_end.close()
-    process.kill()
-    process.wait()
+        return await answer
+    finally:
+        timer.cancel()

@@ -138,3 +138,27 @@ async def test_no_key_is_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     chats = process("x")
     await chats.render(BODY)
     assert b"secret" not in Path(f"/proc/{chats.pid}/environ").read_bytes()
+
+
+async def test_chats_sent_ahead_are_answered_in_order() -> None:
+    """More than are sent at a time, long ones among them, some of clients that have gone."""
+    chats = process("{{ messages[0].content }}")
+    texts = [f"{n} " + "x" * (400_000 if n % 20 == 3 else 10) for n in range(100)]
+    bodies = [{"messages": [{"role": "user", "content": text}]} for text in texts]
+    tasks = [asyncio.create_task(chats.render(body, patience_s=None)) for body in bodies]
+    await asyncio.sleep(0)
+    for task in tasks[::7]:
+        task.cancel()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    for number, (answer, text) in enumerate(zip(answers, texts, strict=True)):
+        assert isinstance(answer, asyncio.CancelledError) if number % 7 == 0 else answer == text
+
+
+async def test_chats_behind_one_that_ends_the_process_are_rendered() -> None:
+    chats = process(TRAP, SHORT)
+    stuck = [asyncio.create_task(chats.render(STUCK, patience_s=None)) for _ in range(2)]
+    others = [asyncio.create_task(chats.render(BODY, patience_s=None)) for _ in range(40)]
+    for task in stuck:
+        with pytest.raises(TemplateFailed, match=CPU):
+            await task
+    assert await asyncio.gather(*others) == ["Hi"] * 40
