@@ -28,8 +28,13 @@ def contain_defects(
         yield
     except passed:
         raise
-    except Exception:  # a defect can have any class
-        COUNTS[log.name] += 1
-        log.exception("this is a defect of hpc-dynamo: %.1000r", message)
+    except Exception as e:  # noqa: BLE001  # a defect can have any class
+        report_defect(log, message, e)
         if then:
             then()
+
+
+def report_defect(log: Logger, message: object, error: BaseException) -> None:
+    """Log and count an exception that the message has caused."""
+    COUNTS[log.name] += 1
+    log.error("this is a defect of hpc-dynamo: %.1000r", message, exc_info=error)

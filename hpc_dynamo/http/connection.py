@@ -9,7 +9,7 @@ from typing import cast
 
 import httptools
 
-from hpc_dynamo.defects import contain_defects
+from hpc_dynamo.defects import contain_defects, report_defect
 from hpc_dynamo.http.connection_table import Closable
 from hpc_dynamo.http.exchange import HttpRequest, Rejection, ResponseWriter
 from hpc_dynamo.http.request_head import add_header, head_without_upgrade, pieces, request_line
@@ -72,8 +72,7 @@ class HttpConnection(asyncio.Protocol):
             except httptools.HttpParserUpgrade as e:
                 self._decline_upgrade(data[e.args[0] :])
             except httptools.HttpParserCallbackError as e:
-                with contain_defects(log, ("a request of", self._peer)):
-                    raise (e.__context__ or e) from None
+                report_defect(log, ("a request of", self._peer), e.__context__ or e)
                 self._reject(500, INTERNAL_ERROR)
             except httptools.HttpParserError as e:
                 self._reject(400, f"this is not HTTP/1.1: {e}")
