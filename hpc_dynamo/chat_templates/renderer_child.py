@@ -53,8 +53,9 @@ class RendererChild:
         """Return a future for the answer. None: the process ended because of an earlier chat."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Answer | None] = loop.create_future()
+        if not self._waiting:  # chats of one turn of the loop are sent at once
+            loop.call_soon(self._send)
         self._waiting.append((content, answer))
-        self._send()
         if self._receiver is None or self._receiver.done():
             self._receiver = loop.create_task(self._receive())
         return answer

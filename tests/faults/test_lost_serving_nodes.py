@@ -92,7 +92,7 @@ def job_of(served: Served) -> str:
 
 def heads(cluster: SlurmCluster) -> int:
     """Return the number of heads on all nodes."""
-    argv = ("pgrep", "--count", "--full", f"-m {HEAD}")
+    argv = ("pgrep", "--count", "--full", f"^[^ ]+ -m {HEAD}")
     counts = [
         subprocess.run(cluster.on(node, *argv), capture_output=True, text=True, check=False).stdout
         for node in cluster.nodes
