@@ -1,8 +1,8 @@
 """Usage of a response whose prompt another worker computed.
 
-A decode worker that receives the KV cache of a prompt reports no cached tokens, because only the
-prefill worker knows what it found in its prefix cache. So the fields about the prompt come from the
-prefill worker's response, in whole responses and in the events of streams.
+A decode worker that receives the KV cache of a prompt reports no cached tokens. Only the prefill
+worker knows what it found in its prefix cache. So the fields about the prompt come from its
+response, in whole responses and in the events of streams.
 """
 
 import asyncio
