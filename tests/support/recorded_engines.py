@@ -110,7 +110,8 @@ def read_exchanges(path: Path) -> list[Exchange]:
 # Fields of answers whose texts are compared. Of all others only the type is.
 COMPARED = frozenset({"finish_reason", "object", "phase", "role", "status", "stop_reason", "type"})
 BY_TOKEN = "top_logprobs"  # of completions: objects whose names are tokens
-REPEATED = frozenset({"tools", "tool_choice"})  # fields of the request
+# Fields of the request, and one that exists only after an earlier request.
+IGNORED = frozenset({"tools", "tool_choice", "cache_read_input_tokens"})
 
 
 def answer_shape(exchange: Exchange) -> Any:
@@ -133,7 +134,7 @@ def _shape(value: Any, name: str = "", compared: frozenset[str] = COMPARED) -> A
     if isinstance(value, dict):
         if name == BY_TOKEN and "token" not in value:
             return "by token"
-        return {k: _shape(inner, k, compared) for k, inner in value.items() if k not in REPEATED}
+        return {k: _shape(inner, k, compared) for k, inner in value.items() if k not in IGNORED}
     if isinstance(value, list):
         shapes = [_shape(inner, name, compared) for inner in value]
         return [shape for i, shape in enumerate(shapes) if shape not in shapes[:i]]
