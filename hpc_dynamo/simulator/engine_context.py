@@ -1,4 +1,4 @@
-"""What the endpoints of a running engine use, and failures that they inject."""
+"""State of a running engine that its endpoints use, and failures that they inject."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

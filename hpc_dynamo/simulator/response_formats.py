@@ -54,7 +54,7 @@ class ResponseBuilder:
         choices = list[Json]()
         for i, each in enumerate(sequence for group in groups for sequence in group.choices):
             text = each.new_text()
-            content: Json = {"message": self._message(text)} if self._chat else {"text": text}
+            content: Json = {"message": self._chat_message(text)} if self._chat else {"text": text}
             choices.append({"index": i, **content, **self._end(i, each)})
         response = {**self._head, "choices": choices, "usage": self._usage(groups)}
         response["kv_transfer_params"] = groups[0].kv_transfer_params
@@ -66,7 +66,7 @@ class ResponseBuilder:
         """Return the events before any token: the role of each message of a chat."""
         if not self._chat:
             return b""
-        delta = {"delta": self._message(""), **self.unfinished}
+        delta = {"delta": self._chat_message(""), **self.unfinished}
         return b"".join(self._event(i, each, delta, 0) for i, each in enumerate(sequences))
 
     def chunk(self, index: int, sequence: OutputSequence) -> bytes:
@@ -86,7 +86,7 @@ class ResponseBuilder:
         last = {**self._chunk_head, "choices": [], "usage": self._usage(groups)}
         return encode_event(last) + DONE_EVENT
 
-    def _message(self, text: str) -> Json:
+    def _chat_message(self, text: str) -> Json:
         return {"role": "assistant", "content": text}
 
     def _delta(self, text: str) -> Json:

@@ -14,7 +14,7 @@ from hpc_dynamo.simulator.sequence import SequenceGroup
 
 Json = dict[str, Any]
 
-RESERVED_TOKENS = 6  # of the context, not available to prompts (managers/scheduler.py)
+RESERVED_TOKENS = 6  # not available to prompts (managers/scheduler.py)
 
 
 def sglang_error_body(body: Json, path: str) -> Json:

@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 END_OF_SEQUENCE = 2  # `matched_stop` of an output that ended by itself: a token id
 NO_REASONING: Json = {"reasoning_content": None}
-VERSION = "default"  # of the weights
+WEIGHTS = "default"  # version of the weights
 
 
 class SglangBuilder(ResponseBuilder):
@@ -31,12 +31,12 @@ class SglangBuilder(ResponseBuilder):
         response = super().complete(groups)
         del response["kv_transfer_params"]
         end = groups[0].choices[0].output_length
-        versions = [{"version": VERSION, "start": 0, "end": end}]
-        return response | {"metadata": {"weight_version": VERSION, "weight_versions": versions}}
+        versions = [{"version": WEIGHTS, "start": 0, "end": end}]
+        return response | {"metadata": {"weight_version": WEIGHTS, "weight_versions": versions}}
 
     def opening(self, sequences: list[OutputSequence]) -> bytes:
         """Return the events with the role of each message of a chat, which have no usage."""
-        delta = {"delta": self._message(""), **self.unfinished}
+        delta = {"delta": self._chat_message(""), **self.unfinished}
         count = len(sequences) if self._chat else 0
         return b"".join(self._choice_event({"index": i, **delta}) for i in range(count))
 
@@ -53,6 +53,7 @@ class SglangBuilder(ResponseBuilder):
         return self._event(index, sequence, choice, sequence.output_length)
 
     def closing(self, groups: list[SequenceGroup]) -> bytes:
+        """Return the events after the last token."""
         events = self._ends_of_choices(groups) if self._chat else b""
         if self._usage_at_end:
             usage = self._usage(groups)
@@ -70,8 +71,8 @@ class SglangBuilder(ResponseBuilder):
     def _choice_event(self, choice: Json) -> bytes:
         return encode_event({**self._chunk_head, "choices": [choice]})
 
-    def _message(self, text: str) -> Json:
-        return NO_REASONING | super()._message(text)
+    def _chat_message(self, text: str) -> Json:
+        return NO_REASONING | super()._chat_message(text)
 
     def _delta(self, text: str) -> Json:
         return {"delta": NO_REASONING | {"content": text}} if self._chat else {"text": text}

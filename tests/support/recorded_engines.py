@@ -109,7 +109,7 @@ def read_exchanges(path: Path) -> list[Exchange]:
 
 # Fields of answers whose texts are compared. Of all others only the type is.
 COMPARED = frozenset({"finish_reason", "object", "phase", "role", "status", "stop_reason", "type"})
-BY_TOKEN = "top_logprobs"  # of completions: objects whose names are tokens
+BY_TOKEN = "top_logprobs"  # in completions: objects whose names are tokens
 # Fields of the request, and one that exists only after an earlier request.
 IGNORED = frozenset({"tools", "tool_choice", "cache_read_input_tokens"})
 

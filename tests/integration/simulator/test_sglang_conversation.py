@@ -1,4 +1,4 @@
-"""The simulator answers a recorded conversation with SGLang as SGLang did, in other words.
+"""The simulator's answers to a recorded conversation with SGLang have the form of SGLang's.
 
 tests/sglang/test_bodies.py checks that real SGLang still answers so.
 """
