@@ -1,4 +1,4 @@
-"""The simulator's answers to a recorded conversation with SGLang have the form of SGLang's.
+"""The simulator answers a recorded conversation with SGLang in the same form as SGLang.
 
 tests/sglang/test_bodies.py checks that real SGLang still answers so.
 """
