@@ -4,7 +4,7 @@ They must not end the process: the other requests, or the engines of a node, wou
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from logging import Logger
 
@@ -32,6 +32,14 @@ def contain_defects(
         report_defect(log, message, e)
         if then:
             then()
+
+
+async def contain_defects_of(
+    work: Awaitable[object], log: Logger, message: object, then: Callable[[], object] | None = None
+) -> None:
+    """Await `work`, which may be a task of its own, with its defects contained."""
+    with contain_defects(log, message, then=then):
+        await work
 
 
 def report_defect(log: Logger, message: object, error: BaseException) -> None:

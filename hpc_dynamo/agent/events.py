@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
 
-from hpc_dynamo.defects import contain_defects
+from hpc_dynamo.defects import contain_defects_of
 from hpc_dynamo.engines import EventEndpoints
 from hpc_dynamo.errors import WireError
 from hpc_dynamo.kv.events import REPLAY_END
@@ -40,9 +39,10 @@ class KvEventRelay:
         loops = [self._answer(rank, requests, subscriber)]
         if subscriber:
             loops.append(self._relay_all(rank, subscriber))
-        tasks = [
-            self._group.create_task(_contained(loop, rank), name=f"events-{rank}") for loop in loops
-        ]
+        # A defect ends a loop, and not the engines of the node.
+        what = f"the KV events of worker {rank} are no longer relayed"
+        contained = [contain_defects_of(loop, log, what) for loop in loops]
+        tasks = [self._group.create_task(loop, name=f"events-{rank}") for loop in contained]
         try:
             yield
         finally:
@@ -90,9 +90,3 @@ class KvEventRelay:
         await self._send(KvEvents(rank=rank, seq=number, payload=payload))
         # With sockets that are always ready, nothing above suspends this task.
         await asyncio.sleep(0)
-
-
-async def _contained(loop: Coroutine[Any, Any, None], rank: int) -> None:
-    """Await a loop. A defect ends it, and not the engines of the node; routing by load remains."""
-    with contain_defects(log, f"the KV events of worker {rank} are no longer relayed"):
-        await loop

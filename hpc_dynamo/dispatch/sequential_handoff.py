@@ -5,6 +5,7 @@ import logging
 
 import msgspec
 
+from hpc_dynamo.defects import contain_defects, report_defect
 from hpc_dynamo.dispatch.worker_client import (
     GRACE_S,
     EngineRequest,
@@ -74,16 +75,20 @@ class SequentialHandoff:
             await self._release(decode, path, decode_body)
 
     async def _release(self, decode: Target, path: str, decode_body: Body) -> None:
+        try:
+            with contain_defects(log, "release of KV blocks", passed=OSError):
+                await self._send_release(decode, path, decode_body)
+        except OSError as e:
+            log.warning("KV blocks stay until their lease ends: %s", e or type(e).__name__)
+
+    async def _send_release(self, decode: Target, path: str, decode_body: Body) -> None:
         body = self._protocol.release(decode_body)
         if body is None:
             return
-        try:
-            async with asyncio.timeout(RELEASE_TIMEOUT_S):
-                content = msgspec.json.encode(body)
-                async with self._workers.client.send("POST", decode.url, path, content) as response:
-                    await response.read()
-        except OSError as e:
-            log.warning("KV blocks stay until their lease ends: %s", e or type(e).__name__)
+        async with asyncio.timeout(RELEASE_TIMEOUT_S):
+            content = msgspec.json.encode(body)
+            async with self._workers.client.send("POST", decode.url, path, content) as response:
+                await response.read()
 
     async def _prefill(
         self, lease: Lease, target: Target, request: EngineRequest
@@ -98,3 +103,7 @@ class SequentialHandoff:
             return self._protocol.decode(request.body, read_object(body, target))
         except RequestFailed as e:
             return e
+        except Exception as e:  # noqa: BLE001  # one that is raised here ends the process
+            report_defect(log, ("prefill on worker", target.rank), e)
+            what = f"the prefill on worker {target.rank} failed; see the log of the frontend"
+            return RequestFailed(what, status=502)

@@ -9,14 +9,13 @@ from typing import cast
 
 import httptools
 
-from hpc_dynamo.defects import contain_defects, report_defect
+from hpc_dynamo.defects import contain_defects, contain_defects_of, report_defect
 from hpc_dynamo.http.connection_table import Closable
-from hpc_dynamo.http.exchange import HttpRequest, Rejection, ResponseWriter
+from hpc_dynamo.http.exchange import INTERNAL_ERROR, HttpRequest, Rejection, ResponseWriter
 from hpc_dynamo.http.request_head import add_header, head_without_upgrade, pieces, request_line
 from hpc_dynamo.http.server_context import ServerContext
 
 LINGER_S = 2.0  # a rejected client stops sending; closing earlier could discard the response
-INTERNAL_ERROR = "internal error; see the server's log"
 WRITE_BUFFER_BYTES = 1 << 18  # unsent bytes of a stream above which its writer waits
 
 log = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ class HttpConnection(asyncio.Protocol):
         self._writable.set()
         self.closed = asyncio.get_running_loop().create_future()
 
-    # Called by the transport.
+    # Called by the transport, then by the parser.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Add the connection to those of the server."""
@@ -106,8 +105,6 @@ class HttpConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._writable.set()
 
-    # Called by the parser.
-
     def on_message_begin(self) -> None:
         self._target, self._headers, self._head_bytes = b"", dict[str, str](), 0
         self._body = bytearray()
@@ -168,8 +165,6 @@ class HttpConnection(asyncio.Protocol):
             self._transport.pause_reading()
         self._next()
 
-    # Limits.
-
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes > self._limits.header_bytes:
@@ -214,8 +209,6 @@ class HttpConnection(asyncio.Protocol):
             unsent = self._transport.get_write_buffer_size()  # for which `close` would wait
             self.abort() if unsent else self._transport.close()
 
-    # Requests, one after the other.
-
     @property
     def serving(self) -> bool:
         """Return True while the handler works on a request of this connection."""
@@ -237,14 +230,11 @@ class HttpConnection(asyncio.Protocol):
             else:
                 # A client that waits for a connection gets the place of this one.
                 kept = keep_alive and not (self._closing or self._context.connections.awaited)
-                self._task = self._context.tasks.create_task(self._serve(item, kept, http10))
+                serving, what = self._serve(item, kept, http10), (item.method, item.path)
+                contained = contain_defects_of(serving, log, what, then=self.abort)
+                self._task = self._context.tasks.create_task(contained)
 
     async def _serve(self, request: HttpRequest, keep_alive: bool, http10: bool) -> None:
-        """Answer a request. A defect ends this connection only."""
-        with contain_defects(log, (request.method, request.path), then=self.abort):
-            await self._answer(request, keep_alive, http10)
-
-    async def _answer(self, request: HttpRequest, keep_alive: bool, http10: bool) -> None:
         response = ResponseWriter(
             self, keep_alive=keep_alive, http10=http10, head_only=request.method == "HEAD"
         )

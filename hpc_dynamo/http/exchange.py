@@ -12,6 +12,7 @@ import msgspec
 
 Header = tuple[bytes, bytes]
 
+INTERNAL_ERROR = "internal error; see the server's log"
 REASONS = {s.value: s.phrase.encode() for s in HTTPStatus}
 
 

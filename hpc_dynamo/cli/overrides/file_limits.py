@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
 from hpc_dynamo.errors import ConfigError
 
 # Size of a file. PyYAML reads about 100 KB per second.
@@ -19,24 +17,6 @@ MAX_VALUES = 20_000
 CHARACTERS = 32  # so many of a text count as one value
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 NESTED = re.compile(r"\$\{[^{}:]*\$\{")
-
-
-class BoundedLoader(yaml.SafeLoader):  # type: ignore[misc] # yaml has no type information
-    """Composes nodes up to MAX_DEPTH. Raises YAMLError beyond it: PyYAML would first need minutes,
-    then the whole stack."""
-
-    _depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Compose a node and those in it."""
-        if self._depth == MAX_DEPTH:
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem=too_deep(), problem_mark=mark)
-        self._depth += 1
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self._depth -= 1
 
 
 def too_deep() -> str:

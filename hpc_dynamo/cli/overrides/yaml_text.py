@@ -19,7 +19,6 @@ from hpc_dynamo.cli.overrides.file_limits import (
     MAX_BYTES,
     MAX_DEPTH,
     MAX_VALUES,
-    BoundedLoader,
     too_deep,
 )
 from hpc_dynamo.errors import ConfigError
@@ -53,7 +52,7 @@ def parse(text: str, path: Path | str) -> Document:
     """Parse YAML that is a mapping; `path` is named in errors. Raises ConfigError."""
     document = Document(path)
     try:
-        node = yaml.compose(text, Loader=BoundedLoader)
+        node = yaml.compose(text, Loader=_BoundedLoader)
     except yaml.YAMLError as e:
         raise _broken(e, path) from e
     if node is not None:
@@ -65,6 +64,24 @@ def _broken(error: Any, path: Path | str) -> ConfigError:
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     where = f"{path}:{mark.line + 1}" if mark else f"{path}"
     return ConfigError(f"{where}: not YAML: {problem or error}", hint="quote a value with signs")
+
+
+class _BoundedLoader(yaml.SafeLoader):  # type: ignore[misc] # yaml has no type information
+    """Composes nodes up to MAX_DEPTH. Raises YAMLError beyond it: PyYAML would first need minutes,
+    then the whole stack."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose a node and those in it."""
+        if self._depth == MAX_DEPTH:
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem=too_deep(), problem_mark=mark)
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
 
 class _Reader:

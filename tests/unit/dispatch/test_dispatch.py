@@ -14,6 +14,7 @@ from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.dispatch import BufferedResponse, Dispatcher, EngineRequest, WorkerFailed
 from hpc_dynamo.dispatch.dispatcher import MAX_ATTEMPTS
 from hpc_dynamo.engines import PdProtocol
+from hpc_dynamo.engines.trtllm.pd_protocol import TrtllmPdProtocol
 from hpc_dynamo.engines.vllm.pd_protocol import UNKNOWN_MODEL, VllmPdProtocol
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import HttpClient
@@ -232,6 +233,22 @@ async def test_prefill_response_without_kv_address_skips_decode(
 async def test_invalid_prefill_response_allows_retry(house: House, content: bytes) -> None:
     dispatcher, _, _ = await house.split(saying(content), text)
     assert not (await failed(dispatcher)).final
+
+
+MALFORMED = ('{"choices": 5}', '{"choices": [1]}', '{"choices": [{"disaggregated_params": [1]}]}')
+
+
+@pytest.mark.parametrize("content", MALFORMED)
+async def test_malformed_prefill_response_fails_one_request_only(content: str) -> None:
+    """Its exception in a task of the process ended the frontend, or the head of a batch."""
+    params = {"disaggregated_params": {"ctx_request_id": 1}}
+    async with AsyncExitStack() as stack:
+        house = House(stack, TrtllmPdProtocol())
+        dispatcher, prefill, _ = await house.split(saying(content.encode()), text)
+        assert (await failed(dispatcher)).status == 502
+        prefill.reply = saying(json.dumps({"choices": [params]}).encode())
+        answer = await dispatcher.send(PATH, {"prompt": "p"}, SOON_S)
+        assert answer.content == AS_IT_CAME
 
 
 async def test_unreachable_engine_is_named_and_avoided(house: House) -> None:
