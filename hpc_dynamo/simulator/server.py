@@ -3,8 +3,6 @@
 import asyncio
 import hmac
 import os
-import random
-import signal
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +15,7 @@ from hpc_dynamo.json_reader import JsonError, read_value
 from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.simulator import tokenizer
 from hpc_dynamo.simulator.api_error import JSON, RequestRejected, error_body, send_json
-from hpc_dynamo.simulator.bad_answers import BadAnswer, send_bad_answer
+from hpc_dynamo.simulator.bad_answers import send_bad_answer
 from hpc_dynamo.simulator.chat_request import ChatRequest, TokenizeRequest
 from hpc_dynamo.simulator.embeddings import EmbeddingRequest
 from hpc_dynamo.simulator.generation import Generation, sequence_groups
@@ -26,6 +24,7 @@ from hpc_dynamo.simulator.generation_request import (
     DetokenizeRequest,
     check_model,
 )
+from hpc_dynamo.simulator.injected_failures import FailureInjector, InjectedFailures
 from hpc_dynamo.simulator.kv_handoff import METADATA_PATH
 from hpc_dynamo.simulator.kv_transfer_params import KvTransferParams
 from hpc_dynamo.simulator.messages_api import MessageBuilder, MessagesRequest
@@ -47,19 +46,6 @@ BUILDERS: dict[type[AnyRequest], type[ResponseBuilder]] = {
     MessagesRequest: MessageBuilder,
     ResponsesRequest: ResponseObjectBuilder,
 }
-
-
-@dataclass(frozen=True)
-class InjectedFailures:
-    """Failures of requests on arrival. See SchedulerLimits for failures during generation."""
-
-    after_requests: int | None = None  # SIGKILL at the request after this many
-    request_rate: float = 0.0  # share of requests with status 500
-    seed: int = 0
-    text: bytes = b""  # SIGKILL at a body that contains this text
-    hang_after: int | None = None  # compute nothing more after this many requests
-    bad_answer: BadAnswer | None = None  # instead of an output
-    bad_after: int = 1  # requests that are answered well before
 
 
 @dataclass(frozen=True)
@@ -96,7 +82,8 @@ class HttpApi:
         self._expected = f"Bearer {key}".encode() if key else b""
         self._opened = asyncio.Event()
         self._engine: EngineContext
-        self._received, self._asleep = 0, False
+        self._injector: FailureInjector
+        self._asleep = False
         self._routes: dict[str, tuple[str, Handler]] = {
             "/v1/completions": ("POST", partial(self._generate, CompletionRequest)),
             "/v1/chat/completions": ("POST", partial(self._generate, ChatRequest)),
@@ -122,7 +109,7 @@ class HttpApi:
     def open(self, engine: EngineContext) -> None:
         """Start to handle requests."""
         self._engine = engine
-        self._random = random.Random(engine.failures.seed)
+        self._injector = FailureInjector(engine.failures, engine.scheduler)
         self._opened.set()
 
     async def handle(self, request: HttpRequest, reply: ResponseWriter) -> None:
@@ -154,11 +141,9 @@ class HttpApi:
     async def _generate(
         self, kind: type[AnyRequest], request: HttpRequest, reply: ResponseWriter
     ) -> None:
-        body = _read(request, kind)
-        self._inject_failure(request)
-        engine = self._engine
-        bad_answer = engine.failures.bad_answer
-        if bad_answer and self._received > engine.failures.bad_after:
+        body, engine = _read(request, kind), self._engine
+        self._injector.count(request)
+        if bad_answer := self._injector.bad_answer:
             send_bad_answer(bad_answer, reply, stream=bool(body.stream))
             return
         if self._asleep:  # vLLM would let the request wait
@@ -194,20 +179,8 @@ class HttpApi:
         if remote:
             self._engine.scheduler.decline(remote)
 
-    def _inject_failure(self, request: HttpRequest) -> None:
-        self._received += 1
-        failures = self._engine.failures
-        if failures.hang_after is not None and self._received > failures.hang_after:
-            self._engine.scheduler.hang()
-        limit = failures.after_requests
-        exceeded = limit is not None and self._received > limit
-        if exceeded or (failures.text and failures.text in request.body):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if failures.request_rate and self._random.random() < failures.request_rate:
-            raise RequestRejected("injected by --fail-request-rate", status=500)
-
     def _embeddings(self, request: HttpRequest) -> dict[str, Any]:
-        self._inject_failure(request)
+        self._injector.count(request)
         body, engine = _read(request, EmbeddingRequest), self._engine
         check_model(body.model, engine.model)
         return body.respond(_request_id(request), engine.model, engine.max_model_len)
