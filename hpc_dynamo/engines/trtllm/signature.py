@@ -1,7 +1,7 @@
 """Signature of the location of KV blocks in a request to a decode worker.
 
 A worker with `internal_request_auth_key` in its options file refuses a location that is not signed
-with this key, so that nobody else can make it fetch memory from an address.
+with this key. So no other program can make it fetch memory from an address.
 
 Source: TensorRT-LLM, tensorrt_llm/serve/disagg_auth.py at 0cfda24b3c9d, and its later form that
 only warns if there is no key.
