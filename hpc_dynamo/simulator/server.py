@@ -35,6 +35,7 @@ from hpc_dynamo.simulator.responses_api import ResponseObjectBuilder, ResponsesR
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.sglang_api import ROUTES, SglangApi
 from hpc_dynamo.simulator.sglang_bootstrap import SglangRank
+from hpc_dynamo.simulator.trtllm_protocol import check_signature
 
 T = TypeVar("T")
 Handler = Callable[[HttpRequest, ResponseWriter], Awaitable[None]]
@@ -75,6 +76,7 @@ class EngineContext:
     sglang: SglangRank | None = None  # set on prefill and decode ranks with SGLang's protocol
     sglang_api: SglangApi | None = None  # set with SGLang's protocol
     trtllm: bool = False  # hand-offs in TensorRT-LLM's form
+    signing_key: str = ""  # key of TensorRT-LLM's hand-offs; empty: not checked
     adapters: Mapping[str, str] = field(default_factory=dict)  # name to path
     prefixed_adapters: bool = False  # requests name MODEL:ADAPTER, as in SGLang
     report_cached: bool = False  # prefix hits in `usage.prompt_tokens_details`
@@ -168,6 +170,8 @@ class HttpApi:
         request_id = _request_id(request)
         try:
             if engine.trtllm:
+                params, key = body.disaggregated_params, engine.signing_key
+                check_signature(params, request.headers, key)
                 body.read_trtllm_params()
             check_model(body.model, engine.model, *map(str, engine.adapter_names))
             adapter = engine.adapter_names.get(body.model, "")

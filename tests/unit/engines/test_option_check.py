@@ -167,6 +167,16 @@ def test_unknown_options_are_refused(name: str, option: str, hint: str) -> None:
     accepted(name, "engine.check_options=false", **{option: 4})
 
 
+def test_options_of_one_version() -> None:
+    new, old = {"monokernel": True}, {"engine.version=0.32"}
+    accepted("vllm", **new)
+    accepted("vllm", "engine.version=0.33.0", **new)
+    error = refusal("vllm", *old, **new)
+    assert error.message == "engine.args.monokernel: vllm 0.32.0 has no option --monokernel"
+    accepted("vllm", "engine.version=0.40", **new)  # not recorded: all versions count
+    assert "engine.version=new is no version" in str(refusal("vllm", "engine.version=new"))
+
+
 def test_option_of_another_engine_is_named() -> None:
     assert refusal("vllm", **{"mem-fraction-static": 1}).message.endswith("; sglang has it")
     assert refusal("sglang", **{"max-model-len": 1}).message.endswith("; vllm has it")
