@@ -3,6 +3,7 @@
 import hmac
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -24,9 +25,11 @@ from hpc_dynamo.config import (
 from hpc_dynamo.engines import Body, EngineCommand, Placement, engine
 from hpc_dynamo.engines.metrics import EngineMetrics, parse_metrics
 from hpc_dynamo.engines.trtllm.pd_protocol import END_REQUEST_ID, FIRST_REQUEST_ID, TrtllmPdProtocol
-from hpc_dynamo.engines.trtllm.signature import signing_key
+from hpc_dynamo.engines.trtllm.signature import signature_headers, signing_key
 from hpc_dynamo.errors import ConfigError, RequestFailed
 from hpc_dynamo.histogram import Histogram
+from hpc_dynamo.simulator.api_error import RequestRejected
+from hpc_dynamo.simulator.trtllm_protocol import DisaggregatedParams, check_signature
 from hpc_dynamo.topology import Shard, Worker, plan
 
 SPLIT = Topology(
@@ -290,6 +293,20 @@ def test_location_of_blocks_is_signed() -> None:
     assert DIALECT.decode_headers(located, "t") == DIALECT.decode_headers(first, "t") != []
     assert not DIALECT.decode_headers(BODY, "token")
     assert not DIALECT.decode_headers({"disaggregated_params": {"ctx_request_id": 1}}, "token")
+
+
+def test_simulator_refuses_unsigned_location() -> None:
+    key = signing_key("token")
+    params = DisaggregatedParams("generation_only", encoded_opaque_state="c3RhdGU=")
+    sent = {"encoded_opaque_state": "c3RhdGU="}
+    for token, good in (("token", True), ("another", False)):
+        headers = {k.decode(): v.decode() for k, v in signature_headers(sent, token)}
+        with nullcontext() if good else pytest.raises(RequestRejected, match="Invalid internal"):
+            check_signature(params, headers, key)
+    with pytest.raises(RequestRejected, match="Invalid internal"):
+        check_signature(params, {}, key)
+    check_signature(params, {}, "")  # no key in its options file
+    check_signature(DisaggregatedParams("context_only"), {}, key)
 
 
 def test_decode_worker_gets_usage_of_prefill_worker() -> None:
