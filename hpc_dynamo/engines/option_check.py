@@ -99,12 +99,12 @@ def _refuse_unknown(
     if own not in known and own not in adapter.own_options:
         others = [e for e in ("vllm", "sglang", "trtllm") if e != name and own in long_names(e)]
         whose = f"; {' and '.join(others)} has it" if others else ""
-        what = f"{full}: {name} {versions} has no option --{own}{whose}"
+        what = f"{full}: --{own} is not an option of {name} {versions}{whose}"
         meant = _meant(name, written, foreign=bool(others))
         question = f"did you mean {source.field}.{meant}? " if meant else ""
         raise ConfigError(what, hint=f"{question}{off}")
     if value is False and adapter.negates_flags and f"no-{own}" not in known:
-        what = f"{full}=false: {name} {versions} has no option --no-{own}"
+        what = f"{full}=false: --no-{own} is not an option of {name} {versions}"
         raise ConfigError(what, hint=f"remove {full}, or {off}")
 
 

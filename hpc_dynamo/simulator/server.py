@@ -35,7 +35,6 @@ from hpc_dynamo.simulator.responses_api import ResponseObjectBuilder, ResponsesR
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.sglang_api import ROUTES, SglangApi
 from hpc_dynamo.simulator.sglang_bootstrap import SglangRank
-from hpc_dynamo.simulator.trtllm_protocol import check_signature
 
 T = TypeVar("T")
 Handler = Callable[[HttpRequest, ResponseWriter], Awaitable[None]]
@@ -170,9 +169,7 @@ class HttpApi:
         request_id = _request_id(request)
         try:
             if engine.trtllm:
-                params, key = body.disaggregated_params, engine.signing_key
-                check_signature(params, request.headers, key)
-                body.read_trtllm_params()
+                body.read_trtllm_params(request.headers, engine.signing_key)
             check_model(body.model, engine.model, *map(str, engine.adapter_names))
             adapter = engine.adapter_names.get(body.model, "")
             model = str(body.model) if adapter else engine.model
@@ -219,8 +216,7 @@ class HttpApi:
     def _openapi(self, _: HttpRequest) -> dict[str, Any]:
         routes = self._routes.items()
         paths: dict[str, Any] = {path: {method.lower(): {}} for path, (method, _) in routes}
-        info = {"title": "simulator", **VERSION}
-        return {"openapi": "3.1.0", "info": info, "paths": paths}
+        return {"openapi": "3.1.0", "info": {"title": "simulator", **VERSION}, "paths": paths}
 
     def _models(self, _: HttpRequest) -> dict[str, Any]:
         name, length = self._engine.model, self._engine.max_model_len
