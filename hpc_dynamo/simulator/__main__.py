@@ -85,6 +85,7 @@ def engine_context(args: argparse.Namespace) -> EngineContext:
         failures=failures,
         sglang_api=sglang,
         trtllm=args.pd_protocol == "trtllm",
+        signing_key=args.internal_request_auth_key,
         adapters=parse_lora_modules(args.lora_modules),
         prefixed_adapters=args.pd_protocol == "sglang",
         report_cached=args.enable_prompt_tokens_details,

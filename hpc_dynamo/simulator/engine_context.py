@@ -24,6 +24,7 @@ class EngineContext:
     sglang: SglangRank | None = None  # set on prefill and decode ranks with SGLang's protocol
     sglang_api: SglangApi | None = None  # set with SGLang's protocol
     trtllm: bool = False  # hand-offs in TensorRT-LLM's form
+    signing_key: str = ""  # key of TensorRT-LLM's hand-offs; empty: not checked
     adapters: Mapping[str, str] = field(default_factory=dict)  # name to path
     prefixed_adapters: bool = False  # requests name MODEL:ADAPTER, as in SGLang
     report_cached: bool = False  # prefix hits in `usage.prompt_tokens_details`

@@ -127,7 +127,7 @@ class HttpApi:
         request_id = _request_id(request)
         try:
             if engine.trtllm:
-                body.read_trtllm_params()
+                body.read_trtllm_params(request.headers, engine.signing_key)
             check_model(body.model, engine.model, *map(str, engine.adapter_names))
             adapter = engine.adapter_names.get(body.model, "")
             model = str(body.model) if adapter else engine.model
@@ -172,8 +172,7 @@ class HttpApi:
     def _openapi(self, _: HttpRequest) -> dict[str, Any]:
         routes = self._routes.items()
         paths: dict[str, Any] = {path: {method.lower(): {}} for path, (method, _) in routes}
-        info = {"title": "simulator", **VERSION}
-        return {"openapi": "3.1.0", "info": info, "paths": paths}
+        return {"openapi": "3.1.0", "info": {"title": "simulator", **VERSION}, "paths": paths}
 
     def _models(self, _: HttpRequest) -> dict[str, Any]:
         name, length = self._engine.model, self._engine.max_model_len
