@@ -36,7 +36,7 @@ FAILURE_CHARS = 400
 LINE_BYTES = 2**24
 # Tests that share only the machine. They wait as much as they compute: three workers on two
 # cores. A worker that has run all its tests takes over tests of another one.
-# make demo ENGINE=sglang && .venv/bin/python -m pytest -m sglang tests/sglang
+# make demo ENGINE=sglang && .venv/bin/python -m pytest -m "sglang and not slow_fault" tests/sglang
 NOT_LOCAL = ("cluster", "vllm", "sglang", "slow_fault")
 LOCAL = ("-n", "3", "--dist", "worksteal", "-m", " and ".join(f"not {m}" for m in NOT_LOCAL))
 # Each worker brings up a Slurm cluster of its own. These tests mostly wait.
