@@ -34,7 +34,7 @@ from tests.support.vllm_serve import MODEL, POLL_S, engine_pid, process_of, serv
 pytestmark = [pytest.mark.sglang, pytest.mark.slow_fault, pytest.mark.timeout(1800)]
 
 SERVER, SCHEDULER = "", "sglang::scheduler"
-HELD = ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")  # of /v1/loads
+HELD = ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")  # in /v1/loads
 BLOCK, CACHE = 16, 4096  # tokens
 ANSWER_S = 900.0  # with a restart, on a busy machine
 SEA = "Ships from the north carry salt, wood and iron to the towns of the coast. "
