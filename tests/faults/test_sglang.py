@@ -74,20 +74,29 @@ def overlap(served: Served, prompt: str) -> int:
     return max(int(worker["overlap_blocks"]) for worker in found["workers"])
 
 
-def held(served: Served, *roles: str) -> int:
-    """Return the requests of the workers of roles, and the tokens of KV cache that they hold."""
-    found, token = 0, served.attempt.run.secrets().token
-    for worker in (row for role in roles for row in served.workers()[role]):
+def held(served: Served) -> dict[str, float]:
+    """Return the requests and tokens of KV cache that each engine holds now, by its URL.
+
+    The gauges of /metrics are only set every 40 steps.
+    """
+    found, token = dict[str, float](), served.attempt.run.secrets().token
+    for worker in (row for rows in served.workers().values() for row in rows):
         address = urlsplit(worker["url"]).netloc
         with closing(http.client.HTTPConnection(address, timeout=90)) as engine:
             engine.request("GET", "/v1/loads", headers={"Authorization": f"Bearer {token}"})
             (load,) = json.loads(engine.getresponse().read())["loads"]
-            found += sum(int(load[name]) for name in HELD)
+            found[worker["url"]] = sum(int(load[name]) for name in HELD)
     return found
 
 
+def holds(served: Served, role: str) -> float:
+    """Return the same for all workers of a role."""
+    found = held(served)
+    return sum(found[row["url"]] for row in served.workers()[role])
+
+
 def until_idle(served: Served) -> None:
-    until("idle workers", lambda: not held(served, "prefill", "decode"), poll_s=POLL_S)
+    until("idle workers", lambda: not any(held(served).values()), poll_s=POLL_S)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -106,7 +115,7 @@ def test_requests_of_lost_client_are_aborted_on_both_workers(
         client.request("POST", COMPLETIONS, json.dumps(body | {"stream": stream}), headers)
         if stream:
             assert client.getresponse().readline().startswith(b"data:")
-        until("the request", lambda: held(served, "decode" if stream else "prefill"))
+        until("the request", lambda: holds(served, "decode" if stream else "prefill"))
     row.injected()
     row.requests(1)
     until_idle(served)
@@ -145,7 +154,7 @@ def test_streams_survive_their_decode_worker(
         row.injected()
         os.kill(process_of(url, title) if title else engine_pid(url), signal.SIGKILL)
 
-    streams = fail_in_mid_stream(served, asked, fault.chance.randrange(4, 16), fail)
+    streams = fail_in_mid_stream(served, asked, fault.chance.randrange(4, 16), fail, held)
     row.recovered()
     row.requests(len(asked))
     for chunks, expected in zip(streams, whole, strict=True):
@@ -167,7 +176,7 @@ def test_requests_wait_for_restart_of_the_only_prefill_worker(
     (prefill,) = served.workers()["prefill"]
     with ThreadPoolExecutor(2) as pool:
         long = pool.submit(complete, served, {"prompt": SEA * 200, "max_tokens": 2})
-        until("it computes", lambda: served.loads().get(prefill["url"]), poll_s=POLL_S)
+        until("it computes", lambda: holds(served, "prefill"), poll_s=POLL_S)
         row.injected()
         os.kill(engine_pid(prefill["url"]), signal.SIGKILL)
         short = pool.submit(complete, served, body)
