@@ -71,7 +71,8 @@ def complete(served: Served, body: Json) -> tuple[int, Any]:
 def overlap(served: Served, prompt: str) -> int:
     """Return the blocks of a prompt that the router expects on the prefill worker."""
     found = served.post("/v1/route", {"prompt": prompt}).json
-    return max(int(worker["overlap_blocks"]) for worker in found["workers"])
+    rows = [worker for worker in found["workers"] if worker["role"] == "prefill"]
+    return int(rows[0]["overlap_blocks"])
 
 
 def held(served: Served) -> dict[str, float]:
