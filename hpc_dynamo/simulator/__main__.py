@@ -23,8 +23,9 @@ from hpc_dynamo.printable import LineFormatter
 from hpc_dynamo.simulator.adapters import parse_lora_modules
 from hpc_dynamo.simulator.bad_answers import BadAnswer
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
-from hpc_dynamo.simulator.engine_context import EngineContext, InjectedFailures
+from hpc_dynamo.simulator.engine_context import EngineContext
 from hpc_dynamo.simulator.events import KvEventJournal, KvEventsConfig
+from hpc_dynamo.simulator.injected_failures import InjectedFailures
 from hpc_dynamo.simulator.kv_handoff import NixlHandoff, SideChannel
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.model import SimulatedModel
