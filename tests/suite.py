@@ -25,7 +25,13 @@ from pathlib import Path
 
 from hpc_dynamo.demo import provision
 from hpc_dynamo.demo.engine_environment import MODEL_GB
-from tests.cluster.install import PACKAGES, missing_programs, not_installable
+from tests.cluster.install import (
+    CONTAINER_PACKAGES,
+    PACKAGES,
+    missing_container_programs,
+    missing_programs,
+    not_installable,
+)
 
 PYTEST = (sys.executable, "-m", "pytest", "-q", "--durations=15")
 # pytest then prints the reasons in the short summary in full, not cut at 80 columns.
@@ -73,8 +79,11 @@ def announcement() -> str:
     lines = []
     if reason := not_installable():
         lines.append(f"Slurm and Open MPI: not installed ({reason}); cluster tests are skipped")
-    elif missing_programs():
-        lines.append(f"Slurm and Open MPI: apt-get install {' '.join(PACKAGES)}")
+    else:
+        if missing_programs():
+            lines.append(f"Slurm and Open MPI: apt-get install {' '.join(PACKAGES)}")
+        if missing_container_programs():
+            lines.append(f"containers: apt-get install {' '.join(CONTAINER_PACKAGES)}")
     places = provision.vllm_paths()
     if not places.complete:
         size = f"about {provision.DISK_GB + MODEL_GB:.0f} GB"

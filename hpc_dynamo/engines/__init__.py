@@ -8,7 +8,8 @@ Other packages call the functions below with a configuration, and do not name en
     pd_protocol.py                     how a prefill and a decode worker share a request
     options.py option_names.py         `engine.args`, and the names of all options
     environment.py event_options.py    variables of an engine process; KV event options
-    shards.py container_args.py        workers over several nodes; commands inside containers
+    shards.py                          workers over several nodes
+    containers/                        commands inside containers, one file per runtime
     compat_checks.py                   what engines refuse before submission
     diagnostics.py root_cause.py       what a log says about a failed engine, and what to try
     answer_settings.py                 settings that the answers of a batch depend on
@@ -29,7 +30,7 @@ from hpc_dynamo.config import (
     with_worker_options,
 )
 from hpc_dynamo.config.resolve import role_options_differ
-from hpc_dynamo.engines import container_args
+from hpc_dynamo.engines import containers
 from hpc_dynamo.engines.adapter import (
     EngineAdapter,
     EngineCommand,
@@ -40,7 +41,7 @@ from hpc_dynamo.engines.adapter import (
     SleepEndpoints,
     roles_can_change,
 )
-from hpc_dynamo.engines.container_args import in_container
+from hpc_dynamo.engines.containers import in_container
 from hpc_dynamo.engines.pd_protocol import (
     CHAT,
     COMPLETIONS,
@@ -147,7 +148,7 @@ def truncates_prompts(engine_config: Engine) -> bool:
 
 def diagnose(engine_config: Engine, log_tail: str) -> str:
     """Return what to try, from the last lines of a failed engine's log; empty if unknown."""
-    return container_args.diagnose(engine_config, log_tail) or adapter_of(engine_config).diagnose(
+    return containers.diagnose(engine_config, log_tail) or adapter_of(engine_config).diagnose(
         log_tail
     )
 

@@ -3,9 +3,13 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGES = ("slurm-wlm", "munge", "libopenmpi-dev", "openmpi-bin", "iproute2")
+# Container runtimes for an ordinary user; without recommended packages, which add 400 MB.
+CONTAINER_PACKAGES = ("charliecloud-runtime", "podman", "crun", "uidmap")
+_CONTAINER_PROGRAMS = ("ch-run", "podman", "crun")
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "mpirun", "ip", "nsenter")
 _SPACES = ("--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # daemons live in sbin
@@ -13,6 +17,10 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # daemon
 
 def missing_programs() -> list[str]:
     return [program for program in _PROGRAMS if not shutil.which(program, path=_PATH)]
+
+
+def missing_container_programs() -> list[str]:
+    return [program for program in _CONTAINER_PROGRAMS if not shutil.which(program, path=_PATH)]
 
 
 def unavailable() -> str:
@@ -41,13 +49,26 @@ def not_installable() -> str:
 
 
 def install() -> str:
-    """Install missing packages with apt-get and return a report."""
+    """Install missing packages with apt-get and return a report.
+
+    Container runtimes are optional: a distribution may lack them.
+    """
     if reason := not_installable():
         raise SystemExit(reason)
-    if not missing_programs():
-        return "Slurm and Open MPI are already installed"
+    reports = []
+    if missing_programs():
+        reports.append(_apt_get(PACKAGES))
+    if missing_container_programs():
+        try:
+            reports.append(_apt_get(("--no-install-recommends", *CONTAINER_PACKAGES)))
+        except subprocess.CalledProcessError as e:
+            reports.append(f"not installed: {' '.join(CONTAINER_PACKAGES)}: {e}")
+    return "\n".join(reports) or "all packages are already installed"
+
+
+def _apt_get(words: Sequence[str]) -> str:
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for action in (("update",), ("install", "--yes", *PACKAGES)):
+    for action in (("update",), ("install", "--yes", *words)):
         print("apt-get", *action, flush=True)
         subprocess.run(("apt-get", *action), env=env, check=True)
-    return f"installed: {' '.join(PACKAGES)}"
+    return f"installed: {' '.join(words)}"

@@ -46,6 +46,8 @@ MAPPING_FIELDS = {
     "kv_cache_config": "free_gpu_memory_fraction=0.8",
 }
 
+# Containers whose ranks get the variables of Slurm and MPI, see mpi_rank.py.
+MPI_CONTAINERS = (ContainerKind.none, ContainerKind.apptainer, ContainerKind.pyxis)
 OPTIONS_FILE_NAMES = ("config", "extra_llm_api_options")  # two names of one option
 
 KNOWN_FAILURES = {
@@ -152,8 +154,9 @@ def _check_pools(topology: Topology) -> None:
 
 def _check_mpi_step(config: Config, worker: Worker) -> None:
     """Raise ConfigError for what TensorRT-LLM's launcher of MPI ranks cannot do."""
-    if config.engine.container.kind is ContainerKind.enroot:
-        what = f"topology.{worker.role}: TensorRT-LLM cannot run over several nodes in Enroot"
+    kind = config.engine.container.kind
+    if kind not in MPI_CONTAINERS:
+        what = f"topology.{worker.role}: TensorRT-LLM cannot run over several nodes in {kind}"
         hint = "engine.container.kind=pyxis or apptainer, or none with engine.python"
         raise ConfigError(what, hint=hint)
     paths = {"model.path": config.model.path, "runs_dir": config.runs_dir}
