@@ -169,7 +169,7 @@ def test_endpoint_in_containers(kind: str, site: Site, cluster: SlurmCluster) ->
 
     def answer() -> str:
         made = client.completions.create(model="simulated", prompt="Hello " * 40, max_tokens=4)
-        return made.choices[0].text
+        return str(made.choices[0].text)
 
     first = answer()
     second_node = cluster.nodes[1]
