@@ -3,9 +3,8 @@
     python3 -m benchmarks.gpu --wheels FOLDER --out FOLDER
 
 It takes less than eight minutes (--limit-s). `--wheels` has the wheels of hpc_dynamo's packages, of
-NIXL, and if real engines are to run, of vLLM. On a machine with network access:
-
-    pip download --only-binary=:all: -d FOLDER -r requirements/run.lock nixl vllm
+NIXL, and if real engines are to run, of vLLM. benchmarks/results/gpu.md has the commands that
+download them on a machine with network access.
 
 The parts, each with a log in `--out`; one that fails does not stop the others:
 

@@ -19,7 +19,7 @@ from hpc_dynamo.engines.containers.mounts import all_mounts, with_destination
 
 # Without a process that holds the user namespace, Podman starts itself a second time inside a new
 # one. The first process would then end at SIGTERM before the container has ended. `podman unshare`
-# starts that process. It fails as root, where none is needed.
+# starts that process. As root it fails, and is not needed.
 START = 'podman unshare true 2>/dev/null; exec podman "$@"'
 # The file with its process id is in XDG_RUNTIME_DIR. Jobs often have none.
 START_PRIVATELY = (
