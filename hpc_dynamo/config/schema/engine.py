@@ -45,8 +45,8 @@ class Container:
     kind: ContainerKind = setting(ContainerKind.none, "Container runtime.")
     image: str = setting(
         "",
-        "Image on a shared disk: a file; Charliecloud and Podman start folders. Apptainer "
-        "and Pyxis also accept `docker://…`, Podman the name of an image.",
+        "Image on a shared disk: a file; a folder for Podman, or for Charliecloud. Apptainer and "
+        "Pyxis also accept `docker://…`.",
         path=True,
     )
     mounts: tuple[str, ...] = setting(

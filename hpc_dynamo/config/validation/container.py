@@ -51,9 +51,10 @@ def _check_image(kind: ContainerKind, image: str) -> None:
         what = f"engine.container.image={image}: ch-run starts files and folders, no URLs"
         hint = f"ch-image pull {name}, ch-convert {name} /shared/engine.sqfs, then that file"
         raise ConfigError(what, hint=hint)
-    if kind is ContainerKind.podman and image.startswith("/") and image.endswith(_ARCHIVES):
-        what = f"engine.container.image={image}: Podman starts folders and names, no archives"
-        raise ConfigError(what, hint="unpack it into a folder, or `podman load` and its name")
+    if kind is ContainerKind.podman and (image[:1] != "/" or image.endswith(_ARCHIVES)):
+        what = f"engine.container.image={image} is not the absolute path of a folder"
+        hint = "podman create --name x IMAGE; podman export x | tar -x -C /shared/vllm; that folder"
+        raise ConfigError(what, hint=hint)
     if kind is ContainerKind.pyxis and image.endswith(".sqsh") and not image.startswith("/"):
         what = f"engine.container.image={image}: Pyxis would look for that in a registry"
         hint = quoted_override("engine.container.image", Path(image).absolute())
