@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from hpc_dynamo.config import Config, Engine, PlannerMode, TopologyKind
+from hpc_dynamo.config import Config, Engine, PlannerMode, Role, TopologyKind
 from hpc_dynamo.engines.diagnostics import find_hint
 from hpc_dynamo.engines.pd_protocol import Body, PdProtocol
 from hpc_dynamo.topology import Plan, Worker
@@ -54,6 +54,26 @@ class SleepEndpoints:
 
     sleep: str
     wake: str
+
+
+class RoleSwitch(Protocol):
+    """Request (POST) by which an idle engine changes its role without a restart."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def busy(self) -> str:
+        """Return a part of the refusal of an engine that still has requests. It may be asked
+        again; after any other refusal the engine must be restarted."""
+
+    @property
+    def peer_path(self) -> str:
+        """Return the path (GET, JSON) at which a worker of the new role describes itself."""
+
+    def body(self, role: Role, peer: Body) -> Body:
+        """Return the request for the new role. `peer` is the answer to `peer_path`; empty if
+        there is none."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +129,13 @@ class EngineAdapter(ABC):
     known_failures: Mapping[str, str] = {}
     # Options that change speed, memory or logs, but not the answers of a batch.
     tuning_options: frozenset[str] = frozenset()
+    # Options that the toolkit sets, and the field of the configuration from which: "" if there is
+    # none, `FIELD=…` if the value of the option cannot be that of the field.
+    controlled_options: Mapping[str, str] = {}
+    # Names in `engine.args` that are no options of the engine.
+    own_options: frozenset[str] = frozenset()
+    # True if False gives the `--no-` form of a flag.
+    negates_flags = False
     # True if /tokenize gives the token ids of the model's own tokenizer.
     tokenizes = False
     # True if prompts are not tokenized with the tokenizer.json of the model.
@@ -145,8 +172,16 @@ class EngineAdapter(ABC):
         return None
 
     def serves_both_roles(self, config: Config) -> bool:
-        """Return True if a worker can change its role without a restart of the engine."""
+        """Return True if a worker serves both roles at any time: no restart for a role change."""
         return False
+
+    def needs_equal_versions(self, engine: Engine) -> bool:
+        """Return True if prefill and decode workers of two versions refuse each other."""
+        return False
+
+    def role_switch(self, config: Config) -> RoleSwitch | None:
+        """Return the request that changes an engine's role; None if it must be restarted for it."""
+        return None
 
     def sleep_endpoints(self, engine: Engine) -> SleepEndpoints | None:
         """Return the paths for sleep and wake; None if workers cannot sleep."""

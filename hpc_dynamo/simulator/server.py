@@ -33,6 +33,7 @@ from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.response_formats import AnyRequest, ResponseBuilder
 from hpc_dynamo.simulator.responses_api import ResponseObjectBuilder, ResponsesRequest
 from hpc_dynamo.simulator.scheduler import Scheduler
+from hpc_dynamo.simulator.sglang_api import ROUTES, SglangApi
 from hpc_dynamo.simulator.sglang_bootstrap import SglangRank
 
 T = TypeVar("T")
@@ -71,7 +72,8 @@ class EngineContext:
     metrics: SimulatorMetrics
     failures: InjectedFailures
     agent: KvAgent | None = None  # prefill and decode ranks have one
-    sglang: SglangRank | None = None  # set with SGLang's protocol
+    sglang: SglangRank | None = None  # set on prefill and decode ranks with SGLang's protocol
+    sglang_api: SglangApi | None = None  # set with SGLang's protocol
     trtllm: bool = False  # hand-offs in TensorRT-LLM's form
     adapters: Mapping[str, str] = field(default_factory=dict)  # name to path
     prefixed_adapters: bool = False  # requests name MODEL:ADAPTER, as in SGLang
@@ -110,7 +112,7 @@ class HttpApi:
             "/is_sleeping": ("GET", _json(lambda _: {"is_sleeping": self._asleep})),
             "/version": ("GET", _json(lambda _: VERSION)),
             "/openapi.json": ("GET", _json(self._openapi)),
-            "/server_info": ("GET", _json(self._server_info)),
+            **{path: (method, self._sglang) for path, method in ROUTES.items()},
             "/metrics": ("GET", self._metrics),
             METADATA_PATH: ("GET", self._nixl_metadata),
             "/health": ("GET", self._health),
@@ -180,7 +182,11 @@ class HttpApi:
             raise
         if sglang and sglang.hangs(body):
             await asyncio.Event().wait()
-        await Generation(reply, builder, groups).run(engine.scheduler, body.choices)
+        end = engine.scheduler.abort
+        if engine.sglang_api:
+            engine.sglang_api.requests.add(body.rid, groups)
+            end = engine.sglang_api.requests.end
+        await Generation(reply, builder, groups).run(engine.scheduler, body.choices, end)
 
     def _decline(self, params: KvTransferParams | None) -> None:
         """Let the prefill rank release the blocks of a request that was rejected here."""
@@ -243,13 +249,10 @@ class HttpApi:
         self._asleep = False
         return {"status": "awake", "tags": None}
 
-    def _server_info(self, _: HttpRequest) -> dict[str, Any]:
-        """Return SGLang's description of a rank, with the port of its bootstrap server."""
-        sglang = self._engine.sglang
-        if sglang is None:
+    async def _sglang(self, request: HttpRequest, reply: ResponseWriter) -> None:
+        if self._engine.sglang_api is None:
             raise RequestRejected("Not Found", status=404)
-        info = {"disaggregation_mode": sglang.role, **VERSION}
-        return info | {"disaggregation_bootstrap_port": sglang.port}
+        self._engine.sglang_api.handle(request, reply, self._engine.sglang)
 
     async def _metrics(self, request: HttpRequest, reply: ResponseWriter) -> None:
         self._engine.scheduler.update_gauges()

@@ -14,6 +14,7 @@ from hpc_dynamo.engines.adapter import (
     MetricNames,
     Placement,
     PromptCheck,
+    RoleSwitch,
     SleepEndpoints,
 )
 from hpc_dynamo.engines.compat_checks import (
@@ -28,9 +29,15 @@ from hpc_dynamo.engines.event_options import ipc_event_endpoints
 from hpc_dynamo.engines.option_names import tuning_options
 from hpc_dynamo.engines.options import positive_option, user_options
 from hpc_dynamo.engines.pd_protocol import Body
-from hpc_dynamo.engines.sglang.flags import BLOCK_TOKENS, server_environment, server_flags
+from hpc_dynamo.engines.sglang.flags import (
+    BLOCK_TOKENS,
+    CONTROLLED_OPTIONS,
+    server_environment,
+    server_flags,
+)
 from hpc_dynamo.engines.sglang.pd_protocol import SglangPdProtocol
 from hpc_dynamo.engines.sglang.prompt_check import sglang_prompt_check
+from hpc_dynamo.engines.sglang.role_switch import SglangRoleSwitch, switches_roles
 from hpc_dynamo.engines.shards import multi_node_workers, require_equal_shards
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan
@@ -72,13 +79,14 @@ KNOWN_FAILURES = {
 
 
 class SglangAdapter(EngineAdapter):
-    """Adapter of SGLang. Its own switch of roles (--enable-pd-role-switch) is not used: a change of
-    role restarts the engine."""
+    """Adapter of SGLang. A role change restarts the engine, unless its transfer backend can do
+    without: see role_switch.py."""
 
     metrics = SGLANG_METRICS
     python_modules = ("sglang",)
     known_failures = KNOWN_FAILURES
     tuning_options = tuning_options(__file__)
+    controlled_options = CONTROLLED_OPTIONS
     tokenizes = True
     port_count = 2  # HTTP, bootstrap server; SGLang selects the ports between its processes
     rendezvous_port_count = 2  # torch.distributed, bootstrap server
@@ -119,6 +127,9 @@ class SglangAdapter(EngineAdapter):
         ):
             return None
         return ipc_event_endpoints(config.router, placement)
+
+    def role_switch(self, config: Config) -> RoleSwitch | None:
+        return SglangRoleSwitch() if switches_roles(config) else None
 
     def sleep_endpoints(self, engine: Engine) -> SleepEndpoints | None:
         return SLEEP_ENDPOINTS if engine.sleep_mode else None
