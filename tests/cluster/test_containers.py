@@ -75,6 +75,8 @@ class Site:
             "HOME": str(self.folder),
             "USER": "games",
             "PYTHONPATH": path,
+            # An interpreter outside of the system's folders has its library next to it.
+            "LD_LIBRARY_PATH": f"{self.folder}/python/lib",
             "COLUMNS": "200",
             **self.cluster.env,
         }
