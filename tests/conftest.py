@@ -106,15 +106,14 @@ def cluster() -> Iterator[SlurmCluster]:
     HPC_DYNAMO_REQUIRE they fail instead.
     """
     if reason := unavailable():
-        refuse = pytest.fail if "cluster" in required_parts() else pytest.skip
+        refuse = pytest.fail if "cluster" in _required() else pytest.skip
         refuse(reason)
     sweep()
     with SlurmCluster(Spec(f"t{os.getpid()}n", gpus=2)) as cluster:
         yield cluster
 
 
-def required_parts() -> list[str]:
-    """Return the parts of the suite whose tests fail if they cannot run."""
+def _required() -> list[str]:
     return os.environ.get("HPC_DYNAMO_REQUIRE", "").replace(",", " ").split()
 
 

@@ -23,6 +23,7 @@ from hpc_dynamo.printable import LineFormatter
 from hpc_dynamo.simulator.adapters import parse_lora_modules
 from hpc_dynamo.simulator.bad_answers import BadAnswer
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
+from hpc_dynamo.simulator.engine_context import EngineContext, InjectedFailures
 from hpc_dynamo.simulator.events import KvEventJournal, KvEventsConfig
 from hpc_dynamo.simulator.kv_handoff import NixlHandoff, SideChannel
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
@@ -30,7 +31,7 @@ from hpc_dynamo.simulator.model import SimulatedModel
 from hpc_dynamo.simulator.nodes import follow, followers
 from hpc_dynamo.simulator.options import KEY_VARIABLE, check, parser, set_nodes_from_slurm
 from hpc_dynamo.simulator.scheduler import Scheduler
-from hpc_dynamo.simulator.server import EngineContext, HttpApi, InjectedFailures, malformed_request
+from hpc_dynamo.simulator.server import HttpApi, malformed_request
 from hpc_dynamo.simulator.sglang_api import SglangApi
 from hpc_dynamo.simulator.sglang_bootstrap import (
     BootstrapHandoff,
@@ -83,6 +84,7 @@ def engine_context(args: argparse.Namespace) -> EngineContext:
         failures=failures,
         sglang_api=sglang,
         trtllm=args.pd_protocol == "trtllm",
+        signing_key=args.internal_request_auth_key,
         adapters=parse_lora_modules(args.lora_modules),
         prefixed_adapters=args.pd_protocol == "sglang",
         report_cached=args.enable_prompt_tokens_details,

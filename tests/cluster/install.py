@@ -3,13 +3,9 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGES = ("slurm-wlm", "munge", "libopenmpi-dev", "openmpi-bin", "iproute2")
-# Container runtimes for an ordinary user; without recommended packages, which add 400 MB.
-CONTAINER_PACKAGES = ("charliecloud-runtime", "podman", "crun", "uidmap")
-_CONTAINER_PROGRAMS = ("ch-run", "podman", "crun")
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "mpirun", "ip", "nsenter")
 _SPACES = ("--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # daemons live in sbin
@@ -17,10 +13,6 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # daemon
 
 def missing_programs() -> list[str]:
     return [program for program in _PROGRAMS if not shutil.which(program, path=_PATH)]
-
-
-def missing_container_programs() -> list[str]:
-    return [program for program in _CONTAINER_PROGRAMS if not shutil.which(program, path=_PATH)]
 
 
 def unavailable() -> str:
@@ -49,26 +41,13 @@ def not_installable() -> str:
 
 
 def install() -> str:
-    """Install missing packages with apt-get and return a report.
-
-    Container runtimes are optional: a distribution may lack them.
-    """
+    """Install missing packages with apt-get and return a report."""
     if reason := not_installable():
         raise SystemExit(reason)
-    reports = []
-    if missing_programs():
-        reports.append(_apt_get(PACKAGES))
-    if missing_container_programs():
-        try:
-            reports.append(_apt_get(("--no-install-recommends", *CONTAINER_PACKAGES)))
-        except subprocess.CalledProcessError as e:
-            reports.append(f"not installed: {' '.join(CONTAINER_PACKAGES)}: {e}")
-    return "\n".join(reports) or "all packages are already installed"
-
-
-def _apt_get(words: Sequence[str]) -> str:
+    if not missing_programs():
+        return "Slurm and Open MPI are already installed"
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for action in (("update",), ("install", "--yes", *words)):
+    for action in (("update",), ("install", "--yes", *PACKAGES)):
         print("apt-get", *action, flush=True)
         subprocess.run(("apt-get", *action), env=env, check=True)
-    return f"installed: {' '.join(words)}"
+    return f"installed: {' '.join(PACKAGES)}"
