@@ -53,14 +53,11 @@ MAPPING_FIELDS = {
     "kv_cache_config": "free_gpu_memory_fraction=0.8",
 }
 
-<<<<<<< HEAD
 # Containers whose ranks get the variables of Slurm and MPI, see mpi_rank.py.
 MPI_CONTAINERS = (ContainerKind.none, ContainerKind.apptainer, ContainerKind.pyxis)
-=======
 # Fields of the options file that override the command line of the toolkit.
 CONTROLLED_FIELDS = ("model", "tensor_parallel_size", "pipeline_parallel_size", "gpus_per_node")
 
->>>>>>> main
 OPTIONS_FILE_NAMES = ("config", "extra_llm_api_options")  # two names of one option
 
 KNOWN_FAILURES = {
