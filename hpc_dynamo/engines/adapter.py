@@ -9,9 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from hpc_dynamo.config import Config, Engine, PlannerMode, TopologyKind
+from hpc_dynamo.config import (
+    Config,
+    Engine,
+    ParallelSizes,
+    PlannerMode,
+    Role,
+    TopologyKind,
+)
 from hpc_dynamo.engines.diagnostics import find_hint
 from hpc_dynamo.engines.pd_protocol import Body, PdProtocol
+from hpc_dynamo.messages import PrefixCaches
 from hpc_dynamo.topology import Plan, Worker
 
 
@@ -143,6 +151,13 @@ class EngineAdapter(ABC):
     def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
         """Return where `command` makes the engine publish KV events; None if it does not."""
         return None
+
+    def prefix_caches(self, engine: Engine, role: Role, sizes: ParallelSizes) -> PrefixCaches:
+        """Return the prefix caches of a worker, and if a request can name one of them."""
+        return PrefixCaches(sizes.data, steered=sizes.data == 1)
+
+    def caches_of(self, config: Config, worker: Worker) -> PrefixCaches:
+        return self.prefix_caches(config.engine, worker.role, worker.parallel)
 
     def serves_both_roles(self, config: Config) -> bool:
         """Return True if a worker can change its role without a restart of the engine."""

@@ -51,6 +51,16 @@ class WorkerState(StrEnum):
     stopped = "stopped"
 
 
+class PrefixCaches(msgspec.Struct, frozen=True):
+    """Prefix caches of a worker: one for each data-parallel rank."""
+
+    count: int = 1
+    steered: bool = True  # False: the engine selects the rank of each request
+
+
+ONE_CACHE = PrefixCaches()
+
+
 class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """State of a worker. Sent by its agent to the head at every change."""
 
@@ -69,6 +79,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     context_tokens: int = 0  # longest sequence; 0 if unknown
     operations: tuple[str, ...] = ()  # HTTP operations for clients: `POST /v1/rerank`
     asleep: bool = False  # put to sleep by a client; receives no requests
+    caches: PrefixCaches = ONE_CACHE
     hangs: int = 0  # times that it hung and was killed; counted by its agent
 
     @property

@@ -10,6 +10,7 @@ The batch runner calls RequestRouter.route directly, frontends through RemoteRou
 """
 
 from hpc_dynamo.router.decisions import DecisionStats
+from hpc_dynamo.router.index.block_owners import TargetKey
 from hpc_dynamo.router.index.hashes import adapter_root, block_hashes
 from hpc_dynamo.router.index.kv_state import KvState
 from hpc_dynamo.router.router import RequestRouter
@@ -29,7 +30,7 @@ from hpc_dynamo.router.scheduling.lease import (
 )
 from hpc_dynamo.router.scheduling.limits import AdmissionLimits, StartShare
 from hpc_dynamo.router.scheduling.peer_loads import decode_loads
-from hpc_dynamo.router.scheduling.worker import RoutedWorker, WorkerDemand
+from hpc_dynamo.router.scheduling.worker import RoutedWorker, RoutingTarget, WorkerDemand
 
 __all__ = [
     "NOT_AVAILABLE",
@@ -49,9 +50,11 @@ __all__ = [
     "RouterServer",
     "RoutingHints",
     "RoutingRequest",
+    "RoutingTarget",
     "RunView",
     "StartShare",
     "Target",
+    "TargetKey",
     "WorkerDemand",
     "adapter_root",
     "block_hashes",

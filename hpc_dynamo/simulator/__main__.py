@@ -23,6 +23,7 @@ from hpc_dynamo.printable import LineFormatter
 from hpc_dynamo.simulator.adapters import parse_lora_modules
 from hpc_dynamo.simulator.bad_answers import BadAnswer
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
+from hpc_dynamo.simulator.data_parallel import DataParallelScheduler
 from hpc_dynamo.simulator.events import KvEventJournal, KvEventsConfig
 from hpc_dynamo.simulator.kv_handoff import NixlHandoff, SideChannel
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
@@ -72,7 +73,7 @@ def engine_context(args: argparse.Namespace) -> EngineContext:
     return EngineContext(
         model=args.model,
         max_model_len=args.max_model_len,
-        scheduler=Scheduler(limits, load_timing(args.timing), model, metrics),
+        scheduler=new_scheduler(args, limits, model, metrics),
         metrics=metrics,
         failures=failures,
         trtllm=args.pd_protocol == "trtllm",
@@ -83,6 +84,26 @@ def engine_context(args: argparse.Namespace) -> EngineContext:
         pooling=args.runner == "pooling",
         sleep_mode=args.enable_sleep_mode,
     )
+
+
+def new_scheduler(
+    args: argparse.Namespace,
+    limits: SchedulerLimits,
+    model: SimulatedModel,
+    metrics: SimulatorMetrics,
+) -> Scheduler:
+    """Return a scheduler; with data parallelism that of rank 0, which has the others."""
+    timing, others = load_timing(args.timing), list[Scheduler]()
+    for rank in range(1, args.data_parallel_size):
+        memory = KvMemory(args.num_blocks, args.block_size * args.kv_bytes_per_token)
+        identity, pool = f"{args.model}/{args.seed}", BlockPool(args.num_blocks)
+        own = SimulatorMetrics(args.num_blocks, args.block_size, rank)
+        metrics.others = (*metrics.others, own)
+        same = SimulatedModel(identity, args.block_size, pool, memory)
+        others.append(Scheduler(limits, timing, same, own))
+    if others:
+        return DataParallelScheduler(limits, timing, model, metrics, others)
+    return Scheduler(limits, timing, model, metrics)
 
 
 @contextlib.asynccontextmanager

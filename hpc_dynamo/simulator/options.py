@@ -44,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
     timing = f"{', '.join(PROFILES)}, or a JSON file with coefficients"
     add("--timing", default="h100-8b", help=f"duration of steps: {timing} (%(default)s)")
     add("--time-scale", type=float, default=1.0, help="multiplies all durations (%(default)s)")
-    add("--num-blocks", type=int, default=4096, help="KV blocks (%(default)s)")
+    ranks = "ranks with a KV cache and a batch each, only aggregated (%(default)s)"
+    add("--data-parallel-size", type=int, default=1, metavar="N", help=ranks)
+    add("--num-blocks", type=int, default=4096, help="KV blocks, of each rank (%(default)s)")
     add("--block-size", type=int, default=16, help="tokens per block (%(default)s)")
     add("--kv-bytes-per-token", type=int, default=1024, help="size of the KV cache (%(default)s)")
     add("--max-num-seqs", type=int, default=64, help="running sequences (%(default)s)")
@@ -120,6 +122,9 @@ def check(args: argparse.Namespace) -> None:
     if not 0 <= args.node_rank < args.nnodes:
         what = f"node-rank: {args.node_rank} is none of {args.nnodes} nodes"
         raise ConfigError(what, hint=f"--node-rank 0 to {args.nnodes - 1}")
+    if args.data_parallel_size < 1 or (args.data_parallel_size > 1 and args.role != "aggregated"):
+        what = f"data-parallel-size: {args.data_parallel_size} ranks of role {args.role}"
+        raise ConfigError(what, hint="--data-parallel-size 1, or --role aggregated")
     capacity = args.num_blocks * args.block_size
     if args.max_model_len > capacity:
         what = f"{args.max_model_len} tokens do not fit into the KV cache of {capacity}"

@@ -19,6 +19,7 @@ from hpc_dynamo.simulator import tokenizer
 from hpc_dynamo.simulator.api_error import JSON, RequestRejected, error_body, send_json
 from hpc_dynamo.simulator.bad_answers import BadAnswer, send_bad_answer
 from hpc_dynamo.simulator.chat_request import ChatRequest, TokenizeRequest
+from hpc_dynamo.simulator.data_parallel import DP_RANK_HEADER, requested_rank
 from hpc_dynamo.simulator.embeddings import EmbeddingRequest
 from hpc_dynamo.simulator.generation import Generation, sequence_groups
 from hpc_dynamo.simulator.generation_request import (
@@ -174,6 +175,9 @@ class HttpApi:
             builder = BUILDERS.get(kind, ResponseBuilder)(body, request_id, model, **options)
             limit, sglang = engine.max_model_len, engine.sglang
             groups = sequence_groups(body, request_id, limit, sglang, adapter)
+            rank = requested_rank(request.headers.get(DP_RANK_HEADER), engine.scheduler.ranks)
+            for group in groups:
+                group.dp_rank = rank
         except RequestRejected:
             if not engine.trtllm:
                 self._decline(body.kv_transfer_params)

@@ -4,7 +4,7 @@ Source: vLLM's `vllm.entrypoints.openai.api_server` and its NixlConnector. The s
 a module, since the `vllm` script of the CPU build looks for metadata that it does not have.
 """
 
-from hpc_dynamo.config import Config, Device, Engine
+from hpc_dynamo.config import Config, Device, Engine, ParallelSizes, Role
 from hpc_dynamo.engines.adapter import (
     EngineAdapter,
     EngineCommand,
@@ -29,6 +29,7 @@ from hpc_dynamo.engines.vllm.shards import (
     server_module,
 )
 from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.messages import PrefixCaches
 from hpc_dynamo.topology import Plan
 
 BLOCK_TOKENS = {Device.cuda: 16, Device.cpu: 128}
@@ -112,6 +113,10 @@ class VllmAdapter(EngineAdapter):
         if "kv-events-config" in user_options(config.engine) or data_parallel > 1:
             return None
         return ipc_event_endpoints(config.router, placement)
+
+    def prefix_caches(self, engine: Engine, role: Role, sizes: ParallelSizes) -> PrefixCaches:
+        """Return a cache for each rank. The header X-data-parallel-rank selects it."""
+        return PrefixCaches(sizes.data)
 
     def serves_both_roles(self, config: Config) -> bool:
         return roles_can_change(config) and not config.planner.restart_on_role_change

@@ -228,7 +228,8 @@ class Membership:
         name = f"worker {worker.rank} ({worker.title}) on {worker.host}"
         log.info("%s: %s %s", name, worker.state, worker.detail)
         if worker.state is WorkerState.ready:
-            await router.add_worker(worker.rank, worker.role, worker.url, draining=worker.asleep)
+            place, asleep, caches = (worker.role, worker.url), worker.asleep, worker.caches
+            await router.add_worker(worker.rank, *place, draining=asleep, caches=caches)
             await self._request_replay(worker.rank, 0)  # earlier events were not received
         else:
             router.remove_worker(worker.rank)
