@@ -17,6 +17,7 @@ The life of a request:
      only           decode (vLLM,        at the same time
                     TensorRT-LLM)        (SGLang)
                       |
+              request_abort: ends abandoned requests on the engine (SGLang)
               worker_client: HTTP, errors that name the worker
               response_check: is it an answer, and complete?
                       |

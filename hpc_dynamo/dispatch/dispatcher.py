@@ -8,6 +8,7 @@ import msgspec
 
 from hpc_dynamo.dispatch.concurrent_handoff import ConcurrentHandoff
 from hpc_dynamo.dispatch.fan_out import fan_out
+from hpc_dynamo.dispatch.request_abort import RequestAborter
 from hpc_dynamo.dispatch.sequential_handoff import SequentialHandoff
 from hpc_dynamo.dispatch.worker_client import (
     EngineRequest,
@@ -51,6 +52,7 @@ class Dispatcher:
         self._max_attempts = max_attempts
         self._router, self._workers = router, WorkerClient(client)
         self._handoff = _handoff(protocol, self._workers, tasks)
+        self._aborter = RequestAborter(client, protocol, tasks)
         self.retries = 0
 
     async def run(
@@ -110,7 +112,8 @@ class Dispatcher:
             async with timeout:
                 lease.worker_lost.add_done_callback(expire)
                 try:
-                    await self._execute(lease, request, sink)
+                    with self._aborter.abortable(lease, request) as named:
+                        await self._execute(lease, named, sink)
                 finally:
                     lease.worker_lost.remove_done_callback(expire)
         except TimeoutError as e:

@@ -64,6 +64,26 @@ class SleepEndpoints:
     wake: str
 
 
+class RoleSwitch(Protocol):
+    """Request (POST) by which an idle engine changes its role without a restart."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def busy(self) -> str:
+        """Return a part of the refusal of an engine that still has requests. It may be asked
+        again; after any other refusal the engine must be restarted."""
+
+    @property
+    def peer_path(self) -> str:
+        """Return the path (GET, JSON) at which a worker of the new role describes itself."""
+
+    def body(self, role: Role, peer: Body) -> Body:
+        """Return the request for the new role. `peer` is the answer to `peer_path`; empty if
+        there is none."""
+
+
 @dataclass(frozen=True)
 class EngineCommand:
     """Command of one engine process."""
@@ -160,8 +180,12 @@ class EngineAdapter(ABC):
         return self.prefix_caches(config.engine, worker.role, worker.parallel)
 
     def serves_both_roles(self, config: Config) -> bool:
-        """Return True if a worker can change its role without a restart of the engine."""
+        """Return True if a worker serves both roles at any time: no restart for a role change."""
         return False
+
+    def role_switch(self, config: Config) -> RoleSwitch | None:
+        """Return the request that changes an engine's role; None if it must be restarted for it."""
+        return None
 
     def sleep_endpoints(self, engine: Engine) -> SleepEndpoints | None:
         """Return the paths for sleep and wake; None if workers cannot sleep."""

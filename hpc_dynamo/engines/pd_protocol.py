@@ -86,6 +86,16 @@ class ConcurrentProtocol(Protocol):
     def single_worker_fields(self) -> Body:
         """Return fields with which one worker serves a request by itself, as a probe."""
 
+    @property
+    def abort_path(self) -> str:
+        """Return the workers' path (POST) that ends a request by its id."""
+
+    def with_request_id(self, path: str, body: Body, request_id: str) -> Body | None:
+        """Return the body with an id for the workers; None if they take none on this path."""
+
+    def abort_bodies(self, body: Body) -> list[Body]:
+        """Return the bodies for `abort_path` that end the request of a body with an id."""
+
 
 PdProtocol = SequentialProtocol | ConcurrentProtocol
 

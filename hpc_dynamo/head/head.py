@@ -110,7 +110,7 @@ class Head(JobLifecycle):
         if config.planner.mode is not PlannerMode.off:
             router, loads = context.route.router, context.route.scraper.loads
             planner = RolePlanner(config.planner, await self._worker_performance())
-            changer = RoleChanger(config, router, members)
+            changer = RoleChanger(config, router, members, context.client)
             loop = PlannerLoop(config, router, planner, changer, loads, file, self._on_decision)
             self._planner_loop = loop
             await loop.run()

@@ -1,6 +1,7 @@
 """Request router of the head: selects the workers of each request and limits admission.
 
 - router: RequestRouter, which grants leases on ready workers and queues requests.
+- worker_set: ready workers and their data-parallel ranks.
 - scheduling/: policies, admission limits, the queue, workers and leases.
 - index/: KV blocks cached on each worker.
 - rpc/: the connection to the frontend processes, with a protocol diagram.

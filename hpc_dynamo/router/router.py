@@ -18,11 +18,12 @@ from hpc_dynamo.router.interval_stats import IntervalStats
 from hpc_dynamo.router.scheduling.explain import RoutingExplanation, explain
 from hpc_dynamo.router.scheduling.lease import Lease, LeaseEvent, RoutingRequest
 from hpc_dynamo.router.scheduling.limits import AdmissionLimits
-from hpc_dynamo.router.scheduling.peer_loads import LoadByAddress, PeerLoads
+from hpc_dynamo.router.scheduling.peer_loads import LoadByAddress
 from hpc_dynamo.router.scheduling.queue import QueuedRequest, RequestQueue
 from hpc_dynamo.router.scheduling.selector import Selection, WorkerSelector
 from hpc_dynamo.router.scheduling.worker import RoutedWorker
 from hpc_dynamo.router.throughput import Throughput
+from hpc_dynamo.router.worker_set import WorkerSet
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,10 @@ class RequestRouter:
         self._limits = limits or AdmissionLimits()
         self.kv_state, self.decisions = KvState(config, clock), DecisionStats()
         self._selector = WorkerSelector(kind, config, self._limits, self.kv_state)
-        self._workers, self._departed = dict[int, RoutedWorker](), dict[int, RoutedWorker]()
+        self.worker_set = WorkerSet(self.kv_state, clock)
+        self._workers = self.worker_set.by_rank
         self._leases, self._lease_ids = dict[int, ActiveLease](), count(1)
-        self._queue, self._peer_loads = RequestQueue(clock), PeerLoads()
+        self._queue = RequestQueue(clock)
         self._worker_added, self._idle = asyncio.Event(), asyncio.Event()
         self._throughput, self.interval_stats = Throughput(clock), IntervalStats(clock)
         self.head_name = uuid4().hex  # distinguishes this head among peer heads
@@ -65,39 +67,24 @@ class RequestRouter:
         return self._workers.values()
 
     async def add_worker(
-        self,
-        rank: int,
-        role: Role,
-        url: str,
-        *,
-        draining: bool = False,
+        self, rank: int, role: Role, url: str, *, draining: bool = False,
         caches: PrefixCaches = ONE_CACHE,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Add a ready worker. A rank that is added again loses its earlier requests.
 
         With `draining` it gets no requests before `set_role`, like after `drain`. `caches` are its
         data-parallel ranks.
         """
         self.remove_worker(rank)
-        busy_s = earlier.busy_s if (earlier := self._departed.pop(rank, None)) else 0.0
-        ranks = caches.count if caches.steered else 1
-        worker = RoutedWorker(rank, role, url, busy_s=busy_s, clock=self._clock, ranks=ranks)
-        worker.draining = draining
-        self._workers[rank] = worker
-        for target in worker.targets:
-            target.peer_load = self._peer_loads.total(target.address)
-            self.kv_state.add_worker(target.key, caches.count // ranks)
+        self.worker_set.add(rank, role, url, caches).draining = draining
         self.changed.set()
         self._serve_queue()
         self._worker_added.set()
 
     def remove_worker(self, rank: int) -> None:
         """Remove a worker and mark its leases as lost."""
-        if worker := self._workers.pop(rank, None):
-            for target in worker.targets:
-                self.kv_state.remove_worker(target.key)
+        if worker := self.worker_set.remove(rank):
             self.changed.set()
-            self._departed[rank] = worker
             worker.idle.set()
             for active in list(self._leases.values()):
                 if active.uses(worker):
@@ -121,9 +108,7 @@ class RequestRouter:
 
     def set_peer_load(self, head: str, loads: LoadByAddress) -> None:
         """Replace the load that another head has placed on these workers; {} if it is gone."""
-        self._peer_loads.set(head, loads)
-        for target in (target for worker in self.workers for target in worker.targets):
-            target.peer_load = self._peer_loads.total(target.address)
+        self.worker_set.set_peer_load(head, loads)
 
     def set_limits(self, limits: AdmissionLimits) -> None:
         """Replace the admission limits. Queued requests are dispatched if there is room now."""

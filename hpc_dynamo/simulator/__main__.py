@@ -32,12 +32,14 @@ from hpc_dynamo.simulator.nodes import follow, followers
 from hpc_dynamo.simulator.options import KEY_VARIABLE, check, parser, set_nodes_from_slurm
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.server import EngineContext, HttpApi, InjectedFailures, malformed_request
+from hpc_dynamo.simulator.sglang_api import SglangApi
 from hpc_dynamo.simulator.sglang_bootstrap import (
     BootstrapHandoff,
     BootstrapRooms,
     SglangRank,
     bootstrap_server,
 )
+from hpc_dynamo.simulator.sglang_requests import SglangRequests
 from hpc_dynamo.simulator.step import SchedulerLimits
 from hpc_dynamo.timing_model import load_timing
 from hpc_dynamo.wire import KvEventPublisher
@@ -70,12 +72,17 @@ def engine_context(args: argparse.Namespace) -> EngineContext:
         bad_answer=BadAnswer(args.bad_answers) if args.bad_answers else None,
         bad_after=args.bad_after_requests,
     )
+    scheduler, sglang = new_scheduler(args, limits, model, metrics), None
+    if args.pd_protocol == "sglang":
+        requests = SglangRequests(scheduler, args.disconnect_check_s)
+        sglang = SglangApi(scheduler, requests, args.enable_pd_role_switch)
     return EngineContext(
         model=args.model,
         max_model_len=args.max_model_len,
-        scheduler=new_scheduler(args, limits, model, metrics),
+        scheduler=scheduler,
         metrics=metrics,
         failures=failures,
+        sglang_api=sglang,
         trtllm=args.pd_protocol == "trtllm",
         adapters=parse_lora_modules(args.lora_modules),
         prefixed_adapters=args.pd_protocol == "sglang",

@@ -1,7 +1,7 @@
 """Data-parallel ranks in one process: each has a scheduler, a KV cache and metrics of its own."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hpc_dynamo.simulator.api_error import RequestRejected
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
@@ -69,13 +69,16 @@ class DataParallelScheduler(Scheduler):
             await super().run()
 
 
-def requested_rank(header: str | None, schedulers: Sequence[Scheduler]) -> int | None:
-    """Return the rank in a request's header, None if it names none. Raises RequestRejected."""
+def set_rank(
+    groups: Sequence[SequenceGroup], headers: Mapping[str, str], schedulers: Sequence[Scheduler]
+) -> None:
+    """Set the rank that the headers of a request name, if any. Raises RequestRejected."""
     try:
-        rank = int(header or "")
+        rank = int(headers.get(DP_RANK_HEADER, ""))
     except ValueError:
-        return None
-    ranks = len(schedulers)
-    if not 0 <= rank < ranks:
-        raise RequestRejected(f"data_parallel_rank {rank} is out of range [0, {ranks}).")
-    return rank
+        return
+    if not 0 <= rank < len(schedulers):
+        what = f"data_parallel_rank {rank} is out of range [0, {len(schedulers)})."
+        raise RequestRejected(what)
+    for group in groups:
+        group.dp_rank = rank

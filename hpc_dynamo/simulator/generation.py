@@ -6,6 +6,7 @@ reads slowly receives the accumulated output when it has caught up.
 """
 
 import asyncio
+from collections.abc import Callable
 from itertools import count
 
 from hpc_dynamo.http import ResponseWriter
@@ -60,8 +61,11 @@ class Generation:
         self._open = dict[int, OutputSequence]()  # unfinished choices of a stream
         self._wake = asyncio.Event()  # set at the end, or if the client does not keep up
 
-    async def run(self, scheduler: Scheduler, choices: int) -> None:
-        """Submit the groups with `choices` each, until the end. Cancellation frees their work."""
+    async def run(
+        self, scheduler: Scheduler, choices: int, end: Callable[[SequenceGroup], None]
+    ) -> None:
+        """Submit the groups with `choices` each, until the end. `end` gets each of them then, also
+        on cancellation, to free its work."""
         on_update = self._stream if self._groups[0].streaming else self._send_complete
         try:
             for group in self._groups:
@@ -74,7 +78,7 @@ class Generation:
                 on_update()
         finally:
             for group in self._groups:
-                scheduler.abort(group)
+                end(group)
 
     def _send_complete(self) -> None:
         if self._reply.ended or self._send_error() or not all(g.done for g in self._groups):

@@ -61,6 +61,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     bootstrap_host: str | None = None  # SGLang: address of the bootstrap server
     bootstrap_port: int | None = None
     bootstrap_room: Natural | None = None  # SGLang: number of the request there
+    rid: str | None = None  # SGLang: id of the request
     response_format: ResponseFormat | None = None
 
     @property

@@ -59,8 +59,6 @@ def parser() -> argparse.ArgumentParser:
     protocol = "engine whose prefill and decode protocol is used (%(default)s)"
     choices = ("vllm", "sglang", "trtllm")
     add("--pd-protocol", choices=choices, default="vllm", help=protocol)
-    bootstrap = "sglang: port of a prefill rank's bootstrap server; 0: any free port"
-    add("--disaggregation-bootstrap-port", type=int, default=0, help=bootstrap)
     add("--enable-prompt-tokens-details", action="store_true", help="prefix hits in `usage`")
     add("--enable-request-id-headers", action="store_true", help="X-Request-Id in responses")
     add("--kv-events-config", metavar="JSON", default="{}", help="where to publish KV events")
@@ -77,8 +75,19 @@ def parser() -> argparse.ArgumentParser:
     add("--mpi", action="store_true", help="the nodes are the tasks of this Slurm step")
     add("--seed", type=int, default=0, help="the same on all ranks of a model (%(default)s)")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    _add_sglang(p)
     _add_failures(p)
     return p
+
+
+def _add_sglang(p: argparse.ArgumentParser) -> None:
+    add = p.add_argument_group("only with --pd-protocol sglang").add_argument
+    bootstrap = "port of a prefill rank's bootstrap server; 0: any free port"
+    add("--disaggregation-bootstrap-port", type=int, default=0, help=bootstrap)
+    switch = "POST /pd_role_switch changes the role of an idle rank"
+    add("--enable-pd-role-switch", action="store_true", help=switch)
+    left = "time until a rank ends requests whose client has left (%(default)s)"
+    add("--disconnect-check-s", type=float, default=4.0, help=left)
 
 
 def _add_failures(p: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from hpc_dynamo.simulator import tokenizer
 from hpc_dynamo.simulator.api_error import JSON, RequestRejected, error_body, send_json
 from hpc_dynamo.simulator.bad_answers import BadAnswer, send_bad_answer
 from hpc_dynamo.simulator.chat_request import ChatRequest, TokenizeRequest
-from hpc_dynamo.simulator.data_parallel import DP_RANK_HEADER, requested_rank
+from hpc_dynamo.simulator.data_parallel import set_rank
 from hpc_dynamo.simulator.embeddings import EmbeddingRequest
 from hpc_dynamo.simulator.generation import Generation, sequence_groups
 from hpc_dynamo.simulator.generation_request import (
@@ -34,6 +34,7 @@ from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.response_formats import AnyRequest, ResponseBuilder
 from hpc_dynamo.simulator.responses_api import ResponseObjectBuilder, ResponsesRequest
 from hpc_dynamo.simulator.scheduler import Scheduler
+from hpc_dynamo.simulator.sglang_api import ROUTES, SglangApi
 from hpc_dynamo.simulator.sglang_bootstrap import SglangRank
 
 T = TypeVar("T")
@@ -72,7 +73,8 @@ class EngineContext:
     metrics: SimulatorMetrics
     failures: InjectedFailures
     agent: KvAgent | None = None  # prefill and decode ranks have one
-    sglang: SglangRank | None = None  # set with SGLang's protocol
+    sglang: SglangRank | None = None  # set on prefill and decode ranks with SGLang's protocol
+    sglang_api: SglangApi | None = None  # set with SGLang's protocol
     trtllm: bool = False  # hand-offs in TensorRT-LLM's form
     adapters: Mapping[str, str] = field(default_factory=dict)  # name to path
     prefixed_adapters: bool = False  # requests name MODEL:ADAPTER, as in SGLang
@@ -111,7 +113,7 @@ class HttpApi:
             "/is_sleeping": ("GET", _json(lambda _: {"is_sleeping": self._asleep})),
             "/version": ("GET", _json(lambda _: VERSION)),
             "/openapi.json": ("GET", _json(self._openapi)),
-            "/server_info": ("GET", _json(self._server_info)),
+            **{path: (method, self._sglang) for path, method in ROUTES.items()},
             "/metrics": ("GET", self._metrics),
             METADATA_PATH: ("GET", self._nixl_metadata),
             "/health": ("GET", self._health),
@@ -155,7 +157,7 @@ class HttpApi:
     ) -> None:
         body = _read(request, kind)
         self._inject_failure(request)
-        engine = self._engine
+        engine, sglang = self._engine, self._engine.sglang
         bad_answer = engine.failures.bad_answer
         if bad_answer and self._received > engine.failures.bad_after:
             send_bad_answer(bad_answer, reply, stream=bool(body.stream))
@@ -173,23 +175,23 @@ class HttpApi:
             model = str(body.model) if adapter else engine.model
             options = {"report_cached": engine.report_cached, "trtllm": engine.trtllm}
             builder = BUILDERS.get(kind, ResponseBuilder)(body, request_id, model, **options)
-            limit, sglang = engine.max_model_len, engine.sglang
-            groups = sequence_groups(body, request_id, limit, sglang, adapter)
-            rank = requested_rank(request.headers.get(DP_RANK_HEADER), engine.scheduler.ranks)
-            for group in groups:
-                group.dp_rank = rank
+            groups = sequence_groups(body, request_id, engine.max_model_len, sglang, adapter)
+            set_rank(groups, request.headers, engine.scheduler.ranks)
         except RequestRejected:
             if not engine.trtllm:
                 self._decline(body.kv_transfer_params)
             raise
         if sglang and sglang.hangs(body):
             await asyncio.Event().wait()
-        await Generation(reply, builder, groups).run(engine.scheduler, body.choices)
+        end = engine.scheduler.abort
+        if engine.sglang_api:
+            engine.sglang_api.requests.add(body.rid, groups)
+            end = engine.sglang_api.requests.end
+        await Generation(reply, builder, groups).run(engine.scheduler, body.choices, end)
 
     def _decline(self, params: KvTransferParams | None) -> None:
         """Let the prefill rank release the blocks of a request that was rejected here."""
-        remote = params.remote_blocks() if params else None
-        if remote:
+        if params and (remote := params.remote_blocks()):
             self._engine.scheduler.decline(remote)
 
     def _inject_failure(self, request: HttpRequest) -> None:
@@ -247,13 +249,10 @@ class HttpApi:
         self._asleep = False
         return {"status": "awake", "tags": None}
 
-    def _server_info(self, _: HttpRequest) -> dict[str, Any]:
-        """Return SGLang's description of a rank, with the port of its bootstrap server."""
-        sglang = self._engine.sglang
-        if sglang is None:
+    async def _sglang(self, request: HttpRequest, reply: ResponseWriter) -> None:
+        if self._engine.sglang_api is None:
             raise RequestRejected("Not Found", status=404)
-        info = {"disaggregation_mode": sglang.role, **VERSION}
-        return info | {"disaggregation_bootstrap_port": sglang.port}
+        self._engine.sglang_api.handle(request, reply, self._engine.sglang)
 
     async def _metrics(self, request: HttpRequest, reply: ResponseWriter) -> None:
         self._engine.scheduler.update_gauges()

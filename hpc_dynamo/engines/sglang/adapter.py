@@ -14,6 +14,7 @@ from hpc_dynamo.engines.adapter import (
     MetricNames,
     Placement,
     PromptCheck,
+    RoleSwitch,
     SleepEndpoints,
 )
 from hpc_dynamo.engines.compat_checks import (
@@ -31,6 +32,7 @@ from hpc_dynamo.engines.pd_protocol import Body
 from hpc_dynamo.engines.sglang.flags import BLOCK_TOKENS, server_environment, server_flags
 from hpc_dynamo.engines.sglang.pd_protocol import SglangPdProtocol
 from hpc_dynamo.engines.sglang.prompt_check import sglang_prompt_check
+from hpc_dynamo.engines.sglang.role_switch import SglangRoleSwitch, switches_roles
 from hpc_dynamo.engines.shards import multi_node_workers, require_equal_shards
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.messages import PrefixCaches
@@ -73,8 +75,8 @@ KNOWN_FAILURES = {
 
 
 class SglangAdapter(EngineAdapter):
-    """Adapter of SGLang. Its own switch of roles (--enable-pd-role-switch) is not used: a change of
-    role restarts the engine."""
+    """Adapter of SGLang. A role change restarts the engine, unless its transfer backend can do
+    without: see role_switch.py."""
 
     metrics = SGLANG_METRICS
     python_modules = ("sglang",)
@@ -120,6 +122,9 @@ class SglangAdapter(EngineAdapter):
         """Return a cache for each rank. The room number selects it on prefill workers, the header
         X-data-parallel-rank on others."""
         return PrefixCaches(max(sizes.data, _attention_ranks(engine)))
+
+    def role_switch(self, config: Config) -> RoleSwitch | None:
+        return SglangRoleSwitch() if switches_roles(config) else None
 
     def sleep_endpoints(self, engine: Engine) -> SleepEndpoints | None:
         return SLEEP_ENDPOINTS if engine.sleep_mode else None

@@ -7,6 +7,7 @@ from hpc_dynamo.engines.adapter import EventEndpoints, Placement
 from hpc_dynamo.engines.environment import device_environment, network_environment, python_path
 from hpc_dynamo.engines.event_options import kv_events_config
 from hpc_dynamo.engines.options import command_line, user_options
+from hpc_dynamo.engines.sglang.role_switch import OPTION, has_bootstrap_server, switches_roles
 
 # Page size. With SGLang's default of 1 each token is a transfer of its own.
 BLOCK_TOKENS = 16
@@ -41,11 +42,12 @@ def server_flags(config: Config, placement: Placement, events: EventEndpoints | 
     if role is not Role.aggregated:
         options["disaggregation-mode"] = str(role)
         options["disaggregation-transfer-backend"] = "nixl"
-    if role is Role.prefill:
+        options |= {OPTION: True} if switches_roles(config) else {}
+    if has_bootstrap_server(config, role):
         # All shards name the bootstrap server of the first.
         ports = placement.rendezvous.ports if placement.rendezvous else placement.ports
         options["disaggregation-bootstrap-port"] = ports[1]
-    options |= _cpu_options(config.engine, role) | _shard_options(placement)
+    options |= _cpu_options(config, role) | _shard_options(placement)
     if events:
         options["kv-events-config"] = kv_events_config(events)
     return sglang_command_line(options | user_options(config.engine))
@@ -56,15 +58,15 @@ def sglang_command_line(args: dict[str, Any]) -> list[str]:
     return command_line({name: value for name, value in args.items() if value is not False})
 
 
-def _cpu_options(engine: Engine, role: Role) -> dict[str, Any]:
+def _cpu_options(config: Config, role: Role) -> dict[str, Any]:
     """Return the options of a worker without a GPU. SGLang selects the attention backend itself:
     torch_native on processors without AMX."""
-    if engine.device is not Device.cpu:
+    if config.engine.device is not Device.cpu:
         return {}
     # Without sleep-on-idle an idle scheduler polls without pause and uses half a core. The overlap
     # schedule of a prefill worker needs CUDA events.
     options = {"device": "cpu", "sleep-on-idle": True, "disable-overlap-schedule": True}
-    if role is Role.decode:
+    if role is Role.decode or (role is Role.prefill and switches_roles(config)):
         # The default backup is a host pool that is pinned by CUDA.
         options["disaggregation-decode-retraction-backup"] = "cpu_tensor"
     return options

@@ -5,13 +5,25 @@ bootstrap server of the prefill worker for its address, and the KV cache is writ
 worker. A worker of either role refuses a request without a room. The host is that of the prefill
 worker's URL; its /server_info reports the port.
 
+SGLang looks every 4 s whether the client of a request has left. /abort_request ends a request at
+once, by the id in its field `rid`. Prompt i of a list is a request of its own, `RID_i`. Messages
+and responses take no id.
+
 Source: SGLang 0.5.23, srt/disaggregation/common/conn.py, srt/managers/scheduler.py, the load
-balancer of its router (mini_lb.py), and PDRoutingFields of entrypoints/openai/protocol.py.
+balancer of its router (mini_lb.py), and PDRoutingFields of entrypoints/openai/protocol.py;
+for ids srt/managers/tokenizer_manager.py (abort_request) and io_struct.py (_normalize_rid).
 """
 
 import msgspec
 
-from hpc_dynamo.engines.pd_protocol import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Body
+from hpc_dynamo.engines.pd_protocol import (
+    CHAT,
+    COMPLETIONS,
+    MESSAGES,
+    RESPONSES,
+    Body,
+    field_value,
+)
 from hpc_dynamo.errors import RequestFailed
 
 PORT = msgspec.json.Decoder(int)
@@ -20,11 +32,14 @@ FAKE_BOOTSTRAP_HOST = "2.2.2.2"  # no KV cache is moved; made for health checks
 # Removed from prefill requests: the prefill worker's answer, one token, is discarded.
 DROPPED = frozenset({"stream", "stream_options"})
 
+REQUEST_ID = "rid"
+
 
 class SglangPdProtocol:
     """Implements engines.pd_protocol.ConcurrentProtocol."""
 
     bootstrap_path = "/server_info"
+    abort_path = "/abort_request"
     paths = frozenset({CHAT, COMPLETIONS, MESSAGES, RESPONSES})
 
     def worker_bodies(
@@ -45,3 +60,13 @@ class SglangPdProtocol:
     @property
     def single_worker_fields(self) -> Body:
         return {"bootstrap_host": FAKE_BOOTSTRAP_HOST, "bootstrap_room": 0}
+
+    def with_request_id(self, path: str, body: Body, request_id: str) -> Body | None:
+        return body | {REQUEST_ID: request_id} if path in (CHAT, COMPLETIONS) else None
+
+    def abort_bodies(self, body: Body) -> list[Body]:
+        request_id, prompt = body[REQUEST_ID], field_value(body.get("prompt"))
+        ids = [request_id]
+        if isinstance(prompt, list | tuple) and prompt and not isinstance(prompt[0], int):
+            ids = [f"{request_id}_{i}" for i in range(len(prompt))]
+        return [{REQUEST_ID: each} for each in ids]

@@ -9,6 +9,7 @@ from hpc_dynamo.engines.adapter import (
     EventEndpoints,
     Placement,
     PromptCheck,
+    RoleSwitch,
     SleepEndpoints,
     roles_can_change,
 )
@@ -19,6 +20,7 @@ from hpc_dynamo.engines.option_names import tuning_options
 from hpc_dynamo.engines.options import command_line, positive_option, user_options
 from hpc_dynamo.engines.pd_protocol import Body, ConcurrentProtocol, PdProtocol
 from hpc_dynamo.engines.sglang.adapter import SglangAdapter
+from hpc_dynamo.engines.sglang.role_switch import has_bootstrap_server
 from hpc_dynamo.engines.shards import multi_node_workers, node_options, require_equal_shards
 from hpc_dynamo.engines.trtllm.adapter import TrtllmAdapter
 from hpc_dynamo.engines.vllm.adapter import SLEEP_ENDPOINTS, VLLM_METRICS, VllmAdapter
@@ -95,7 +97,8 @@ class SimulatorAdapter(EngineAdapter):
             **({"enable-sleep-mode": True} if config.engine.sleep_mode else {}),
             **self._shard_options(config, placement),
         }
-        if self._is_concurrent(config.engine) and placement.worker.role is Role.prefill:
+        role = placement.worker.role
+        if self._is_concurrent(config.engine) and has_bootstrap_server(config, role):
             options["disaggregation-bootstrap-port"] = placement.ports[1]
         own = {
             name: value for name, value in user_options(config.engine).items() if name != "start"
@@ -143,6 +146,10 @@ class SimulatorAdapter(EngineAdapter):
     def serves_both_roles(self, config: Config) -> bool:
         restart = config.planner.restart_on_role_change or self._is_concurrent(config.engine)
         return roles_can_change(config) and not restart
+
+    def role_switch(self, config: Config) -> RoleSwitch | None:
+        """Return SGLang's, with its protocol and `engine.args.enable-pd-role-switch=true`."""
+        return simulated_engine(config.engine).role_switch(config)
 
     def sleep_endpoints(self, engine: Engine) -> SleepEndpoints | None:
         return SLEEP_ENDPOINTS if engine.sleep_mode else None

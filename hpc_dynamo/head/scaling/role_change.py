@@ -1,17 +1,22 @@
 """Role change of one worker: drain it, then switch it in place or restart its engine."""
 
 import asyncio
+import logging
 import time
 
 from hpc_dynamo.config import Config, Planner, Role
 from hpc_dynamo.engines import engine
 from hpc_dynamo.head.membership.agents import Membership
 from hpc_dynamo.head.membership.reports import Reports
+from hpc_dynamo.head.scaling.role_switch import EngineRoleSwitch
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import WorkerState
 from hpc_dynamo.planner.records import RoleChange
 from hpc_dynamo.router import RequestRouter
 
 REPORT_MARGIN_S = 10.0  # time for an agent's report, in addition to stop and start
+
+log = logging.getLogger(__name__)
 
 
 def min_workers(planner: Planner, role: Role) -> int:
@@ -21,15 +26,22 @@ def min_workers(planner: Planner, role: Role) -> int:
 
 
 class RoleChanger:
-    """Changes roles of workers. An engine that serves only one role is restarted.
+    """Changes roles of workers. An engine that serves only one role changes it by a request, if it
+    can, or else is restarted.
 
     If the change fails, the worker keeps its old role.
     """
 
-    def __init__(self, config: Config, router: RequestRouter, members: Membership) -> None:
+    def __init__(
+        self, config: Config, router: RequestRouter, members: Membership, client: HttpClient
+    ) -> None:
         self._router, self._members = router, members
         self._planner = config.planner
-        self._restart = not engine(config.engine.name).serves_both_roles(config)
+        adapter = engine(config.engine.name)
+        self._serves_both_roles = adapter.serves_both_roles(config)
+        switch = adapter.role_switch(config)
+        limit_s = config.engine.ready_timeout_s
+        self._engine_switch = EngineRoleSwitch(client, switch, limit_s) if switch else None
         timeouts = config.engine
         self._restart_timeout_s = (
             timeouts.stop_timeout_s + timeouts.ready_timeout_s + REPORT_MARGIN_S
@@ -49,7 +61,7 @@ class RoleChanger:
         error = await self._drain(rank, old)
         drained = time.monotonic()
         if not error:
-            error = await (self._restart_in if self._restart else self._switch_to)(rank, new)
+            error = await self._change_drained(rank, new)
         return RoleChange(
             at=time.time(),
             rank=rank,
@@ -94,6 +106,20 @@ class RoleChanger:
         # Workers of an extra job that has ended are unknown.
         worker = self._members.workers.get(rank)
         return worker is not None and worker.state is WorkerState.ready
+
+    async def _change_drained(self, rank: int, new: Role) -> str:
+        if self._serves_both_roles:
+            return await self._switch_to(rank, new)
+        if self._engine_switch:
+            url, peers = self._members.workers[rank].url, self.ready_ranks(new)
+            peer_url = self._members.workers[peers[0]].url if peers else ""
+            refusal = await self._engine_switch.change(url, new, peer_url)
+            if not refusal and self._is_ready(rank):
+                self._router.worker_set.forget_blocks(rank)  # the engine has dropped its blocks
+                return await self._switch_to(rank, new)
+            what = "worker %d could not change to %s while it runs; restarting its engine: %s"
+            log.warning(what, rank, new, refusal or "it died")
+        return await self._restart_in(rank, new)
 
     async def _switch_to(self, rank: int, new: Role) -> str:
         await self._members.set_role(rank, new, restart=False)

@@ -61,8 +61,8 @@ class KvState:
         self.remove_worker(rank)
         if caches > 1:
             self._caches[rank] = caches
-        self._forget(rank)
-        self._streams[rank] = EventStream(partial(self._apply, rank), partial(self._forget, rank))
+        self.forget(rank)
+        self._streams[rank] = EventStream(partial(self._apply, rank), partial(self.forget, rank))
         self._recent_prompts[rank] = deque()
 
     def remove_worker(self, rank: TargetKey) -> None:
@@ -76,8 +76,8 @@ class KvState:
             self._former_gaps += stream.gaps
             self._former_resyncs += stream.resyncs
 
-    def _forget(self, rank: TargetKey) -> None:
-        """Drop all confirmed and expected blocks of a worker."""
+    def forget(self, rank: TargetKey) -> None:
+        """Drop all confirmed and expected blocks of a worker, whose cache is empty."""
         for index in (self.confirmed, self.pending, self.approximate):
             index.add_worker(rank)
 
@@ -148,7 +148,7 @@ class KvState:
                 case BlockRemoved(group_idx=None | 0, block_hashes=keys, medium=medium):
                     self.pending.discard(rank, self.confirmed.remove(rank, keys, medium or ""))
                 case AllBlocksCleared():
-                    self._forget(rank)
+                    self.forget(rank)
 
     def _store(self, rank: TargetKey, event: BlockStored) -> None:
         self.confirmed.store(

@@ -37,6 +37,7 @@ from hpc_dynamo.head.membership.agents import Membership
 from hpc_dynamo.head.scaling.hetero_jobs import HeterogeneousJobs
 from hpc_dynamo.head.scaling.role_change import RoleChanger
 from hpc_dynamo.head.scaling.scale_out import ScaleOutController
+from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import (
     ExtraJobState,
     ExtraJobStatus,
@@ -216,10 +217,11 @@ async def soon(reports: "asyncio.Queue[WorkerReport]") -> WorkerReport:
 async def test_role_change_fails_if_the_worker_leaves(head: Head) -> None:
     job = head.extra_job()
     head.members.expect(job.plan())
-    async with agent(job):
+    async with agent(job), AsyncExitStack() as stack:
         await head.ready(2)
         lease = await head.router.route(RoutingRequest(hints=RoutingHints(workers=(2,))))
-        role_changer = RoleChanger(CONFIG, head.router, head.members)
+        client = await stack.enter_async_context(HttpClient.bearer(""))
+        role_changer = RoleChanger(CONFIG, head.router, head.members, client)
         role = Role.aggregated  # the way there is the same, whatever the roles
         change = asyncio.create_task(role_changer.change_role(2, role, role))
         await asyncio.sleep(0)

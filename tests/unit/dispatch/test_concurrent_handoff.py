@@ -24,7 +24,7 @@ from tests.unit.dispatch.test_dispatch import (
     text,
 )
 
-MET = ("bootstrap_host", "bootstrap_port", "bootstrap_room")
+MET = ("bootstrap_host", "bootstrap_port", "bootstrap_room", "rid")
 
 
 class Begun(BufferedResponse):

@@ -72,6 +72,7 @@ class Engine:
         self.url = ""
         self.told: Body = {"disaggregation_bootstrap_port": 8998}
         self.introduced = 0
+        self.aborted = asyncio.Queue[Body]()
         self._came = asyncio.Condition()
 
     async def has(self, count: int) -> None:
@@ -82,6 +83,10 @@ class Engine:
     async def introduce(self, request: web.Request) -> web.Response:
         self.introduced += 1
         return web.json_response(self.told)
+
+    async def abort(self, request: web.Request) -> web.Response:
+        self.aborted.put_nowait(await request.json())
+        return web.Response()
 
     async def post(self, request: web.Request) -> web.Response:
         self.bodies.append(json.loads(await request.read()))
@@ -130,6 +135,7 @@ class House:
         app = web.Application()
         app.router.add_post(PATH, engine.post)
         app.router.add_get("/server_info", engine.introduce)
+        app.router.add_post("/abort_request", engine.abort)
         runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)

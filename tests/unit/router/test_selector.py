@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc_dynamo.config import Policy, Role
-from hpc_dynamo.router import RoutedWorker
+from hpc_dynamo.router import RoutedWorker, TargetKey
 from hpc_dynamo.router.scheduling.policy import POLICIES, CostInputs, select_target
 from tests.unit.router.requests import BLOCK
 
@@ -45,7 +45,7 @@ def new_worker(rank: int, load: dict[str, Any]) -> RoutedWorker:
     ],
 )
 def test_policy_selects_the_cheapest_worker(
-    policy: Policy, loads: Loads, overlaps: dict[int, int], chosen: int
+    policy: Policy, loads: Loads, overlaps: dict[TargetKey, int], chosen: int
 ) -> None:
     workers = [new_worker(rank, load) for rank, load in enumerate(loads)]
     inputs = CostInputs(5 * BLOCK, overlaps, BLOCK)
