@@ -1,9 +1,10 @@
 """Events of an engine's prefix cache: blocks that were stored or removed.
 
 Records and their MessagePack encoding, as engines publish them. Source: vLLM,
-vllm/distributed/kv_events.py; SGLang's are the same. Versions differ in whether a batch and its
-events are arrays or maps, and in the number of trailing fields. `decode_events` accepts all of
-them; `encode_events` writes the form of vLLM 0.32.0, a batch as an array and each event as a map.
+vllm/distributed/kv_events.py; SGLang's differ in `cache_salt`. Versions differ in whether a batch
+and its events are arrays or maps, and in the number of trailing fields. `decode_events` accepts
+all of them; `encode_events` writes the form of vLLM 0.32.0, a batch as an array and each event as
+a map.
 """
 
 from typing import Any
@@ -32,6 +33,10 @@ class BlockStored(msgspec.Struct, frozen=True, tag=True):
     lora_name: str | None = None
     extra_keys: list[Any] | None = None  # per block: hashed values other than tokens, or None
     group_idx: int | None = None  # for models whose layers have several kinds of cache
+    kv_cache_spec_kind: str | None = None  # kind of attention of this group
+    kv_cache_spec_sliding_window: int | None = None  # tokens
+    locality: str | None = None  # REMOTE for a tier that workers share, such as files
+    cache_salt: str | None = None  # SGLang; vLLM has it in extra_keys
 
 
 class BlockRemoved(msgspec.Struct, frozen=True, tag=True):
@@ -40,6 +45,7 @@ class BlockRemoved(msgspec.Struct, frozen=True, tag=True):
     block_hashes: list[BlockHash]
     medium: str | None = None
     group_idx: int | None = None
+    locality: str | None = None
 
 
 class AllBlocksCleared(msgspec.Struct, frozen=True, tag=True):

@@ -17,12 +17,15 @@ from hpc_dynamo.kv.events import (
     decode_events,
 )
 from hpc_dynamo.router.index.approximate import ApproximateIndex
+from hpc_dynamo.router.index.attention_group import AttentionGroup
 from hpc_dynamo.router.index.block_owners import TargetKey
 from hpc_dynamo.router.index.event_stream import EventStream
 from hpc_dynamo.router.index.exact import PrefixIndex
 from hpc_dynamo.router.index.hashes import adapter_root
 
 PENDING_S = 5.0  # maximum time from a decision to the event that confirms it
+# Locality of blocks in a tier that all workers share.
+REMOTE = "REMOTE"
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ class KvState:
         self.pending = ApproximateIndex(capacity, PENDING_S, clock)
         self.approximate = ApproximateIndex(capacity, config.approximate_ttl_s, clock)
         self._streams = dict[TargetKey, EventStream]()
+        self._groups = dict[TargetKey, AttentionGroup]()
         # (time, prompt), for workers that have not published an event.
         self._recent_prompts = dict[TargetKey, deque[tuple[float, Sequence[int]]]]()
         self._caches = dict[TargetKey, int]()  # number of caches, if several
@@ -63,6 +67,7 @@ class KvState:
             self._caches[rank] = caches
         self.forget(rank)
         self._streams[rank] = EventStream(partial(self._apply, rank), partial(self.forget, rank))
+        self._groups[rank] = AttentionGroup()
         self._recent_prompts[rank] = deque()
 
     def remove_worker(self, rank: TargetKey) -> None:
@@ -71,6 +76,7 @@ class KvState:
             index.remove_worker(rank)
         self._recent_prompts.pop(rank, None)
         self._caches.pop(rank, None)
+        self._groups.pop(rank, None)
         stream = self._streams.pop(rank, None)
         if stream:
             self._former_gaps += stream.gaps
@@ -143,14 +149,19 @@ class KvState:
         self.lag_s = max(0.0, time.time() - batch.ts)
         for event in batch.events:
             match event:
-                case BlockStored() if _depends_on_tokens_only(event):
-                    self._store(rank, event)
-                case BlockRemoved(group_idx=None | 0, block_hashes=keys, medium=medium):
-                    self.pending.discard(rank, self.confirmed.remove(rank, keys, medium or ""))
                 case AllBlocksCleared():
                     self.forget(rank)
+                case BlockStored() if event.locality != REMOTE:
+                    self._store(rank, event)
+                case BlockRemoved() if event.locality != REMOTE:
+                    self._remove(rank, event)
 
     def _store(self, rank: TargetKey, event: BlockStored) -> None:
+        group = self._groups[rank]
+        if group.learn(event):
+            self.confirmed.add_worker(rank)
+        if not (group.includes(event.group_idx) and _depends_on_tokens_only(event)):
+            return
         self.confirmed.store(
             rank,
             event.block_hashes,
@@ -161,13 +172,17 @@ class KvState:
             adapter_root(event.lora_name),
         )
 
+    def _remove(self, rank: TargetKey, event: BlockRemoved) -> None:
+        if self._groups[rank].includes(event.group_idx):
+            removed = self.confirmed.remove(rank, event.block_hashes, event.medium or "")
+            self.pending.discard(rank, removed)
+
 
 def _depends_on_tokens_only(event: BlockStored) -> bool:
     """Return True if the block's hash is known from its tokens and adapter.
 
-    Salts and images change a block, but not the hashes used here. If the layers of a model use
-    several caches, only group 0 is indexed.
+    Salts and images change a block, but not the hashes used here.
     """
     known = [event.lora_name]
     others = (keys for keys in event.extra_keys or () if keys and keys != known)
-    return event.group_idx in (None, 0) and not any(others)
+    return event.cache_salt is None and not any(others)

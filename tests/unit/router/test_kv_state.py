@@ -1,6 +1,10 @@
 """KV state: blocks confirmed by events, and blocks expected from routing decisions."""
 
 import time
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from hpc_dynamo.config import Router as RouterConfig
 from hpc_dynamo.kv.events import (
@@ -102,6 +106,75 @@ def test_blocks_with_extra_keys_are_ignored() -> None:
     engine.publish(
         stored(0, 2, extra_keys=[None, None], group_idx=0), BlockRemoved([0], group_idx=1)
     )
+    assert state.overlaps(hashes()) == {0: 2}
+
+
+def test_salted_blocks_of_sglang_are_ignored() -> None:
+    state = new_state()
+    engine = Engine(state, 0)
+    engine.publish(stored(0, 4, cache_salt="tenant"))
+    assert state.overlaps(hashes()) == {}
+    engine.publish(stored(0, 2, cache_salt=None))
+    assert state.overlaps(hashes()) == {0: 2}
+
+
+@pytest.mark.parametrize("kind", ["full_attention", "mla_attention", "sink_full_attention"])
+def test_full_attention_decides_in_models_with_sliding_windows(kind: str) -> None:
+    state = new_state()
+    engine = Engine(state, 0)
+    window: Any = {"kv_cache_spec_kind": "sliding_window", "kv_cache_spec_sliding_window": 2}
+    full: Any = {"kv_cache_spec_kind": kind, "group_idx": 1}
+    engine.publish(stored(0, 4, group_idx=0, **window), stored(0, 3, **full))
+    assert state.overlaps(hashes()) == {0: 3}
+    engine.publish(BlockRemoved([0, 1], group_idx=0))  # left the window
+    assert state.overlaps(hashes()) == {0: 3}
+    engine.publish(stored(3, 1, parent=2, group_idx=0, **window), BlockRemoved([2], group_idx=1))
+    assert state.overlaps(hashes()) == {0: 2}
+
+
+def test_events_of_a_real_model_with_sliding_windows() -> None:
+    """Recorded from vLLM 0.32.0: a small Gemma 3, one prompt of 600 tokens, blocks of 32."""
+    recorded = Path(__file__).with_name("gemma3_vllm_events.msgpack").read_bytes()
+    state = KvState(RouterConfig(block_tokens=32))
+    state.add_worker(0)
+    state.receive_events(0, 0, recorded)
+    tokens = b"".join((number * 7 + 10).to_bytes(4, "little") for number in range(600))
+    request = RoutingRequest(block_hashes=block_hashes(tokens, 32, adapter_root(None)))
+    assert state.overlaps(request.hash_list) == {0: 18}
+
+
+def test_first_group_with_full_attention_is_kept() -> None:
+    state = new_state()
+    engine = Engine(state, 0)
+    full: Any = {"kv_cache_spec_kind": "full_attention"}
+    engine.publish(stored(0, 3, group_idx=1, **full), stored(0, 4, group_idx=2, **full))
+    assert state.overlaps(hashes()) == {0: 3}
+
+
+def test_models_without_full_attention_use_group_0() -> None:
+    state = new_state()
+    engine = Engine(state, 0)
+    engine.publish(
+        stored(0, 3, group_idx=0, kv_cache_spec_kind="sliding_window"),
+        stored(0, 4, group_idx=1, kv_cache_spec_kind="mamba"),
+    )
+    assert state.overlaps(hashes()) == {0: 3}
+
+
+def test_groups_of_a_restarted_engine_are_learned_again() -> None:
+    state = new_state()
+    Engine(state, 0).publish(stored(0, 3, group_idx=1, kv_cache_spec_kind="full_attention"))
+    Engine(state, 0).publish(stored(0, 2, group_idx=0, kv_cache_spec_kind="full_attention"))
+    assert state.overlaps(hashes()) == {0: 2}
+
+
+def test_blocks_of_a_shared_tier_are_not_counted_as_the_workers_own() -> None:
+    state = new_state()
+    engine = Engine(state, 0)
+    engine.publish(stored(0, 4, medium="STORAGE", locality="REMOTE"))
+    assert state.overlaps(hashes()) == {}
+    engine.publish(stored(0, 2, medium="STORAGE", locality="LOCAL"))
+    engine.publish(BlockRemoved([0, 1], medium="STORAGE", locality="REMOTE"))
     assert state.overlaps(hashes()) == {0: 2}
 
 
