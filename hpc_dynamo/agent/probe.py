@@ -7,6 +7,8 @@ from hpc_dynamo.engines import Body
 from hpc_dynamo.engines.http_paths import forwardable
 from hpc_dynamo.http import MAX_REPORT_BYTES, HttpClient
 
+MAX_VERSION_CHARS = 100
+
 
 class EngineModels(msgspec.Struct, frozen=True):
     """Models of an engine, as it reports them: fields of WorkerReport. Empty ones are unknown."""
@@ -15,6 +17,7 @@ class EngineModels(msgspec.Struct, frozen=True):
     adapters: dict[str, str] = {}  # base model of each adapter
     context_tokens: int = 0  # longest prompt and answer together
     operations: tuple[str, ...] = ()  # for clients, see engines.http_paths
+    version: str = ""  # version of the engine
 
 
 NO_MODELS = EngineModels()
@@ -42,9 +45,12 @@ async def query_models(http: HttpClient, url: str) -> EngineModels:
         status, content = await _request(http, "GET", url, "/v1/models")
         found = _models(content) if status == 200 else NO_MODELS
         status, content = await _request(http, "GET", url, "/openapi.json")
+        if status == 200:
+            found = replace(found, operations=_operations(content))
+        status, content = await _request(http, "GET", url, "/version")
     except OSError:  # the exit of an engine is handled elsewhere
         return NO_MODELS
-    return replace(found, operations=_operations(content)) if status == 200 else found
+    return replace(found, version=_version(content)) if status == 200 else found
 
 
 async def not_serving_reason(http: HttpClient, url: str, model: str, fields: Body) -> str:
@@ -125,6 +131,19 @@ def _operations(content: bytes) -> tuple[str, ...]:
     except (msgspec.DecodeError, RecursionError):
         return ()
     return forwardable((method, path) for path, methods in paths.items() for method in methods)
+
+
+class _Version(msgspec.Struct):
+    """Body of /version of vLLM and TensorRT-LLM."""
+
+    version: str = ""
+
+
+def _version(content: bytes) -> str:
+    try:
+        return msgspec.json.decode(content, type=_Version).version[:MAX_VERSION_CHARS]
+    except (msgspec.DecodeError, RecursionError):
+        return ""
 
 
 def _models(content: bytes) -> EngineModels:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
+from hpc_dynamo.dispatch.prefill_usage import ResponseWithPrefillUsage
 from hpc_dynamo.dispatch.worker_client import (
     GRACE_S,
     EngineRequest,
@@ -72,7 +73,7 @@ class ConcurrentHandoff:
                     _delayed_worker_errors(),
                     self._workers.post(lease, lease.decode, request, decode_body) as response,
                 ):
-                    await sink.receive(response, lease)
+                    await sink.receive(ResponseWithPrefillUsage(response, prefill), lease)
                 await asyncio.wait([prefill], timeout=GRACE_S)
                 prefill.cancel()
         except ExceptionGroup as failed:
@@ -81,19 +82,22 @@ class ConcurrentHandoff:
     async def _prefill(
         self, lease: Lease, target: Target, request: EngineRequest, sink: ResponseSink,
         body: bytes,
-    ) -> None:  # fmt: skip
-        """Run the prefill. Its failure is ignored once the response has started."""
+    ) -> bytes:  # fmt: skip
+        """Run the prefill and return the response. A failure is ignored once the decode worker's
+        response has started."""
+        content = b""
         try:
             async with (
                 _delayed_worker_errors(),
                 self._workers.post(lease, target, request, body) as response,
             ):
-                await response.read()
+                content = await response.read()
             lease.report_prefilled()
         except RequestFailed as e:
             if not sink.started:
                 raise
             log.warning("the prefill worker failed after the KV transfer: %s", e)
+        return content
 
 
 def _bootstrap_room(prefill: Target) -> int:

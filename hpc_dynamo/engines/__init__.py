@@ -6,7 +6,9 @@ Other packages call the functions below with a configuration, and do not name en
     vllm/ sglang/ trtllm/ simulator/   one engine each: adapter.py, flags.py, pd_protocol.py, …
     adapter.py                         EngineAdapter, the base class; Placement, Command
     pd_protocol.py                     how a prefill and a decode worker share a request
-    options.py option_names.py         `engine.args`, and the names of all options
+    options.py                         `engine.args`: reading them, command lines
+    contract/                          names of all options, recorded from the engines
+    option_check.py                    refuses options before submission
     environment.py event_options.py    variables of an engine process; KV event options
     shards.py container_args.py        workers over several nodes; commands inside containers
     compat_checks.py                   what engines refuse before submission
@@ -43,6 +45,7 @@ from hpc_dynamo.engines.adapter import (
     roles_can_change,
 )
 from hpc_dynamo.engines.container_args import in_container
+from hpc_dynamo.engines.option_check import check_options
 from hpc_dynamo.engines.pd_protocol import (
     CHAT,
     COMPLETIONS,
@@ -100,6 +103,7 @@ def _check_model(config: Config, plan: Plan) -> None:
     for worker in {worker.role: worker for worker in plan.workers}.values():
         with _naming_role(worker.role, adapter, config, plan):
             adapter.check(with_role_options(config, worker.role), plan)
+    check_options(config, adapter)
 
 
 @contextmanager

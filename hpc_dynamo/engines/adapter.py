@@ -137,6 +137,13 @@ class EngineAdapter(ABC):
     known_failures: Mapping[str, str] = {}
     # Options that change speed, memory or logs, but not the answers of a batch.
     tuning_options: frozenset[str] = frozenset()
+    # Options that the toolkit sets, and the field of the configuration from which: "" if there is
+    # none, `FIELD=…` if the value of the option cannot be that of the field.
+    controlled_options: Mapping[str, str] = {}
+    # Names in `engine.args` that are no options of the engine.
+    own_options: frozenset[str] = frozenset()
+    # True if False gives the `--no-` form of a flag.
+    negates_flags = False
     # True if /tokenize gives the token ids of the model's own tokenizer.
     tokenizes = False
     # True if prompts are not tokenized with the tokenizer.json of the model.
@@ -181,6 +188,10 @@ class EngineAdapter(ABC):
 
     def serves_both_roles(self, config: Config) -> bool:
         """Return True if a worker serves both roles at any time: no restart for a role change."""
+        return False
+
+    def needs_equal_versions(self, engine: Engine) -> bool:
+        """Return True if prefill and decode workers of two versions refuse each other."""
         return False
 
     def role_switch(self, config: Config) -> RoleSwitch | None:

@@ -1,27 +1,35 @@
-"""Names of the options of vLLM and SGLang, read from `option_names.txt`."""
+"""Names of options, and the files in which adapters list them."""
 
+from functools import cache
 from pathlib import Path
 
+from hpc_dynamo.engines.contract import options_of_kind
 
-def read_names(file: Path) -> dict[str, frozenset[str]]:
-    """Return the names of each section of a file; names before the first section are under "".
 
-    A line `[name]` starts a section; `#` starts a comment; names are separated by blanks.
-    """
-    sections: dict[str, list[str]] = {"": []}
-    current = sections[""]
-    for line in file.read_text().splitlines():
-        if line.startswith("["):
-            current = sections.setdefault(line.strip("[]"), [])
-        elif not line.startswith("#"):
-            current += line.split()
-    return {name: frozenset(names) for name, names in sections.items()}
+def read_names(file: Path) -> frozenset[str]:
+    """Return the names in a file, separated by blanks. `#` starts a line that is a comment."""
+    lines = file.read_text().splitlines()
+    return frozenset(name for line in lines if line[:1] != "#" for name in line.split())
 
 
 def tuning_options(adapter_file: str) -> frozenset[str]:
     """Return the names in `tuning_options.txt` in the folder of an adapter."""
-    return read_names(Path(adapter_file).with_name("tuning_options.txt"))[""]
+    return read_names(Path(adapter_file).with_name("tuning_options.txt"))
 
 
-_NAMES = read_names(Path(__file__).with_suffix(".txt"))
-VALUES, FLAGS, MULTI_VALUE = _NAMES["values"], _NAMES["flags"], _NAMES["multi_value"]
+@cache
+def flags() -> frozenset[str]:
+    """Return the options of vLLM and SGLang without a value."""
+    return frozenset(options_of_kind("flag"))
+
+
+@cache
+def multi_value() -> frozenset[str]:
+    """Return the options of vLLM and SGLang with several values."""
+    return frozenset(options_of_kind("list"))
+
+
+@cache
+def values() -> frozenset[str]:
+    """Return the options of vLLM and SGLang with one or several values."""
+    return frozenset(options_of_kind("value")) | multi_value()

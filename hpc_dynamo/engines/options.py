@@ -6,7 +6,7 @@ from typing import Any
 
 from hpc_dynamo.config import Engine
 from hpc_dynamo.config.merge import parse_json
-from hpc_dynamo.engines.option_names import MULTI_VALUE
+from hpc_dynamo.engines.option_names import multi_value
 from hpc_dynamo.errors import ConfigError, quoted_override
 
 
@@ -19,12 +19,13 @@ def command_line(args: Mapping[str, Any]) -> list[str]:
     """Return the arguments for a mapping: `{max-model-len: 2048}` → `--max-model-len 2048`.
 
     True gives the flag, False its `--no-` form, None omits it. A mapping becomes JSON, a list
-    several arguments. A text is one argument, except a JSON list for an option of MULTI_VALUE.
+    several arguments. A text is one argument, except a JSON list for an option with
+    several values.
     """
     out = list[str]()
     for name, written in args.items():
         option = name.replace("_", "-")
-        value = json_list(written) if option in MULTI_VALUE else written
+        value = json_list(written) if option in multi_value() else written
         match value:
             case None:
                 continue

@@ -78,6 +78,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     adapters: dict[str, str] = {}  # base model of each LoRA adapter among them
     context_tokens: int = 0  # longest sequence; 0 if unknown
     operations: tuple[str, ...] = ()  # HTTP operations for clients: `POST /v1/rerank`
+    version: str = ""  # version of the engine, as it reports it
     asleep: bool = False  # put to sleep by a client; receives no requests
     caches: PrefixCaches = ONE_CACHE
     hangs: int = 0  # times that it hung and was killed; counted by its agent

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from hpc_dynamo.cli.overrides.field_lookup import leaves
 from hpc_dynamo.config import Role
-from hpc_dynamo.engines.option_names import FLAGS, VALUES
+from hpc_dynamo.engines import ENGINES
+from hpc_dynamo.engines.option_names import flags, values
 from hpc_dynamo.errors import quoted_override
 
 # Names that vLLM, SGLang and Slurm users know, and the fields that they mean here.
@@ -53,13 +54,11 @@ EXAMPLES = {
     "lora_paths": "model.lora.NAME=PATH",
 }
 
-# Options of the engines that the toolkit computes for each worker.
-COMPUTED = frozenset(
-    (
-        *("host", "port", "nnodes", "node-rank", "master-addr", "master-port", "dist-init-addr"),
-        *("middleware", "disaggregation-mode", "disaggregation-bootstrap-port", "device-ids"),
-    )
-)
+# Options of the engines that are never suggested: the toolkit computes them, or they hold secrets
+# that every user of a node could read on command lines.
+UNSUITABLE = frozenset(
+    ("config", "hf-token", "admin-api-key", "ssl-keyfile-password"),
+).union(*(adapter.controlled_options for adapter in ENGINES.values()))
 
 BODY = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k")  # request fields
 
@@ -103,11 +102,11 @@ def _fields(plain: str, verb: str, roles: Iterable[Role]) -> Sequence[str]:
 
 
 def _engine_option(name: str, value: str) -> str:
-    if name.startswith("no-") and name[3:] in FLAGS:
+    if name.startswith("no-") and name[3:] in flags():
         return f"engine.args.{name[3:]}=false"
-    if name in FLAGS:
+    if name in flags() - UNSUITABLE:
         return _assigned(f"engine.args.{name}", value or "true")
-    return _assigned(f"engine.args.{name}", value) if name in VALUES - COMPUTED else ""
+    return _assigned(f"engine.args.{name}", value) if name in values() - UNSUITABLE else ""
 
 
 def _assigned(field: str, value: str) -> str:

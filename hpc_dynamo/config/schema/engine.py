@@ -69,6 +69,9 @@ class Engine:
     )
     container: Container = section(Container())
     args: dict[str, Any] = setting({}, "Options of the engine's server, passed through.")
+    check_options: bool = setting(
+        True, "Refuse names in `args` that no recorded version of the engine has as an option."
+    )
     env: dict[str, str] = setting({}, "Environment variables of every worker.")
     prefill: RoleOptions = section(RoleOptions(), "Options of prefill workers only.")
     decode: RoleOptions = section(RoleOptions(), "Options of decode workers only.")

@@ -29,7 +29,12 @@ from hpc_dynamo.engines.event_options import ipc_event_endpoints
 from hpc_dynamo.engines.option_names import tuning_options
 from hpc_dynamo.engines.options import positive_option, user_options
 from hpc_dynamo.engines.pd_protocol import Body
-from hpc_dynamo.engines.sglang.flags import BLOCK_TOKENS, server_environment, server_flags
+from hpc_dynamo.engines.sglang.flags import (
+    BLOCK_TOKENS,
+    CONTROLLED_OPTIONS,
+    server_environment,
+    server_flags,
+)
 from hpc_dynamo.engines.sglang.pd_protocol import SglangPdProtocol
 from hpc_dynamo.engines.sglang.prompt_check import sglang_prompt_check
 from hpc_dynamo.engines.sglang.role_switch import SglangRoleSwitch, switches_roles
@@ -82,6 +87,7 @@ class SglangAdapter(EngineAdapter):
     python_modules = ("sglang",)
     known_failures = KNOWN_FAILURES
     tuning_options = tuning_options(__file__)
+    controlled_options = CONTROLLED_OPTIONS
     tokenizes = True
     port_count = 2  # HTTP, bootstrap server; SGLang selects the ports between its processes
     rendezvous_port_count = 2  # torch.distributed, bootstrap server

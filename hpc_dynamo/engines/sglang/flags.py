@@ -17,6 +17,23 @@ CPU_ENVIRONMENT = {
     # The first request with a repetition_penalty would compile C++ code in the scheduler.
     "TORCH_COMPILE_DISABLE": "1",
 }
+# Options that this module computes, or that the toolkit's HTTP client relies on.
+CONTROLLED_OPTIONS = {
+    "model-path": "model.path",
+    "served-model-name": "model.name",
+    "host": "serve.host",
+    "port": "serve.port",
+    "api-key": "serve.api_key_file=FILE",
+    "ssl-keyfile": "serve.tls_key",
+    "ssl-certfile": "serve.tls_cert",
+    "tp-size": "topology.{role}.tensor_parallel",
+    "pp-size": "topology.{role}.pipeline_parallel",
+    "dp-size": "topology.{role}.data_parallel",
+    "lora-paths": "model.lora.NAME=FOLDER",
+    "disaggregation-mode": "topology.kind",
+    **dict.fromkeys(("disaggregation-bootstrap-port", "dist-init-addr", "nnodes", "node-rank"), ""),
+}
+
 SLEEP_OPTIONS = {"enable-memory-saver": True, "enable-weights-cpu-backup": True}
 
 

@@ -15,7 +15,12 @@ from hpc_dynamo.engines.event_options import uses_kv_events
 from hpc_dynamo.engines.option_names import tuning_options
 from hpc_dynamo.engines.options import positive_int
 from hpc_dynamo.engines.shards import multi_node_workers, require_equal_shards
-from hpc_dynamo.engines.trtllm.flags import LAUNCHER, click_options, server_command
+from hpc_dynamo.engines.trtllm.flags import (
+    CONTROLLED_OPTIONS,
+    LAUNCHER,
+    click_options,
+    server_command,
+)
 from hpc_dynamo.engines.trtllm.pd_protocol import TrtllmPdProtocol
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
@@ -80,6 +85,8 @@ class TrtllmAdapter(EngineAdapter):
     python_modules = ("tensorrt_llm",)
     known_failures = KNOWN_FAILURES
     tuning_options = tuning_options(__file__)
+    controlled_options = CONTROLLED_OPTIONS
+    own_options = frozenset({"extra"})
 
     def pd_protocol(self, engine: Engine) -> TrtllmPdProtocol:
         return TrtllmPdProtocol()

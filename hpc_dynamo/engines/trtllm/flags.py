@@ -17,6 +17,16 @@ from hpc_dynamo.topology import Worker
 # A prefill worker frees blocks that were not pulled within this time; by default never.
 KV_TRANSFER_TIMEOUT_MS = 300_000
 
+# Options that this module computes. Fields of the options file override the command line.
+CONTROLLED_OPTIONS = {
+    "model": "model.path",
+    "host": "serve.host",
+    "port": "serve.port",
+    "tp_size": "topology.{role}.tensor_parallel",
+    "pp_size": "topology.{role}.pipeline_parallel",
+    "gpus_per_node": "",
+}
+
 # Starts the ranks of a world over several nodes. Rank 0 also runs the server.
 LAUNCHER = "trtllm-llmapi-launch"
 

@@ -5,6 +5,7 @@ a module, since the `vllm` script of the CPU build looks for metadata that it do
 """
 
 from hpc_dynamo.config import Config, Device, Engine, ParallelSizes, Role
+from hpc_dynamo.config.merge import parse_json
 from hpc_dynamo.engines.adapter import (
     EngineAdapter,
     EngineCommand,
@@ -20,9 +21,14 @@ from hpc_dynamo.engines.environment import python_executable
 from hpc_dynamo.engines.event_options import ipc_event_endpoints
 from hpc_dynamo.engines.option_names import tuning_options
 from hpc_dynamo.engines.options import positive_option, require_json, user_options
-from hpc_dynamo.engines.vllm.flags import server_environment, server_flags
+from hpc_dynamo.engines.vllm.flags import (
+    CONTROLLED_OPTIONS,
+    server_environment,
+    server_flags,
+)
 from hpc_dynamo.engines.vllm.pd_protocol import VllmPdProtocol
 from hpc_dynamo.engines.vllm.shards import (
+    NIXL,
     RENDEZVOUS_PORT_COUNT,
     check_shards,
     check_stages,
@@ -68,7 +74,7 @@ KNOWN_FAILURES = {
     "compute capability of at least": OLD_GPU,
     "is greater than max_lora_rank": "engine.args.max-lora-rank=64, or the rank of the adapter",
     "failed: No adapter found for": "model.lora.NAME must be a PEFT folder that every node sees",
-    "Sleep mode is not supported": "engine.args.enable-sleep-mode=false: this device cannot sleep",
+    "Sleep mode is not supported": "engine.sleep_mode=false: this device cannot sleep",
     **COMMON,
 }
 
@@ -80,6 +86,8 @@ class VllmAdapter(EngineAdapter):
     python_modules = ("vllm",)
     known_failures = KNOWN_FAILURES
     tuning_options = tuning_options(__file__)
+    controlled_options = CONTROLLED_OPTIONS
+    negates_flags = True
     tokenizes = True
     port_count = 2  # HTTP, NIXL side channel
     rendezvous_port_count = RENDEZVOUS_PORT_COUNT
@@ -120,6 +128,17 @@ class VllmAdapter(EngineAdapter):
 
     def serves_both_roles(self, config: Config) -> bool:
         return roles_can_change(config) and not config.planner.restart_on_role_change
+
+    def needs_equal_versions(self, engine: Engine) -> bool:
+        """Return True if the handshake of NixlConnector compares versions, as by default.
+
+        Source: vLLM 0.32 and 0.33, kv_connector/v1/nixl/metadata.py
+        (compute_nixl_compatibility_hash) and base_worker.py (enforce_handshake_compat).
+        """
+        transfer = parse_json(user_options(engine).get("kv-transfer-config")) or {}
+        extra = transfer.get("kv_connector_extra_config") or {}
+        nixl = transfer.get("kv_connector", NIXL) == NIXL
+        return nixl and bool(extra.get("enforce_handshake_compat", True))
 
     def sleep_endpoints(self, engine: Engine) -> SleepEndpoints | None:
         return SLEEP_ENDPOINTS if engine.sleep_mode else None

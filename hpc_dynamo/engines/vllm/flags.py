@@ -4,13 +4,36 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Config, Device, Engine, KvLoadFailurePolicy, Role
-from hpc_dynamo.config.merge import parse_json
+from hpc_dynamo.config.merge import merge_options, parse_json
 from hpc_dynamo.engines.adapter import EventEndpoints, Placement
 from hpc_dynamo.engines.environment import device_environment, network_environment, python_path
 from hpc_dynamo.engines.event_options import kv_events_config
 from hpc_dynamo.engines.options import command_line, user_options
 from hpc_dynamo.engines.vllm.lora import vllm_options
 from hpc_dynamo.engines.vllm.shards import shard_options
+
+# Options that this module and its neighbors compute, or that the toolkit's HTTP client relies on.
+CONTROLLED_OPTIONS = {
+    "model": "model.path",
+    "served-model-name": "model.name",
+    "host": "serve.host",
+    "port": "serve.port",
+    "api-key": "serve.api_key_file=FILE",
+    "ssl-keyfile": "serve.tls_key",
+    "ssl-certfile": "serve.tls_cert",
+    "tensor-parallel-size": "topology.{role}.tensor_parallel",
+    "pipeline-parallel-size": "topology.{role}.pipeline_parallel",
+    "data-parallel-size": "topology.{role}.data_parallel",
+    "lora-modules": "model.lora.NAME=FOLDER",
+    "enable-lora": "model.lora.NAME=FOLDER",
+    "enable-sleep-mode": "engine.sleep_mode",
+    **dict.fromkeys(
+        ("data-parallel-address", "data-parallel-rpc-port", "data-parallel-size-local",
+         "data-parallel-start-rank", "data-parallel-rank", "device-ids", "grpc", "headless",
+         "master-addr", "master-port", "middleware", "nnodes", "node-rank", "root-path", "uds"),
+        "",
+    ),
+}  # fmt: skip
 
 KV_ROLE = {Role.prefill: "kv_producer", Role.decode: "kv_consumer"}
 
@@ -47,7 +70,8 @@ def server_flags(
     if role in KV_ROLE:
         transfer: Mapping[str, Any] = parse_json(args.pop("kv-transfer-config", None)) or {}
         kv_role = "kv_both" if both_roles else KV_ROLE[role]
-        options["kv-transfer-config"] = {**_kv_transfer_config(config.engine, kv_role), **transfer}
+        generated = _kv_transfer_config(config.engine, kv_role)
+        options["kv-transfer-config"] = merge_options(generated, transfer)
     if events:
         options["kv-events-config"] = kv_events_config(events)
     return command_line(options | args)

@@ -19,6 +19,7 @@ from hpc_dynamo.head.membership.losses import ModelFailure, lost_report, shows_b
 from hpc_dynamo.head.membership.reports import ReportSubscriptions
 from hpc_dynamo.head.membership.shards import MultiNodeCoordinator
 from hpc_dynamo.head.membership.spare_nodes import SpareNodes
+from hpc_dynamo.head.membership.versions import VersionCheck
 from hpc_dynamo.messages import (
     AgentStopped,
     ControlMessage,
@@ -69,6 +70,7 @@ class Membership:
         self._nodes = {node.node: node for node in roster.nodes}
         self._expected = dict[int, tuple[Worker, ...]]()  # workers of extra jobs' nodes
         self._failure = ModelFailure(config, routers, fail_job)
+        self._versions = VersionCheck(config)
         self._server, self._routers = server, routers
         self._links = AgentLinks(server, self._nodes, config.cluster)
         self._stop_reason = ""  # given to all agents
@@ -224,6 +226,8 @@ class Membership:
             log.error("agents on %s did not confirm their shutdown within %.0f s", hosts, timeout_s)
 
     async def _update_worker(self, worker: WorkerReport) -> None:
+        if conflict := self._versions.conflict(worker, self.workers.values()):
+            worker = replace(worker, state=WorkerState.lost, detail=conflict)
         self.workers[worker.rank], router = worker, self._router(worker.rank)
         name = f"worker {worker.rank} ({worker.title}) on {worker.host}"
         log.info("%s: %s %s", name, worker.state, worker.detail)

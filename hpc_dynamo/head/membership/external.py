@@ -25,6 +25,7 @@ from hpc_dynamo.agent.probe import (
 from hpc_dynamo.agent.progress_watch import ProgressWatch, WatchedEngine
 from hpc_dynamo.config import Config, Role
 from hpc_dynamo.engines import EventEndpoints, engine, pd_protocol_of, probe_fields
+from hpc_dynamo.head.membership.versions import VersionCheck
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import KvEvents, WorkerReport, WorkerState
 from hpc_dynamo.router import RequestRouter
@@ -50,7 +51,7 @@ class ExternalWorkers:
     ) -> None:
         self.address = address
         self._model, self._engines = config.model.name, config.route.engines
-        self._pd_protocol = pd_protocol_of(config.engine)
+        self._pd_protocol, self._versions = pd_protocol_of(config.engine), VersionCheck(config)
         pairs = [pair.split("|") for pair in config.route.events]
         self._events = dict(enumerate(EventEndpoints(*pair) for pair in pairs))
         if not config.router.kv_events:
@@ -95,15 +96,21 @@ class ExternalWorkers:
             while reason := await self._not_serving_reason(role, url):
                 self._update(rank, state, f"{url} {reason}")
                 await asyncio.sleep(CHECK_INTERVAL_S)
-            async with self._routed(rank, role, url, time.monotonic() - began):
-                reason = await self._wait_for_failure(rank, role, url)
+            models = await self._query_models(url)
+            ready = replace(self.workers[rank], state=WorkerState.ready, version=models.version)
+            if reason := self._versions.conflict(ready, self.workers.values()):
+                await asyncio.sleep(CHECK_INTERVAL_S)
+            else:
+                async with self._routed(rank, role, url, time.monotonic() - began, models):
+                    reason = await self._wait_for_failure(rank, role, url)
             state = WorkerState.failed
             self._update(rank, state, f"{url} {reason}")
 
     @asynccontextmanager
-    async def _routed(self, rank: int, role: Role, url: str, start_s: float) -> AsyncIterator[None]:
+    async def _routed(
+        self, rank: int, role: Role, url: str, start_s: float, models: EngineModels
+    ) -> AsyncIterator[None]:
         """Keep a worker in the router, with its KV events, while the context is open."""
-        models = await self._query_models(url)
         self._update(rank, WorkerState.ready, start_s=start_s, models=models)
         await self._router.add_worker(rank, role, url)
         try:

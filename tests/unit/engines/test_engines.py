@@ -95,6 +95,16 @@ def test_json_option_is_merged_into_kv_transfer_config() -> None:
     assert sent == {**LEASE, "kv_role": "kv_consumer", "kv_port": 7}
 
 
+def test_own_extra_config_of_connector_keeps_the_lease() -> None:
+    own = "engine.args.kv-transfer-config.kv_connector_extra_config"
+    words = (f'{own}.backends=["LIBFABRIC"]', "model.path=/m", "engine=vllm")
+    config = compose([*words, "cluster.gpus_per_node=1"])
+    found = options(engine("vllm").command(config, place(Role.decode, "0")))
+    sent = json.loads(found["--kv-transfer-config"])
+    extra = {"backends": ["LIBFABRIC"], "kv_lease_duration": 300}
+    assert sent["kv_connector_extra_config"] == extra
+
+
 def place(role: Role, *gpus: str) -> Placement:
     sizes = getattr(SPLIT, role).parallel
     worker = Worker(3, role, (Shard(0, tuple(range(len(gpus)))),), parallel=sizes)

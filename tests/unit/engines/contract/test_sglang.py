@@ -1,10 +1,8 @@
-"""Commands of SGLang workers are checked against its own definitions, see read_sglang."""
+"""Commands of SGLang workers are checked against its own parser, see tools/record_options."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
 
 import pytest
 
@@ -21,9 +19,9 @@ from hpc_dynamo.config import (
 )
 from hpc_dynamo.engines import Placement, ShardRendezvous, engine
 from hpc_dynamo.topology import Shard, Worker
-from tests.unit.engines.contract.read_sglang import FILE, read
+from tests.support.vllm import provisioned_sglang
+from tests.unit.engines.contract.accepted import newest, recorded_now, rejected
 
-OPTIONS: dict[str, dict[str, Any]] = json.loads(FILE.read_text())["options"]
 POOL = Pool(workers=1, tensor_parallel=2, pipeline_parallel=2)
 SPLIT = Topology(kind=TopologyKind.disaggregated, prefill=POOL, decode=POOL)
 WHOLE = Topology(kind=TopologyKind.aggregated, aggregated=POOL)
@@ -51,20 +49,7 @@ def told(config: Config, place: Placement) -> list[str]:
 
 def wrong(words: list[str]) -> list[str]:
     """Return the options that SGLang's parser would reject."""
-    found, rest = list[str](), list(words)
-    while rest:
-        option = rest.pop(0)
-        known, values = OPTIONS.get(option), list[str]()
-        while rest and not rest[0].startswith("--"):
-            values.append(rest.pop(0))
-        if known is None:
-            found.append(f"{option} is not known")
-            continue
-        if known["flag"] is bool(values):
-            found.append(f"{option} is given {values}")
-        if known["choices"] and not {*values} <= {*map(str, known["choices"])}:
-            found.append(f"{option} may not be {values}")
-    return found
+    return rejected(newest("sglang"), words)
 
 
 @pytest.mark.parametrize("role", Role)
@@ -105,30 +90,7 @@ def test_contract_check_can_fail() -> None:
     ]
 
 
-def test_sglang_definitions_are_read(tmp_path: Path) -> None:
-    wheel, fields = tmp_path / "sglang-1.2.3-py3.whl", "sglang/srt/arg_groups/fields/"
-    with ZipFile(wheel, "w") as archive:
-        archive.writestr("sglang/srt/arg_groups/choices.py", "BACKENDS = ['nixl', 'fake']\n")
-        archive.writestr(
-            f"{fields}some.py",
-            "class Some:\n"
-            "    a_b: A[Optional[int], 'help'] = None\n"
-            "    on: A[bool, 'help'] = False\n"
-            "    mode: A[Literal['x', 'y'], 'help'] = 'x'\n"
-            "    backend: A[str, Arg(help='h', choices=BACKENDS, aliases=['--back'])] = 'nixl'\n"
-            "    hidden: A[bool, Arg(no_cli=True)] = False\n",
-        )
-        plain = "parser.add_argument('--old', action='store_true', help='h')\n"
-        archive.writestr("sglang/srt/server_args.py", plain)
-    some, backends = f"{fields}some.py", ["nixl", "fake"]
-    assert read(wheel) == {
-        "version": "1.2.3",
-        "options": {
-            "--a-b": {"flag": False, "choices": None, "file": some},
-            "--back": {"flag": False, "choices": backends, "file": some},
-            "--backend": {"flag": False, "choices": backends, "file": some},
-            "--mode": {"flag": False, "choices": ["x", "y"], "file": some},
-            "--old": {"flag": True, "choices": None, "file": "sglang/srt/server_args.py"},
-            "--on": {"flag": True, "choices": None, "file": some},
-        },
-    }
+@pytest.mark.sglang
+@pytest.mark.timeout(300)
+def test_record_equals_options_of_installed_sglang(tmp_path: Path) -> None:
+    assert recorded_now("sglang", provisioned_sglang().python, tmp_path) == newest("sglang")

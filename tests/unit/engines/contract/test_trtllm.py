@@ -1,10 +1,9 @@
-"""Commands and bodies for TensorRT-LLM, checked against its source (see record_trtllm)."""
+"""Commands and bodies for TensorRT-LLM, checked against its source (see tools/record_trtllm)."""
 
 import ast
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,15 +20,15 @@ from hpc_dynamo.config import (
     TopologyKind,
 )
 from hpc_dynamo.engines import Body, EngineCommand, Placement, engine
+from hpc_dynamo.engines.contract import contracts
 from hpc_dynamo.engines.trtllm.adapter import TRTLLM_METRICS
 from hpc_dynamo.engines.trtllm.pd_protocol import TrtllmPdProtocol
 from hpc_dynamo.topology import Shard, Worker
-from tests.unit.engines.contract import record_trtllm
+from tools import record_trtllm
 
-HERE = Path(__file__).parent
-RECORDED: dict[str, Any] = json.loads((HERE / "trtllm.json").read_text())
-OPTIONS: dict[str, str] = RECORDED["options"]
-FIELDS: dict[str, list[str]] = RECORDED["fields"]
+RECORDED = contracts("trtllm")[-1]
+OPTIONS = RECORDED.by_name()
+FIELDS = RECORDED.fields
 MODEL_OF = {
     "cache_transceiver_config": "CacheTransceiverConfig",
     "cuda_graph_config": "CudaGraphConfig",
@@ -77,7 +76,7 @@ def unknown(made: EngineCommand) -> list[str]:
         name = words.pop(0)
         valued = bool(words) and not words[0].startswith("--")
         del words[:valued]
-        if name not in OPTIONS or valued is (OPTIONS[name] == "flag"):
+        if name not in OPTIONS or valued is (OPTIONS[name].kind == "flag"):
             wrong.append(name)
     (text,) = made.files.values()
     return wrong + list(strangers("TorchLlmArgs", json.loads(text)))
@@ -136,7 +135,7 @@ def test_every_field_of_disaggregated_request_exists(model: str, body: Body) -> 
 
 def test_recorded_metrics_exist() -> None:
     """Those for load and caches came later (docs/guides/tensorrt-llm.md)."""
-    assert {TRTLLM_METRICS.ttft, TRTLLM_METRICS.itl} <= set(RECORDED["metrics"])
+    assert {TRTLLM_METRICS.ttft, TRTLLM_METRICS.itl} <= set(RECORDED.metrics)
 
 
 SERVE = """
@@ -162,14 +161,20 @@ class Args(Base, Mirror):
 
 
 def test_recorder_reads_source() -> None:
-    assert dict(record_trtllm.options(ast.parse(SERVE))) == {
-        "--tp": "value",
-        "--tp_size": "value",
-        "--trust": "flag",
-        "--config": "value",
-        "--extra": "value",
-        "--dirs": "list",
+    read = {
+        "--tp": {"kind": "value", "aliases": ["--tp_size"]},
+        "--trust": {"kind": "flag"},
+        "--config": {"kind": "value", "aliases": ["--extra"]},
+        "--dirs": {"kind": "list"},
     }
+    assert dict(record_trtllm.options(ast.parse(SERVE))) == read
+    flags = (["--tp", "--tp_size"], ["--trust"], ["--config", "--extra"], ["--dirs"])
+    given = {
+        str(at): {"flags": names, "is_flag": at == 1, "multiple": at == 3}
+        for at, names in enumerate(flags)
+    }
+    reference = {"commands": {"serve": {"options": given}}}
+    assert dict(record_trtllm.referenced_options(reference)) == read
     assert list(record_trtllm.fields(ast.parse(MODELS), "Args")) == ["model", "backend"]
     made = ast.parse('Counter(name=self.metric_prefix + "x_total", documentation="d")')
     assert list(record_trtllm.metrics(made)) == ["trtllm_x_total"]

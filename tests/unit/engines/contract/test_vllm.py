@@ -1,9 +1,9 @@
-"""Commands of vLLM workers are checked against its own parser, see record_vllm."""
+"""Commands of vLLM workers are checked against its own parsers, see tools/record_options."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,14 @@ import pytest
 
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.config import Config
+from hpc_dynamo.demo import provision
 from hpc_dynamo.engines import Placement, engine
+from hpc_dynamo.engines.contract import Contract, contracts
 from hpc_dynamo.topology import plan
 from tests.support.vllm import provisioned
-from tests.unit.engines.contract import record_vllm
+from tests.unit.engines.contract.accepted import recorded_now, rejected
 
-FILE = Path(__file__).parent / "vllm.json"
-RECORDED: dict[str, Any] = json.loads(FILE.read_text())
-OPTIONS: dict[str, dict[str, Any]] = RECORDED["options"]
-FIELDS: dict[str, list[str]] = RECORDED["fields"]
+VLLM = contracts("vllm")
 MODEL_OF = {
     "--compilation-config": "CompilationConfig",
     "--eplb-config": "EPLBConfig",
@@ -36,29 +35,18 @@ def words(config: Config) -> Iterator[list[str]]:
         yield list(engine("vllm").command(config, place).argv[3:])
 
 
-def wrong(words: list[str]) -> list[str]:
-    """Return the options that vLLM's parser would reject."""
-    found, rest = list[str](), list(words)
-    while rest:
-        option, values = rest.pop(0), list[str]()
-        while rest and not rest[0].startswith("--"):
-            values.append(rest.pop(0))
-        known = OPTIONS.get(option)
-        if known is None:
-            found.append(f"{option} is not known")
-            continue
-        if known["flag"] is bool(values):
-            found.append(f"{option} is given {values}")
-        if known["choices"] and not {*values} <= {*known["choices"]}:
-            found.append(f"{option} may not be {values}")
+def wrong(words: list[str], contract: Contract = VLLM[-1]) -> list[str]:
+    """Return the options, and the fields of JSON options, that vLLM's parser would reject."""
+    found = rejected(contract, words)
+    for option, value in pairwise(words):
         if option in MODEL_OF:
-            found += strangers(option, json.loads(values[0]))
+            found += strangers(option, json.loads(value))
     return found
 
 
 def strangers(name: str, fields: dict[str, Any]) -> Iterator[str]:
     for key, value in fields.items():
-        if key not in FIELDS[MODEL_OF[name]]:
+        if key not in VLLM[-1].fields[MODEL_OF[name]]:
             yield f"{name} has no {key}"
         elif key in MODEL_OF:
             yield from strangers(key, value)
@@ -69,11 +57,14 @@ SHAPES = ["tensor_parallel", "pipeline_parallel", "data_parallel"]
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("topology", ["disaggregated", "aggregated"])
-def test_every_vllm_option_is_known_with_allowed_value(topology: str, shape: str) -> None:
+@pytest.mark.parametrize("contract", VLLM, ids=[c.version for c in VLLM])
+def test_every_vllm_option_is_known_with_allowed_value(
+    topology: str, shape: str, contract: Contract
+) -> None:
     roles = ["aggregated"] if topology == "aggregated" else ["prefill", "decode"]
     sizes = [f"topology.{role}.{shape}=2" for role in roles]
     config = compose([f"topology={topology}", *sizes, "cluster.gpus_per_node=8", "model.path=/m"])
-    assert [wrong(each) for each in words(config)] == [[]] * len(roles)
+    assert [wrong(each, contract) for each in words(config)] == [[]] * len(roles)
 
 
 def test_options_of_adapters_and_sleep_are_known(tmp_path: Path) -> None:
@@ -108,7 +99,5 @@ def test_contract_check_can_fail() -> None:
 @pytest.mark.vllm
 @pytest.mark.timeout(300)
 def test_record_equals_options_of_installed_vllm(tmp_path: Path) -> None:
-    argv = [str(provisioned().python), record_vllm.__file__]
-    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, timeout=280)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout[done.stdout.index('{"version"') :]) == RECORDED
+    (installed,) = (c for c in VLLM if c.version == provision.VLLM)
+    assert recorded_now("vllm", provisioned().python, tmp_path) == installed

@@ -1,23 +1,26 @@
-"""Records what TensorRT-LLM's published source accepts.
+"""Print what TensorRT-LLM's published source accepts.
 
-Run it from the folder of the record:
-`python -m tests.unit.engines.contract.record_trtllm CHECKOUT "source" > trtllm.json`.
-The source is parsed, never imported: that needs a GPU.
+    python -m tools.record_trtllm CHECKOUT "source" > trtllm-VERSION.json
+
+The source is parsed, never imported: that needs a GPU. Options come from the decorators of
+`trtllm-serve serve`, or, if these are computed, from the project's own reference of them.
 """
 
 import ast
-import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 SERVE = "tensorrt_llm/commands/serve.py"
 LLM_ARGS = "tensorrt_llm/llmapi/llm_args.py"
 PROTOCOL = "tensorrt_llm/serve/openai_protocol.py"
 COLLECTOR = "tensorrt_llm/metrics/collector.py"
 VERSION = "tensorrt_llm/version.py"
+REFERENCE = "tests/unittest/api_stability/references/trtllm_serve_cli.yaml"
 
 MODELS = {
     LLM_ARGS: (
@@ -33,16 +36,27 @@ MODELS = {
 }
 
 
-def options(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Every name of every option of `trtllm-serve serve`, and its kind."""
+def options(tree: ast.Module) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every option of `trtllm-serve serve`, with its kind and its other names."""
     (function,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "serve")
     for made in function.decorator_list:
         if isinstance(made, ast.Call) and ast.unparse(made.func) == "click.option":
             given = {k.arg: ast.unparse(k.value) for k in made.keywords}
-            kind = "flag" if given.get("is_flag") == "True" else "value"
-            kind = "list" if given.get("multiple") == "True" else kind
             names = [n.value for n in made.args if isinstance(n, ast.Constant)]
-            yield from ((n, kind) for n in names if isinstance(n, str) and n.startswith("--"))
+            multiple, flag = (given.get(word) == "True" for word in ("multiple", "is_flag"))
+            yield option([str(name) for name in names], multiple=multiple, flag=flag)
+
+
+def referenced_options(reference: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the options in the reference that the project compares with its command line."""
+    for each in reference["commands"]["serve"]["options"].values():
+        yield option(each["flags"], multiple=each["multiple"], flag=each["is_flag"])
+
+
+def option(names: Sequence[str], *, multiple: bool, flag: bool) -> tuple[str, dict[str, Any]]:
+    kind = "list" if multiple else "flag" if flag else "value"
+    own, *others = (name for name in names if name.startswith("--"))
+    return own, {"kind": kind, **({"aliases": others} if others else {})}
 
 
 def fields(tree: ast.Module, model: str) -> Iterator[str]:
@@ -68,11 +82,17 @@ def metrics(tree: ast.Module) -> Iterator[str]:
 def record(checkout: Path, source: str) -> dict[str, Any]:
     paths = (SERVE, LLM_ARGS, PROTOCOL, COLLECTOR)
     trees = {path: ast.parse((checkout / path).read_text()) for path in paths}
+    reference = checkout / REFERENCE
+    found = (
+        referenced_options(yaml.safe_load(reference.read_text()))
+        if reference.exists()
+        else options(trees[SERVE])
+    )
     return {
-        "source": source,
+        "engine": "trtllm",
         "version": (checkout / VERSION).read_text().rpartition("__version__ = ")[2].strip(' "\n'),
-        "sha256": {p: hashlib.sha256((checkout / p).read_bytes()).hexdigest() for p in paths},
-        "options": dict(options(trees[SERVE])),
+        "source": source,
+        "options": dict(sorted(found)),
         "fields": {
             model: sorted(set(fields(trees[path], model)))
             for path, models in MODELS.items()
