@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler.loadfile import LoadFileScheduling
+from xdist.workermanage import WorkerController
 
 from hpc_dynamo.config import Config
 from hpc_dynamo.process.child import JOB_VARIABLES
@@ -17,6 +18,7 @@ from hpc_dynamo.topology import Plan
 from hpc_dynamo.wire import new_keys
 from tests.cluster.slurm import SlurmCluster, Spec, sweep, unavailable
 from tests.support.terminal import Call, caller
+from tests.support.worker_shares import in_shares
 
 # Examples have no deadline, since the machine may be busy; pytest has its own timeout.
 settings.register_profile(
@@ -49,6 +51,20 @@ class EngineScheduling(LoadFileScheduling):  # type: ignore[misc]
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling | None:
     by_file = config.getoption("dist") == "loadfile"
     return EngineScheduling(config, log) if by_file else None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    node.workerinput["dist"] = node.config.getoption("dist")
+
+
+@pytest.hookimpl(trylast=True)  # some tests are deselected before
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    worker = getattr(config, "workerinput", {})
+    if worker.get("dist") == "worksteal":
+        names = in_shares([item.nodeid for item in items], worker["workercount"])
+        place = {name: at for at, name in enumerate(names)}
+        items.sort(key=lambda item: place[item.nodeid])
 
 
 @pytest.fixture(autouse=True)

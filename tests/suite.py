@@ -2,12 +2,12 @@
 
     prepare    install Slurm and Open MPI with apt-get (root on Debian only)
 
-Then four lanes at the same time:
+Then three lanes at the same time:
 
-    lint              ruff, mypy, docs
-    local             unit and integration tests
-    vllm-env, vllm    install the CPU build of vLLM; tests with real vLLM engines
-    cluster           tests on a real Slurm cluster, which mostly wait
+    local                   unit and integration tests
+    vllm-env, vllm, lint    install the CPU build of vLLM; tests with real vLLM engines; then ruff,
+                            mypy and docs
+    cluster                 tests on a real Slurm cluster, which mostly wait
 
 A part that fails does not stop the others. The exit code is 1 if any part failed. Output lines
 start with the name of their part. The last lines name all failed tests, since CI shows only those.
@@ -34,11 +34,12 @@ UNCUT = {"BUILD_NUMBER": "1"}
 FAILURE_CHARS = 400
 # Longest line that a part may print. asyncio's default of 64 KiB is too short for some assertions.
 LINE_BYTES = 2**24
-# Tests that share only the machine. They wait as much as they compute: three workers on two
-# cores. A worker that has run all its tests takes over tests of another one.
+# Tests that share only the machine. They wait as much as they compute, and this lane ends last:
+# four workers on two cores. A worker that has run all its tests takes over tests of another one.
+# Tests that wait come first (tests/support/worker_shares.py).
 # make demo ENGINE=sglang && .venv/bin/python -m pytest -m sglang tests/sglang
 NOT_LOCAL = ("cluster", "vllm", "sglang", "slow_fault")
-LOCAL = ("-n", "3", "--dist", "worksteal", "-m", " and ".join(f"not {m}" for m in NOT_LOCAL))
+LOCAL = ("-n", "4", "--dist", "worksteal", "-m", " and ".join(f"not {m}" for m in NOT_LOCAL))
 # Each worker brings up a Slurm cluster of its own. These tests mostly wait.
 CLUSTER = (
     "-n",
@@ -145,11 +146,11 @@ Part = tuple[str, Sequence[str]]
 def lanes() -> list[list[Part]]:
     """Return the parts: those of a lane run one after another, the lanes at the same time."""
     return [
-        [("lint", ("make", "--no-print-directory", "lint"))],
         [("local", (*PYTEST, *LOCAL))],
         [
             ("vllm-env", (sys.executable, "-m", "hpc_dynamo.demo.provision")),
             ("vllm", (*PYTEST, *VLLM, *files_with("vllm"))),
+            ("lint", ("make", "--no-print-directory", "lint")),
         ],
         [("cluster", (*PYTEST, *CLUSTER, *files_with("cluster")))],
     ]

@@ -69,7 +69,9 @@ def test_nodes_are_hosts_of_their_own(cluster: SlurmCluster) -> None:
     assert len({cluster.address(node) for node in cluster.nodes}) == 3
 
 
-def test_jobs_start_within_two_seconds(cluster: SlurmCluster, shared_dir: Path) -> None:
+def test_jobs_start_without_waiting_for_a_scheduling_interval(
+    cluster: SlurmCluster, shared_dir: Path
+) -> None:
     """The best of three: the machine may be busy."""
 
     def start_s(out: Path) -> float:
@@ -78,7 +80,7 @@ def test_jobs_start_within_two_seconds(cluster: SlurmCluster, shared_dir: Path) 
         wait_until(says(out, "started"), PATIENCE_S, "start of the job")
         return time.monotonic() - submitted
 
-    assert min(start_s(shared_dir / f"out{i}") for i in range(3)) < 2
+    assert min(start_s(shared_dir / f"out{i}") for i in range(3)) < 15
 
 
 def test_mpi_spans_the_nodes(cluster: SlurmCluster, shared_dir: Path) -> None:

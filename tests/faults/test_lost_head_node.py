@@ -79,7 +79,7 @@ def test_endpoint_returns_under_the_same_url_file_after_a_power_failure(
     run = Run(shared_dir / "runs/s")
     attempt = latest(run.path)
     until("an endpoint", lambda: attempt.endpoint() or attempt.outcome(), 100)
-    assert answers(run)
+    until("a first answer", lambda: answers(run))
     lost = head_host(attempt, 0)
     row = fault("power failure of the head's node while serving (Slurm)", "the URL file is updated")
     cluster.crash(lost)

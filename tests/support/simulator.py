@@ -15,7 +15,7 @@ import pytest
 
 KEY = "secret-of-the-tests"
 MODEL = "demo"
-TIMEOUT_S = 30.0  # only for hangs
+TIMEOUT_S = 60.0  # only for hangs
 REPORT_CACHED = "--enable-prompt-tokens-details"
 Body = dict[str, Any]
 

@@ -5,10 +5,12 @@ Hydra chooses and merges files: groups, lists of defaults, packages. It reads th
 fields on the command line never pass through Hydra.
 """
 
+import copy
 import re
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hpc_dynamo.cli.conf_folders import conf_dir
 from hpc_dynamo.cli.overrides.renamed import with_current_names
 from hpc_dynamo.cli.overrides.yaml_text import Document, Keys, read
 from hpc_dynamo.errors import ConfigError, unknown_name
@@ -137,9 +140,21 @@ def _package(header: str | None, group: Keys) -> Keys:
 
 def composed(folders: Folders, choices: Sequence[str]) -> dict[str, Any]:
     """Return the merged files, interpolations unresolved. `choices` are overrides in Hydra's syntax
-    that name files. Raises ConfigError."""
+    that name files. Appends the files to `folders.read`. Raises ConfigError."""
+    built_in = folders.folders == (conf_dir(),)
+    compose = _composed_once if built_in else _composed
+    content, documents = compose(folders.folders, tuple(choices))
+    folders.read += documents
+    return copy.deepcopy(content)
+
+
+def _composed(
+    paths: tuple[Path, ...], choices: tuple[str, ...]
+) -> tuple[dict[str, Any], list[Document]]:
+    """Return the merged files and the files that were read."""
     for plugin in (TextSource, TextSearchPath):
         Plugins.instance().register(plugin)
+    folders = Folders(paths)
     token = CURRENT.set(folders)
     GlobalHydra.instance().clear()
     try:
@@ -151,7 +166,11 @@ def composed(folders: Folders, choices: Sequence[str]) -> dict[str, Any]:
     finally:
         CURRENT.reset(token)
     assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
+    return {str(key): value for key, value in content.items()}, folders.read
+
+
+# Files of the package do not change while a process runs. Several models often choose the same.
+_composed_once = cache(_composed)
 
 
 def _for_hydra(choice: str) -> str:

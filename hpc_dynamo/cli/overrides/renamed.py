@@ -26,6 +26,12 @@ def old_names(section: type) -> Mapping[str, str]:
     return {field.info.was: field.name for field in own_fields(section) if field.info.was}
 
 
+@cache
+def field_types(section: type) -> Mapping[str, Any]:
+    """Return the type of each field of a section."""
+    return {field.name: field.type for field in own_fields(section)}
+
+
 def current_keys(keys: Keys) -> Keys:
     """Return the keys of a field with old names replaced. Unknown keys stay as they are."""
     section: Any = Config
@@ -35,7 +41,7 @@ def current_keys(keys: Keys) -> Keys:
             section = get_args(section)[1]
         elif is_dataclass(section) and isinstance(section, type):
             key = old_names(section).get(key, key)
-            section = {field.name: field.type for field in own_fields(section)}.get(key)
+            section = field_types(section).get(key)
         found.append(key)
     return tuple(found)
 

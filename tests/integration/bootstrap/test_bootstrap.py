@@ -3,11 +3,11 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from hpc_dynamo.bootstrap.tcp import HeadAddress
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import new_keys
+from tests.support.runs import until
 
 # An agent that prints its roster, or the error, as JSON. Its last argument is the command of a
 # launcher of MPI ranks, such as mpirun, for node 0.
@@ -40,6 +41,9 @@ me = NodeRecord(
 )
 settings = Bootstrap(timeout_s=float(timeout_s), mpi_timeout_s=float(timeout_s))
 hosts = [f"host-{n}" for n in range(int(count))]
+if "TOGETHER" in os.environ:
+    print("ready to start", file=sys.stderr, flush=True)
+    sys.stdin.readline()
 logging.basicConfig(level=logging.INFO)
 step = MpiStep((*launcher, *rank_command(attempt, hosts)), os.environ) if launcher else None
 try:
@@ -56,19 +60,21 @@ else:
 """
 
 Result = dict[str, Any]
+TOGETHER = {"TOGETHER": "1"}  # see `let_start`
 
 
 def agent(
     attempt: Attempt,
     node: int,
     count: int,
-    timeout_s: float = 10,
+    timeout_s: float = 60,
     env: Mapping[str, str] | None = None,
     launcher: Sequence[str] = (),
 ) -> "subprocess.Popen[str]":
     words = (str(attempt.path), str(node), str(count), str(timeout_s))
     return subprocess.Popen(
         [sys.executable, "-c", AGENT, *words, *launcher],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -76,10 +82,22 @@ def agent(
     )
 
 
+def let_start(*agents: "subprocess.Popen[str]") -> None:
+    """Let agents with TOGETHER in their environment start, once all have made their imports, which
+    take long on a busy machine."""
+    for each in agents:
+        assert each.stderr
+        assert each.stderr.readline() == "ready to start\n"
+    for each in agents:
+        assert each.stdin
+        each.stdin.write("\n")
+        each.stdin.flush()
+
+
 def results(process: "subprocess.Popen[str]") -> tuple[list[Result], str]:
     """Return what the agents of a process printed, and their log."""
     with process:
-        out, err = process.communicate(timeout=90)
+        out, err = process.communicate(timeout=240)
     found, rest = list[Result](), out[out.find("{") :].strip() if "{" in out else ""
     while rest:  # mpirun may join the lines of two ranks
         record, end = json.JSONDecoder().raw_decode(rest)
@@ -112,11 +130,12 @@ def test_tcp_exchange_gives_every_agent_the_roster(attempt: Attempt) -> None:
 
 def test_exchange_logs_method_and_duration(attempt: Attempt) -> None:
     _, log = results(agent(attempt, 0, 1))
-    assert "bootstrap: 1 agents by tcp in 0." in log
+    assert re.search(r"bootstrap: 1 agents by tcp in \d+\.\d", log)
 
 
 def test_error_names_agent_that_never_started(attempt: Attempt) -> None:
-    head, other = agent(attempt, 0, 3, timeout_s=1.5), agent(attempt, 1, 3, timeout_s=1.5)
+    head, other = (agent(attempt, node, 3, timeout_s=3, env=TOGETHER) for node in (0, 1))
+    let_start(head, other)
     error, others = one(head), one(other)
     missing = f"agent 2 on host-2 never started (log: {attempt.agent_log(2)})"
     assert error["type"] == "BootstrapError"
@@ -141,11 +160,8 @@ def test_agent_with_another_key_is_rejected(attempt: Attempt, tmp_path: Path) ->
     secrets["public"], secrets["private"] = new_keys()
     (other / "secrets.json").write_text(json.dumps(secrets))
     stranger_attempt = Attempt(other / "attempts" / "1")
-    head = agent(attempt, 0, 2, timeout_s=1.6)
-    deadline = time.monotonic() + 10
-    while not attempt.rendezvous_file.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    head = agent(attempt, 0, 2, timeout_s=4)
+    until("the address of the head", attempt.rendezvous_file.exists, poll_s=0.01)
     shutil.copy(attempt.rendezvous_file, stranger_attempt.rendezvous_file)
     stranger = one(agent(stranger_attempt, 1, 2, timeout_s=0.5))
     assert "no message from" in stranger["error"]
@@ -185,7 +201,8 @@ def test_exchange_can_be_repeated(attempt: Attempt) -> None:
 
 def test_spare_nodes_may_be_missing(attempt: Attempt) -> None:
     spare = {"SPARE_NODES": "1"}
-    agents = [agent(attempt, node, 3, timeout_s=2, env=spare) for node in (0, 2)]
+    agents = [agent(attempt, node, 3, timeout_s=3, env=spare | TOGETHER) for node in (0, 2)]
+    let_start(*agents)
     assert [[n[0] for n in one(a)["nodes"]] for a in agents] == [[0, 2], [0, 2]]
     late = one(agent(attempt, 1, 3, env=spare))
     assert [n[0] for n in late["nodes"]] == [0, 2], "it joins the head later"
@@ -260,8 +277,10 @@ def test_tcp_takes_over_if_mpi_fails(attempt: Attempt, how: str) -> None:
 def test_agents_agree_if_mpi_ends_too_late(attempt: Attempt) -> None:
     """Rank 0 finds that node 0 has decided for TCP and writes no roster."""
     late = ["sh", "-c", 'sleep 3; exec "$@"', "sh", *mpirun(2)]
-    head = agent(attempt, 0, 2, 1.0, launcher=late)
-    rosters, log = exchanged([head, agent(attempt, 1, 2, 1.0)])
+    head = agent(attempt, 0, 2, 2.0, launcher=late, env=TOGETHER)
+    other = agent(attempt, 1, 2, 2.0, env=TOGETHER)
+    let_start(head, other)
+    rosters, log = exchanged([head, other])
     assert [r["method"] for r in rosters] == ["tcp", "tcp"], log
 
 

@@ -204,7 +204,7 @@ def certificate(tmp_path: Path) -> Callable[[str], Path]:
         file = tmp_path / f"{name}.pem"
         argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
         argv += ["-subj", f"/CN={name}", "-keyout", str(tmp_path / "k"), "-out", str(file)]
-        subprocess.run(argv, check=True, capture_output=True, timeout=30)
+        subprocess.run(argv, check=True, capture_output=True, timeout=120)
         file.write_text(file.read_text() + (tmp_path / "k").read_text())
         return file
 

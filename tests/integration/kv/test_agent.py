@@ -82,7 +82,7 @@ async def pulled(block_bytes: int) -> None:
         for turn in range(3):
             remote, local = [5, 3, 60, 4], [7 + turn, 1, 0, 63]
             done = await agent.pull(
-                name, remote, local, notification=b"took-%d" % turn, timeout_s=10
+                name, remote, local, notification=b"took-%d" % turn, timeout_s=SOON_S
             )
             assert done.size_bytes == 4 * block_bytes
             for theirs, ours in zip(remote, local, strict=True):

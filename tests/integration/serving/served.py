@@ -91,6 +91,7 @@ class Served:
         connection = self.connect()
         try:
             own = {"Authorization": f"Bearer {self.key}"} if headers is None else headers
+            connection.connect()
             with suppress(ConnectionError):  # rejected before all was sent; the response is there
                 connection.request(method, path, body, dict(own))
             answer = connection.getresponse()

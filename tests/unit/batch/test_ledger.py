@@ -334,7 +334,7 @@ from tests.support.runs import write_prompts
 async def main():
     ledger = Ledger(Run(Path(sys.argv[1])), 1)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # further bytes fail: EFBIG
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(ledger.write())
         for i in range(100):
             await ledger.record(success_line(str(i), b'{"text": "' + b"x" * 90 + b'"}'))

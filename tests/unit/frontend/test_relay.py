@@ -102,7 +102,7 @@ async def test_long_response_waits_for_its_client() -> None:
         async with client.send("POST", url, "/v1/embeddings") as answer:
             await relay.receive(CheckedResponse(answer, "/v1/embeddings", stream=False), lease)
 
-    async with asyncio.timeout(30), HttpServer(embeddings) as server, HttpClient() as client:
+    async with asyncio.timeout(60), HttpServer(embeddings) as server, HttpClient() as client:
         url = f"http://127.0.0.1:{await server.listen('127.0.0.1', 0)}"
         unread, read = Unread(congested=True), Received()
         writers = [

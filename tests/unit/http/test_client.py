@@ -72,7 +72,7 @@ async def test_kept_connection_keeps_no_response() -> None:
     async def serve(request: HttpRequest, response: ResponseWriter) -> None:
         response.send(200, bytes(size))
 
-    async with asyncio.timeout(30), HttpServer(serve) as server, HttpClient() as client:
+    async with asyncio.timeout(60), HttpServer(serve) as server, HttpClient() as client:
         port = await server.listen("127.0.0.1", 0)
         tracemalloc.start()
         try:
@@ -89,7 +89,7 @@ async def test_start_of_a_long_response_is_read() -> None:
     async def serve(request: HttpRequest, response: ResponseWriter) -> None:
         response.send(400, b"x" * int(request.query))
 
-    async with asyncio.timeout(30), HttpServer(serve) as server, HttpClient() as client:
+    async with asyncio.timeout(60), HttpServer(serve) as server, HttpClient() as client:
         url = f"http://127.0.0.1:{await server.listen('127.0.0.1', 0)}"
         for size in (0, 1, 999, 1000, 1001, 10 << 20):
             async with client.send("GET", url, f"/?{size}") as answer:

@@ -210,7 +210,7 @@ def called(text: str, folder: Path, *arguments: str) -> list[str]:
     path = f"{folder}:{os.environ['PATH']}"
     argv = ["bash", str(folder / "script"), *arguments]
     done = subprocess.run(
-        argv, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=10
+        argv, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()

@@ -13,7 +13,7 @@ import zmq.asyncio
 from hpc_dynamo.errors import WireError
 from hpc_dynamo.wire import KvEventPublisher, KvEventSubscriber
 
-SOON_S = 5.0  # for what must happen
+SOON_S = 60.0  # for what must happen
 NEVER_S = 0.3  # for what must not
 
 
