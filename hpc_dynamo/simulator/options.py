@@ -44,9 +44,7 @@ def parser() -> argparse.ArgumentParser:
     timing = f"{', '.join(PROFILES)}, or a JSON file with coefficients"
     add("--timing", default="h100-8b", help=f"duration of steps: {timing} (%(default)s)")
     add("--time-scale", type=float, default=1.0, help="multiplies all durations (%(default)s)")
-    add(
-        "--data-parallel-size", type=int, default=1, help="ranks with a KV cache each (%(default)s)"
-    )
+    add("--data-parallel-size", type=int, default=1, help="ranks, each with a cache (%(default)s)")
     add("--num-blocks", type=int, default=4096, help="KV blocks, of each rank (%(default)s)")
     add("--block-size", type=int, default=16, help="tokens per block (%(default)s)")
     add("--kv-bytes-per-token", type=int, default=1024, help="size of the KV cache (%(default)s)")
