@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpc_dynamo.demo import provision
+from hpc_dynamo.demo import provision, provision_sglang
 from hpc_dynamo.demo.engine_environment import MODEL_GB
 from tests.cluster.install import PACKAGES, missing_programs, not_installable
 
@@ -37,7 +37,6 @@ LINE_BYTES = 2**24
 # Tests that share only the machine. They wait as much as they compute, and this lane ends last:
 # four workers on two cores. A worker that has run all its tests takes over tests of another one.
 # Tests that wait come first (tests/support/worker_shares.py).
-# make demo ENGINE=sglang && .venv/bin/python -m pytest -m sglang tests/sglang
 NOT_LOCAL = ("cluster", "vllm", "sglang", "slow_fault")
 LOCAL = ("-n", "4", "--dist", "worksteal", "-m", " and ".join(f"not {m}" for m in NOT_LOCAL))
 # Each worker brings up a Slurm cluster of its own. These tests mostly wait.
@@ -53,6 +52,8 @@ CLUSTER = (
 )
 # One worker runs all tests that share engines, see EngineScheduling.
 VLLM = ("-n", "2", "--dist", "loadfile", "-m", "vllm and not slow_fault")
+# One process: all files share one pair of engines.
+SGLANG = ("-m", "sglang and not slow_fault")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,9 @@ def announcement() -> str:
     if not places.complete:
         size = f"about {provision.DISK_GB + MODEL_GB:.0f} GB"
         lines.append(f"vLLM {provision.VLLM} and a small model: {size} in {places.cache}")
+    if required("sglang") and not provision_sglang.sglang_paths().complete:
+        size = f"about {provision_sglang.DISK_GB:.0f} GB"
+        lines.append(f"SGLang {provision_sglang.SGLANG}: {size} in {places.cache}")
     return "\n".join(f"will install  {line}" for line in lines) or "nothing to install"
 
 
@@ -140,16 +144,26 @@ def files_with(marker: str) -> list[str]:
     return sorted(str(file) for file in files if f"pytest.mark.{marker}" in file.read_text())
 
 
+def required(what: str) -> bool:
+    """Return True if HPC_DYNAMO_REQUIRE has this word."""
+    return what in os.environ.get("HPC_DYNAMO_REQUIRE", "").replace(",", " ").split()
+
+
 Part = tuple[str, Sequence[str]]
 
 
 def lanes() -> list[list[Part]]:
     """Return the parts: those of a lane run one after another, the lanes at the same time."""
+    sglang: list[Part] = [
+        ("sglang-env", (sys.executable, "-m", "hpc_dynamo.demo.provision_sglang")),
+        ("sglang", (*PYTEST, *SGLANG, *files_with("sglang"))),
+    ]
     return [
         [("local", (*PYTEST, *LOCAL))],
         [
             ("vllm-env", (sys.executable, "-m", "hpc_dynamo.demo.provision")),
             ("vllm", (*PYTEST, *VLLM, *files_with("vllm"))),
+            *(sglang if required("sglang") else ()),
             ("lint", ("make", "--no-print-directory", "lint")),
         ],
         [("cluster", (*PYTEST, *CLUSTER, *files_with("cluster")))],
@@ -177,8 +191,7 @@ def main() -> int:
     results = asyncio.run(suite())
     print(report(results))
     # Without root or network the engines cannot be installed; their tests are skipped then.
-    required = "vllm" in os.environ.get("HPC_DYNAMO_REQUIRE", "")
-    return int(any(r.code and (required or r.part != "vllm-env") for r in results))
+    return int(any(r.code and (required("vllm") or r.part != "vllm-env") for r in results))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from hpc_dynamo.simulator.adapters import parse_lora_modules
 from hpc_dynamo.simulator.bad_answers import BadAnswer
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
 from hpc_dynamo.simulator.data_parallel import DataParallelScheduler
+from hpc_dynamo.simulator.engine_context import EngineContext, InjectedFailures
 from hpc_dynamo.simulator.events import KvEventJournal, KvEventsConfig
 from hpc_dynamo.simulator.kv_handoff import NixlHandoff, SideChannel
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
@@ -31,7 +32,7 @@ from hpc_dynamo.simulator.model import SimulatedModel
 from hpc_dynamo.simulator.nodes import follow, followers
 from hpc_dynamo.simulator.options import KEY_VARIABLE, check, parser, set_nodes_from_slurm
 from hpc_dynamo.simulator.scheduler import Scheduler
-from hpc_dynamo.simulator.server import EngineContext, HttpApi, InjectedFailures, malformed_request
+from hpc_dynamo.simulator.server import HttpApi, malformed_request
 from hpc_dynamo.simulator.sglang_api import SglangApi
 from hpc_dynamo.simulator.sglang_bootstrap import (
     BootstrapHandoff,

@@ -31,7 +31,7 @@ class MessageBuilder(ResponseBuilder):
     def complete(self, groups: list[SequenceGroup]) -> Json:
         sequence = groups[0].choices[0]
         content = [{"type": "text", "text": sequence.new_text()}]
-        message = self._message(content, self._usage(groups)) | _stop(sequence)
+        message = self._message(content, self._usage(groups)) | self._stop(sequence)
         return message | {"kv_transfer_params": groups[0].kv_transfer_params}
 
     def opening(self, sequences: list[OutputSequence]) -> bytes:
@@ -56,7 +56,7 @@ class MessageBuilder(ResponseBuilder):
 
     def closing(self, groups: list[SequenceGroup]) -> bytes:
         usage = _usage(self._usage(groups))
-        ended = {"delta": _stop(groups[0].choices[0]), "usage": usage}
+        ended = {"delta": self._stop(groups[0].choices[0]), "usage": usage}
         return encode_typed_events({"type": "message_delta", **ended}, {"type": "message_stop"})
 
     def _message(self, content: list[Json], usage: Json) -> Json:
@@ -64,13 +64,12 @@ class MessageBuilder(ResponseBuilder):
         head["model"] = self._head["model"]
         return head | {"content": content, "usage": _usage(usage)}
 
+    def _stop(self, sequence: OutputSequence) -> Json:
+        reason = "max_tokens" if sequence.finish_reason == "length" else "end_turn"
+        if sequence.stop_reason is not None:
+            reason = "stop_sequence"
+        return {"stop_reason": reason, "stop_sequence": sequence.stop_reason}
+
 
 def _usage(counts: Json) -> Json:
     return {"input_tokens": counts["prompt_tokens"], "output_tokens": counts["completion_tokens"]}
-
-
-def _stop(sequence: OutputSequence) -> Json:
-    reason = "max_tokens" if sequence.finish_reason == "length" else "end_turn"
-    if sequence.stop_reason is not None:
-        reason = "stop_sequence"
-    return {"stop_reason": reason, "stop_sequence": sequence.stop_reason}

@@ -5,7 +5,7 @@ The shapes are those of vLLM 0.32 (`entrypoints/openai/*/serving.py`).
 
 import time
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -21,15 +21,16 @@ Json = dict[str, Any]
 AnyRequest = CompletionRequest | ChatRequest
 
 _SLOT, _SLOT_IN_JSON = "\0", rb"\u0000"  # cannot occur in a header line
-_UNFINISHED: Json = {"logprobs": None, "finish_reason": None, "stop_reason": None}
 
 
 class ResponseBuilder:
     """Builds the response to one request.
 
     With `report_cached` the usage has the number of prefix hits. With `trtllm` a hand-off has
-    TensorRT-LLM's form.
+    TensorRT-LLM's form. `unfinished` are the fields of a choice that follow a new text.
     """
+
+    unfinished: ClassVar[Json] = {"logprobs": None, "finish_reason": None, "stop_reason": None}
 
     def __init__(
         self, request: AnyRequest, request_id: str, model: str, *, report_cached: bool, trtllm: bool
@@ -44,6 +45,7 @@ class ResponseBuilder:
         head = {"id": f"{prefix}-{request_id}", "created": int(time.time()), "model": model}
         self._head = head | {"object": kind}
         self._chunk_head = head | {"object": f"{kind}.chunk" if self._chat else kind}
+        self._chunk_end = Json()  # fields of a chunk after its choices
         self._templates = dict[int, tuple[bytes, bytes]]()
         self._reported = dict[int, int]()  # tokens whose log-probabilities were sent, by choice
 
@@ -52,8 +54,7 @@ class ResponseBuilder:
         choices = list[Json]()
         for i, each in enumerate(sequence for group in groups for sequence in group.choices):
             text = each.new_text()
-            message = {"message": {"role": "assistant", "content": text}}
-            content: Json = message if self._chat else {"text": text}
+            content: Json = {"message": self._chat_message(text)} if self._chat else {"text": text}
             choices.append({"index": i, **content, **self._end(i, each)})
         response = {**self._head, "choices": choices, "usage": self._usage(groups)}
         response["kv_transfer_params"] = groups[0].kv_transfer_params
@@ -65,7 +66,7 @@ class ResponseBuilder:
         """Return the events before any token: the role of each message of a chat."""
         if not self._chat:
             return b""
-        delta = {"delta": {"role": "assistant", "content": ""}, **_UNFINISHED}
+        delta = {"delta": self._chat_message(""), **self.unfinished}
         return b"".join(self._event(i, each, delta, 0) for i, each in enumerate(sequences))
 
     def chunk(self, index: int, sequence: OutputSequence) -> bytes:
@@ -85,6 +86,9 @@ class ResponseBuilder:
         last = {**self._chunk_head, "choices": [], "usage": self._usage(groups)}
         return encode_event(last) + DONE_EVENT
 
+    def _chat_message(self, text: str) -> Json:
+        return {"role": "assistant", "content": text}
+
     def _delta(self, text: str) -> Json:
         return {"delta": {"content": text}} if self._chat else {"text": text}
 
@@ -92,33 +96,40 @@ class ResponseBuilder:
         """Return the usual event. Everything except the text is the same each time."""
         template = self._templates.get(index)
         if template is None:
-            choice = {"index": index, **self._delta(_SLOT), **_UNFINISHED}
-            made = encode_event({**self._chunk_head, "choices": [choice]})
+            choice = {"index": index, **self._delta(_SLOT), **self.unfinished}
+            made = encode_event({**self._chunk_head, "choices": [choice], **self._chunk_end})
             head, _, tail = made.partition(_SLOT_IN_JSON)
             self._templates[index] = template = (head, tail)
         return template[0] + msgspec.json.encode(text)[1:-1] + template[1]
 
     def _event(self, index: int, sequence: OutputSequence, choice: Json, length: int) -> bytes:
-        chunk: Json = {**self._chunk_head, "choices": [{"index": index, **choice}]}
+        choices = [{"index": index, **choice}]
+        chunk: Json = {**self._chunk_head, "choices": choices, **self._chunk_end}
         if self._usage_in_chunks:
-            chunk["usage"] = _counts(sequence.prompt_tokens, length)
+            chunk["usage"] = self._chunk_usage(sequence, length)
         return encode_event(chunk)
+
+    def _chunk_usage(self, sequence: OutputSequence, length: int) -> Json:
+        return counts(sequence.prompt_tokens, length)
 
     def _end(self, index: int, sequence: OutputSequence) -> Json:
         """Return the fields of a choice after its text, with new log-probabilities."""
-        logprobs, count = None, self._request.num_logprobs
-        if count is not None:
-            start = self._reported.get(index, 0)
-            self._reported[index] = sequence.output_length
-            tokens = sequence.output_tokens[start:]
-            rows = [_logprobs(decode([token]), count) for token in tokens]
-            offset = len(decode(sequence.output_tokens[:start]))
-            logprobs = {"content": rows} if self._chat else _completion_logprobs(rows, offset)
         return {
-            "logprobs": logprobs,
+            "logprobs": self._new_logprobs(index, sequence),
             "finish_reason": sequence.finish_reason,
             "stop_reason": sequence.stop_reason,
         }
+
+    def _new_logprobs(self, index: int, sequence: OutputSequence) -> Json | None:
+        count = self._request.num_logprobs
+        if count is None:
+            return None
+        start = self._reported.get(index, 0)
+        self._reported[index] = sequence.output_length
+        tokens = sequence.output_tokens[start:]
+        rows = [_logprobs(decode([token]), count) for token in tokens]
+        offset = len(decode(sequence.output_tokens[:start]))
+        return {"content": rows} if self._chat else _completion_logprobs(rows, offset)
 
     def _usage(self, groups: list[SequenceGroup]) -> Json:
         prompt = sum(len(group.prompt) for group in groups)
@@ -127,7 +138,7 @@ class ResponseBuilder:
         if self._report_cached:
             # Only the last prompt is reported, as in vLLM.
             details = {"cached_tokens": self._prefix_hits(groups[-1])}
-        return {**_counts(prompt, output), "prompt_tokens_details": details}
+        return {**counts(prompt, output), "prompt_tokens_details": details}
 
     def _prefix_hits(self, group: SequenceGroup) -> int:
         """Return the prefill rank's hits on a decode rank, whose own include pulled tokens."""
@@ -164,6 +175,7 @@ def _completion_logprobs(rows: list[Json], offset: int) -> Json:
     }
 
 
-def _counts(prompt: int, output: int) -> Json:
+def counts(prompt: int, output: int) -> Json:
+    """Return a usage without details."""
     total = prompt + output
     return {"prompt_tokens": prompt, "total_tokens": total, "completion_tokens": output}

@@ -34,7 +34,7 @@ class ResponseObjectBuilder(ResponseBuilder):
 
     def complete(self, groups: list[SequenceGroup]) -> Json:
         sequence = groups[0].choices[0]
-        items = [self._item("completed", [_part(sequence.new_text())])]
+        items = [self._item("completed", [self._part(sequence.new_text())])]
         return self._ended(groups, items) | {"kv_transfer_params": groups[0].kv_transfer_params}
 
     def opening(self, sequences: list[OutputSequence]) -> bytes:
@@ -47,7 +47,7 @@ class ResponseObjectBuilder(ResponseBuilder):
         text, events = sequence.new_text(), list[tuple[str, Json]]()
         if text and not self._text:
             events.append(self._of_item("added", self._item("in_progress", [])))
-            events.append(("response.content_part.added", self._address({"part": _part("")})))
+            events.append(("response.content_part.added", self._address({"part": self._part("")})))
         if text:
             delta = self._address({"delta": text, "logprobs": []})
             events.append(("response.output_text.delta", delta))
@@ -57,11 +57,11 @@ class ResponseObjectBuilder(ResponseBuilder):
         return self._events(*events)
 
     def closing(self, groups: list[SequenceGroup]) -> bytes:
-        items = [self._item("completed", [_part(self._text)])] if self._text else []
+        items = [self._item("completed", [self._part(self._text)])] if self._text else []
         return self._events(("response.completed", {"response": self._ended(groups, items)}))
 
     def _done(self) -> list[tuple[str, Json]]:
-        part = _part(self._text)
+        part = self._part(self._text)
         text = self._address({"text": self._text, "logprobs": []})
         return [
             ("response.output_text.done", text),
@@ -87,6 +87,9 @@ class ResponseObjectBuilder(ResponseBuilder):
 
     def _of_item(self, what: str, item: Json) -> tuple[str, Json]:
         return f"response.output_item.{what}", {"output_index": 0, "item": item}
+
+    def _part(self, text: str) -> Json:
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
     def _item(self, status: str, content: list[Json]) -> Json:
         item = {"id": self._item_id, "type": "message", "role": "assistant"}
@@ -122,7 +125,3 @@ def _as_chat(message: ChatMessage) -> ChatMessage:
     kinds = {"input_text": "text", "output_text": "text"}
     parts = [ContentPart(kinds.get(part.type, part.type), part.text) for part in message.content]
     return ChatMessage(message.role, parts)
-
-
-def _part(text: str) -> Json:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

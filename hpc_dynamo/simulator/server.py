@@ -6,7 +6,6 @@ import os
 import random
 import signal
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,13 +13,13 @@ import msgspec
 
 from hpc_dynamo.http import HttpRequest, ResponseWriter
 from hpc_dynamo.json_reader import JsonError, read_value
-from hpc_dynamo.kv.agent import KvAgent
 from hpc_dynamo.simulator import tokenizer
 from hpc_dynamo.simulator.api_error import JSON, RequestRejected, error_body, send_json
-from hpc_dynamo.simulator.bad_answers import BadAnswer, send_bad_answer
+from hpc_dynamo.simulator.bad_answers import send_bad_answer
 from hpc_dynamo.simulator.chat_request import ChatRequest, TokenizeRequest
 from hpc_dynamo.simulator.data_parallel import set_rank
 from hpc_dynamo.simulator.embeddings import EmbeddingRequest
+from hpc_dynamo.simulator.engine_context import EngineContext
 from hpc_dynamo.simulator.generation import Generation, sequence_groups
 from hpc_dynamo.simulator.generation_request import (
     CompletionRequest,
@@ -29,13 +28,17 @@ from hpc_dynamo.simulator.generation_request import (
 )
 from hpc_dynamo.simulator.kv_handoff import METADATA_PATH
 from hpc_dynamo.simulator.kv_transfer_params import KvTransferParams
-from hpc_dynamo.simulator.messages_api import MessageBuilder, MessagesRequest
-from hpc_dynamo.simulator.metrics import SimulatorMetrics
-from hpc_dynamo.simulator.response_formats import AnyRequest, ResponseBuilder
-from hpc_dynamo.simulator.responses_api import ResponseObjectBuilder, ResponsesRequest
-from hpc_dynamo.simulator.scheduler import Scheduler
-from hpc_dynamo.simulator.sglang_api import ROUTES, SglangApi
-from hpc_dynamo.simulator.sglang_bootstrap import SglangRank
+from hpc_dynamo.simulator.messages_api import MessagesRequest
+from hpc_dynamo.simulator.response_builders import response_builder
+from hpc_dynamo.simulator.response_formats import AnyRequest
+from hpc_dynamo.simulator.responses_api import ResponsesRequest
+from hpc_dynamo.simulator.sequence import SequenceGroup
+from hpc_dynamo.simulator.sglang_api import ROUTES
+from hpc_dynamo.simulator.sglang_errors import (
+    check_sglang_lengths,
+    check_sglang_request,
+    sglang_error_body,
+)
 
 T = TypeVar("T")
 Handler = Callable[[HttpRequest, ResponseWriter], Awaitable[None]]
@@ -43,51 +46,6 @@ JsonHandler = Callable[[HttpRequest], dict[str, Any]]
 
 OPEN_PATHS = ("/health", "/ready", "/version", "/openapi.json")  # all others need the key
 VERSION = {"version": "simulator"}
-# Builders of responses that are not those of completions and chats.
-BUILDERS: dict[type[AnyRequest], type[ResponseBuilder]] = {
-    MessagesRequest: MessageBuilder,
-    ResponsesRequest: ResponseObjectBuilder,
-}
-
-
-@dataclass(frozen=True)
-class InjectedFailures:
-    """Failures of requests on arrival. See SchedulerLimits for failures during generation."""
-
-    after_requests: int | None = None  # SIGKILL at the request after this many
-    request_rate: float = 0.0  # share of requests with status 500
-    seed: int = 0
-    text: bytes = b""  # SIGKILL at a body that contains this text
-    hang_after: int | None = None  # compute nothing more after this many requests
-    bad_answer: BadAnswer | None = None  # instead of an output
-    bad_after: int = 1  # requests that are answered well before
-
-
-@dataclass(frozen=True)
-class EngineContext:
-    """The running engine that the endpoints use."""
-
-    model: str
-    max_model_len: int
-    scheduler: Scheduler
-    metrics: SimulatorMetrics
-    failures: InjectedFailures
-    agent: KvAgent | None = None  # prefill and decode ranks have one
-    sglang: SglangRank | None = None  # set on prefill and decode ranks with SGLang's protocol
-    sglang_api: SglangApi | None = None  # set with SGLang's protocol
-    trtllm: bool = False  # hand-offs in TensorRT-LLM's form
-    adapters: Mapping[str, str] = field(default_factory=dict)  # name to path
-    prefixed_adapters: bool = False  # requests name MODEL:ADAPTER, as in SGLang
-    report_cached: bool = False  # prefix hits in `usage.prompt_tokens_details`
-    report_request_id: bool = False  # X-Request-Id in the response's headers
-    pooling: bool = False  # only embeddings are supported
-    sleep_mode: bool = False
-
-    @property
-    def adapter_names(self) -> dict[str | None, str]:
-        """Return adapters by the model name of their requests."""
-        prefix = f"{self.model}:" if self.prefixed_adapters else ""
-        return {f"{prefix}{name}": name for name in self.adapters}
 
 
 class HttpApi:
@@ -136,7 +94,9 @@ class HttpApi:
             self._authenticate(request)
             await self._route(request)(request, reply)
         except RequestRejected as e:
-            send_json(reply, e.body, e.status)
+            sglang = self._engine.sglang_api is not None
+            body = sglang_error_body(e.body, request.path) if sglang else e.body
+            send_json(reply, body, e.status)
 
     def _authenticate(self, request: HttpRequest) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")
@@ -155,9 +115,9 @@ class HttpApi:
     async def _generate(
         self, kind: type[AnyRequest], request: HttpRequest, reply: ResponseWriter
     ) -> None:
-        body = _read(request, kind)
+        engine = self._engine
+        body = _read(request, kind, strict=engine.sglang_api is None)
         self._inject_failure(request)
-        engine, sglang = self._engine, self._engine.sglang
         bad_answer = engine.failures.bad_answer
         if bad_answer and self._received > engine.failures.bad_after:
             send_bad_answer(bad_answer, reply, stream=bool(body.stream))
@@ -174,14 +134,15 @@ class HttpApi:
             adapter = engine.adapter_names.get(body.model, "")
             model = str(body.model) if adapter else engine.model
             options = {"report_cached": engine.report_cached, "trtllm": engine.trtllm}
-            builder = BUILDERS.get(kind, ResponseBuilder)(body, request_id, model, **options)
-            groups = sequence_groups(body, request_id, engine.max_model_len, sglang, adapter)
+            builder_type = response_builder(kind, sglang=engine.sglang_api is not None)
+            builder = builder_type(body, request_id, model, **options)
+            groups = self._groups(body, request_id, adapter)
             set_rank(groups, request.headers, engine.scheduler.ranks)
         except RequestRejected:
             if not engine.trtllm:
                 self._decline(body.kv_transfer_params)
             raise
-        if sglang and sglang.hangs(body):
+        if engine.sglang and engine.sglang.hangs(body):
             await asyncio.Event().wait()
         end = engine.scheduler.abort
         if engine.sglang_api:
@@ -189,9 +150,20 @@ class HttpApi:
             end = engine.sglang_api.requests.end
         await Generation(reply, builder, groups).run(engine.scheduler, body.choices, end)
 
+    def _groups(self, body: AnyRequest, request_id: str, adapter: str) -> list[SequenceGroup]:
+        engine = self._engine
+        if engine.sglang_api:
+            check_sglang_request(body)
+        limit = engine.max_model_len
+        groups = sequence_groups(body, request_id, limit, engine.sglang, adapter)
+        if engine.sglang_api:
+            check_sglang_lengths(groups, limit)
+        return groups
+
     def _decline(self, params: KvTransferParams | None) -> None:
         """Let the prefill rank release the blocks of a request that was rejected here."""
-        if params and (remote := params.remote_blocks()):
+        remote = params.remote_blocks() if params else None
+        if remote:
             self._engine.scheduler.decline(remote)
 
     def _inject_failure(self, request: HttpRequest) -> None:
@@ -287,14 +259,15 @@ def _request_id(request: HttpRequest) -> str:
     return request.headers.get("x-request-id") or os.urandom(16).hex()
 
 
-def _read(request: HttpRequest, type_: type[T]) -> T:
+def _read(request: HttpRequest, type_: type[T], *, strict: bool = True) -> T:
     """Parse the body as real engines do, with Python's `json`. Raises RequestRejected.
 
-    NaN and a byte order mark are accepted, unpaired surrogates are not.
+    NaN and a byte order mark are accepted, unpaired surrogates are not. Unless `strict`, numbers
+    may be texts.
     """
     try:
         value = read_value(request.body)
         msgspec.json.encode(value)  # fails for unpaired surrogates
-        return msgspec.convert(value, type_)
+        return msgspec.convert(value, type_, strict=strict)
     except (JsonError, UnicodeEncodeError, msgspec.ValidationError) as e:
         raise RequestRejected(str(e)) from e

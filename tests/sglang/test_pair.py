@@ -1,13 +1,16 @@
 """A prefill and a decode worker of real SGLang behind the endpoint, as its clients see them."""
 
 import json
+import re
 from typing import Any
+from urllib.request import Request, urlopen
 
 import openai
 import pytest
 
 from tests.support.runs import until
-from tests.support.vllm_serve import MODEL, Served, send
+from tests.support.unusual_bodies import said
+from tests.support.vllm_serve import MODEL, REQUEST_S, Served, send
 
 pytestmark = [pytest.mark.sglang, pytest.mark.timeout(900)]
 
@@ -137,6 +140,37 @@ def test_kv_events_lead_to_prefill_worker_with_prefix(served: Served) -> None:
     assert post(served, "completions", **body)[0] == 200
     hits = served.metric("prefill", "sglang:cached_tokens_total") - before
     assert 0 <= tokens - hits <= BLOCK
+
+
+@pytest.mark.parametrize("path", ["completions", "chat/completions", "messages"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_usage_counts_tokens_cached_on_prefill_worker(
+    served: Served, path: str, stream: bool
+) -> None:
+    text = f"Ships of {path} {stream} carry salt, wood and iron to the towns of the coast. " * 6
+    asked = {"prompt": text} if path == "completions" else {"messages": said(text)}
+    body: dict[str, Any] = {"model": MODEL, "max_tokens": 4, **asked}
+    assert cached(served, path, body) == 0
+    if stream:
+        options = {} if path == "messages" else {"stream_options": {"include_usage": True}}
+        body |= {"stream": True, **options}
+    until("tokens from the cache", lambda: cached(served, path, body) >= 5 * BLOCK)
+
+
+def cached(served: Served, path: str, body: dict[str, Any]) -> int:
+    """Send a request and return the number of cached tokens in its usage."""
+    headers = {"Authorization": f"Bearer {served.key}", "Content-Type": "application/json"}
+    request = Request(f"{served.url}/{path}", json.dumps(body).encode(), headers)
+    with urlopen(request, timeout=REQUEST_S) as answer:
+        found = re.findall(r'"cache(?:d|_read_input)_tokens": ?(\d+)', answer.read().decode())
+    return max(map(int, found), default=0)
+
+
+def test_repetition_penalty_is_answered(served: Served) -> None:
+    """On CPUs SGLang would compile code for it, which may take minutes."""
+    before = served.workers()
+    assert ask(served, max_tokens=4, extra_body={"repetition_penalty": 1.2}).choices
+    assert served.workers() == before, "a worker has restarted"
 
 
 def test_disconnected_client_frees_both_workers(served: Served) -> None:

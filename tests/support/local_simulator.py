@@ -6,8 +6,9 @@ from contextlib import asynccontextmanager
 
 from hpc_dynamo.http import HttpServer
 from hpc_dynamo.simulator.__main__ import running_engine
+from hpc_dynamo.simulator.engine_context import EngineContext
 from hpc_dynamo.simulator.options import parser
-from hpc_dynamo.simulator.server import EngineContext, HttpApi
+from hpc_dynamo.simulator.server import HttpApi
 
 MODEL, KEY = "demo", "key-of-the-test"
 IDLE_S = 60.0

@@ -4,56 +4,20 @@ The decode worker, asked directly, gives the correct answers; it caches no prefi
 that used another prompt's KV blocks shows. All bodies are sent before the first test.
 """
 
-import asyncio
-import json
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from collections.abc import Iterator
 
 import pytest
 
-from hpc_dynamo.config import Batch, Config, Engine, Model, Route, Router, resolve_route
 from hpc_dynamo.engines.http_paths import is_inference
-from hpc_dynamo.head.membership.external import ExternalWorkers
-from hpc_dynamo.head.workloads.batch import BatchWorkload
-from hpc_dynamo.head.workloads.workload import HeadContext, model_routes
-from hpc_dynamo.http import HttpClient
-from hpc_dynamo.messages import Outcome
-from hpc_dynamo.run import Run, Secrets, new_token
-from hpc_dynamo.topology import plan
-from hpc_dynamo.wire import new_keys
 from tests.integration.serving.routed import routing, rows
-from tests.support.comparable import Answer, batch_answers, comparable
+from tests.support.body_answers import Ask, answers_of, run_batch, same, send
+from tests.support.comparable import Answer, batch_answers
 from tests.support.runs import until
 from tests.support.unusual_bodies import CASES, MODEL, QUESTIONS, Case, completion
 from tests.support.vllm import provisioned
-from tests.support.vllm_serve import REQUEST_S, Served
+from tests.support.vllm_serve import Served
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
-
-BATCH_S = 400.0  # on a busy machine
-CONCURRENCY = 8  # decode steps of several requests cost little more than those of one
-
-Ask = Callable[[Case], Answer]
-
-
-def send(url: str, key: str, case: Case) -> Answer:
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    try:
-        with urlopen(Request(url + case.path, case.content, headers), timeout=REQUEST_S) as got:
-            return comparable(got.status, got.read())
-    except HTTPError as e:
-        with e:
-            return comparable(e.code, e.read())
-
-
-def answers_of(url: str, key: str, cases: Mapping[Case, Case]) -> Ask:
-    """Send the values of `cases` at the same time. Return the answers by key."""
-    with ThreadPoolExecutor(CONCURRENCY) as pool:
-        sent = {case: pool.submit(send, url, key, body) for case, body in cases.items()}
-    return lambda case: sent[case].result()
 
 
 @pytest.fixture(scope="module")
@@ -88,50 +52,13 @@ def batch(
     request: pytest.FixtureRequest, served: Served, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Answer]:
     """Answers of a batch of all cases on the same engines, by name."""
-    folder, urls = tmp_path_factory.mktemp("batch"), served.workers()
+    folder = tmp_path_factory.mktemp("batch")
     path = str(provisioned().model) if request.param == "with tokenizer" else ""
-    lines = (case.batch_line for case in BATCHED)
-    (folder / "cases.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    config = resolve_route(
-        Config(
-            name="bodies",
-            input=str(folder / "cases.jsonl"),
-            engine=Engine(name="vllm"),
-            model=Model(path=path, name=MODEL),
-            batch=Batch(concurrency=CONCURRENCY, max_retries=0, request_timeout_s=REQUEST_S),
-            router=Router(conditional_disaggregation=False),
-            route=Route(prefill=(urls["prefill"],), decode=(urls["decode"],)),
-        )
-    )
-    outcome = asyncio.run(run_batch(config, folder / "run", served.token))
+    outcome = run_batch("vllm", path, served, folder, BATCHED)
     assert outcome.summary is not None
     assert outcome.summary.itl.count > 0
     assert outcome.summary.kv_bytes > 0, "NIXL's byte counter did not move"
     return batch_answers(folder / "run")
-
-
-async def run_batch(config: Config, folder: Path, key: str) -> Outcome:
-    """The batch work of a head, on engines that run already."""
-    run, (public, private) = Run(folder), new_keys()
-    run.create(Secrets(token=new_token(), public=public, private=private))
-    attempt = run.new_attempt(config, plan(config))
-    async with (
-        asyncio.timeout(BATCH_S),
-        HttpClient.bearer(key) as http,
-        asyncio.TaskGroup() as tasks,
-    ):
-        found = model_routes(config, http)
-        members = ExternalWorkers(config, found[""].router, http, tasks)
-        watch = tasks.create_task(members.watch())
-        outcome = await BatchWorkload(HeadContext(attempt, config, found, members, http)).run()
-        watch.cancel()
-    return outcome
-
-
-def same(answer: Answer, expected: Answer, case: Case) -> None:
-    if case.status_only:
-        answer, expected = (answer[0], None), (expected[0], None)
-    assert answer == expected
 
 
 every_case = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
