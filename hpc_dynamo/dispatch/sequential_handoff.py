@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 
 import msgspec
 
@@ -37,7 +38,9 @@ class SequentialHandoff:
         accepted = False
         try:
             content = msgspec.json.encode(decode_body)
-            async with self._workers.post(lease, lease.decode, request, content) as response:
+            headers = self._protocol.decode_headers(decode_body, self._workers.client.token)
+            signed = replace(request, headers=(*request.headers, *headers))
+            async with self._workers.post(lease, lease.decode, signed, content) as response:
                 accepted = True
                 await sink.receive(response, lease)
         finally:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from hpc_dynamo.config import Config, Role
+from hpc_dynamo.config import Config, Engine, Role
 from hpc_dynamo.engines.adapter import EngineAdapter
-from hpc_dynamo.engines.contract import contracts, long_names, option_names, plain_name
+from hpc_dynamo.engines.contract import contracts, long_names, option_names, plain_name, version_key
 from hpc_dynamo.errors import ConfigError, quoted_override
 
 # Options of the three engines with the same purpose.
@@ -35,14 +35,18 @@ class OptionSource:
 
 def check_options(config: Config, adapter: EngineAdapter) -> None:
     """Raise ConfigError for options of one model's engines that cannot be set, or are unknown."""
-    name = config.engine.name
-    if not contracts(name):
+    engine = config.engine
+    if engine.version and len(version_key(engine.version)) < 2:
+        raise ConfigError(
+            f"engine.version={engine.version} is no version", hint="engine.version=1.3"
+        )
+    if not contracts(engine.name):
         return
     for source in _sources(config):
         for written, value in source.args.items():
-            _refuse_controlled(name, adapter, source, written, value)
-            if config.engine.check_options and value is not None:
-                _refuse_unknown(name, adapter, source, written, value)
+            _refuse_controlled(engine.name, adapter, source, written, value)
+            if engine.check_options and value is not None:
+                _refuse_unknown(engine, adapter, source, written, value)
 
 
 def _sources(config: Config) -> Iterable[OptionSource]:
@@ -85,21 +89,22 @@ def resolve_name(engine: str, written: str) -> str:
 
 
 def _refuse_unknown(
-    name: str, adapter: EngineAdapter, source: OptionSource, written: str, value: Any
+    engine: Engine, adapter: EngineAdapter, source: OptionSource, written: str, value: Any
 ) -> None:
-    own, known = written.partition(".")[0].replace("_", "-"), long_names(name)
-    versions = " and ".join(contract.version for contract in contracts(name))
+    name, own = engine.name, written.partition(".")[0].replace("_", "-")
+    known = long_names(name, engine.version)
+    versions = " and ".join(contract.version for contract in contracts(name, engine.version))
     off = f"engine.check_options=false if your {name} has other options than {versions}"
     full = f"{source.field}.{written}"
     if own not in known and own not in adapter.own_options:
-        others = [e for e in ("vllm", "sglang", "trtllm") if own in long_names(e)]
+        others = [e for e in ("vllm", "sglang", "trtllm") if e != name and own in long_names(e)]
         whose = f"; {' and '.join(others)} has it" if others else ""
-        what = f"{full}: {name} {versions} has no option --{own}{whose}"
+        what = f"{full}: --{own} is not an option of {name} {versions}{whose}"
         meant = _meant(name, written, foreign=bool(others))
         question = f"did you mean {source.field}.{meant}? " if meant else ""
         raise ConfigError(what, hint=f"{question}{off}")
     if value is False and adapter.negates_flags and f"no-{own}" not in known:
-        what = f"{full}=false: {name} {versions} has no option --no-{own}"
+        what = f"{full}=false: --no-{own} is not an option of {name} {versions}"
         raise ConfigError(what, hint=f"remove {full}, or {off}")
 
 

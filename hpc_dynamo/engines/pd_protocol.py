@@ -10,6 +10,7 @@
 Implementations are pure: they rewrite request bodies and send nothing.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
@@ -54,6 +55,10 @@ class SequentialProtocol(Protocol):
 
         Raises RequestFailed if that answer has no transfer parameters.
         """
+
+    def decode_headers(self, decode_body: Body, token: str) -> Sequence[tuple[bytes, bytes]]:
+        """Return headers for the decode worker that belong to `decode_body`, the result of
+        `decode`. `token` is the key of the run's workers."""
 
     def release(self, decode_body: Body) -> Body | None:
         """Return a body that makes the decode worker refuse `decode_body`, the result of `decode`,

@@ -31,6 +31,7 @@ class HttpClient:
     ) -> None:
         """`content_type` applies to requests that do not set one themselves. More requests than
         `max_connections` (None: a share of RLIMIT_NOFILE) wait for a connection."""
+        self.token = ""  # sent as API key, see `bearer`
         self._headers = _lines(headers)
         self._content_type = _lines([(b"content-type", content_type)] if content_type else ())
         self._idle = defaultdict[ServerAddress, list[HttpResponse]](list)
@@ -40,7 +41,9 @@ class HttpClient:
     def bearer(cls, token: str) -> Self:
         """Return a client that sends JSON, and the token as API key unless it is empty."""
         key = [(b"authorization", b"Bearer " + token.encode())] if token else []
-        return cls(key, content_type=b"application/json")
+        client = cls(key, content_type=b"application/json")
+        client.token = token
+        return client
 
     async def __aenter__(self) -> Self:
         return self

@@ -24,8 +24,9 @@ from hpc_dynamo.simulator.adapters import parse_lora_modules
 from hpc_dynamo.simulator.bad_answers import BadAnswer
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
 from hpc_dynamo.simulator.data_parallel import DataParallelScheduler
-from hpc_dynamo.simulator.engine_context import EngineContext, InjectedFailures
+from hpc_dynamo.simulator.engine_context import EngineContext
 from hpc_dynamo.simulator.events import KvEventJournal, KvEventsConfig
+from hpc_dynamo.simulator.injected_failures import InjectedFailures
 from hpc_dynamo.simulator.kv_handoff import NixlHandoff, SideChannel
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.model import SimulatedModel
@@ -85,6 +86,7 @@ def engine_context(args: argparse.Namespace) -> EngineContext:
         failures=failures,
         sglang_api=sglang,
         trtllm=args.pd_protocol == "trtllm",
+        signing_key=args.internal_request_auth_key,
         adapters=parse_lora_modules(args.lora_modules),
         prefixed_adapters=args.pd_protocol == "sglang",
         report_cached=args.enable_prompt_tokens_details,

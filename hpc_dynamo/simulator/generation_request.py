@@ -4,6 +4,7 @@ Unknown fields are ignored, as in vLLM, and so are features that the simulator l
 a real engine also runs here. Limits and error texts follow vLLM 0.32 (`sampling_params.py`).
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -12,7 +13,7 @@ from hpc_dynamo.simulator import prompts, tokenizer
 from hpc_dynamo.simulator.api_error import RequestRejected
 from hpc_dynamo.simulator.kv_transfer_params import KvTransferParams
 from hpc_dynamo.simulator.sequence import SamplingParams
-from hpc_dynamo.simulator.trtllm_protocol import DisaggregatedParams
+from hpc_dynamo.simulator.trtllm_protocol import DisaggregatedParams, check_signature
 
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -86,8 +87,10 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
         at_end = bool(options.include_usage)
         return at_end, at_end and bool(options.continuous_usage_stats)
 
-    def read_trtllm_params(self) -> None:
-        """Set `kv_transfer_params` from TensorRT-LLM's fields. Raises RequestRejected."""
+    def read_trtllm_params(self, headers: Mapping[str, str], signing_key: str) -> None:
+        """Set `kv_transfer_params` from TensorRT-LLM's fields. Raises RequestRejected, also if they
+        are not signed with a key that is not empty."""
+        check_signature(self.disaggregated_params, headers, signing_key)
         if self.kv_transfer_params is not None:
             raise RequestRejected("kv_transfer_params: Extra inputs are not permitted")
         if params := self.disaggregated_params:

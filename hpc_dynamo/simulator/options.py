@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     protocol = "engine whose prefill and decode protocol is used (%(default)s)"
     choices = ("vllm", "sglang", "trtllm")
     add("--pd-protocol", choices=choices, default="vllm", help=protocol)
+    add("--internal-request-auth-key", default="", help="TensorRT-LLM: key of signed transfers")
     add("--enable-prompt-tokens-details", action="store_true", help="prefix hits in `usage`")
     add("--enable-request-id-headers", action="store_true", help="X-Request-Id in responses")
     add("--kv-events-config", metavar="JSON", default="{}", help="where to publish KV events")

@@ -135,7 +135,10 @@ class ResponseBuilder:
         prompt = sum(len(group.prompt) for group in groups)
         output = sum(each.output_length for group in groups for each in group.choices)
         details = None
-        if self._report_cached:
+        params = self._request.disaggregated_params
+        if params and params.ctx_usage:
+            details = params.ctx_usage.get("prompt_tokens_details")
+        elif self._report_cached:
             # Only the last prompt is reported, as in vLLM.
             details = {"cached_tokens": self._prefix_hits(groups[-1])}
         return {**counts(prompt, output), "prompt_tokens_details": details}

@@ -2,11 +2,16 @@
 
 Internally a hand-off is always vLLM's `kv_transfer_params`; here they travel as the opaque state.
 As in TensorRT-LLM, a decode worker that rejects a request does not notify the prefill worker.
-Source: TensorRT-LLM 1.3, tensorrt_llm/serve/openai_protocol.py and executor/base_worker.py.
+Source: TensorRT-LLM 1.3 and 1.4, tensorrt_llm/serve/openai_protocol.py, serve/disagg_auth.py and
+executor/base_worker.py.
 """
 
 import base64
 import binascii
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -28,6 +33,7 @@ class DisaggregatedParams(msgspec.Struct, forbid_unknown_fields=True):
     ctx_dp_rank: int | None = None
     ctx_info_endpoint: str | None = None
     schedule_style: int | None = None
+    ctx_usage: dict[str, Any] | None = None  # usage of the prefill worker
 
     def kv_transfer_params(self, prompt: list[int] | None) -> KvTransferParams | None:
         """Convert to vLLM's form, with the token ids of the prompt. Raises RequestRejected."""
@@ -47,6 +53,19 @@ class DisaggregatedParams(msgspec.Struct, forbid_unknown_fields=True):
             return msgspec.json.decode(state, type=KvTransferParams)
         except (binascii.Error, msgspec.DecodeError, UnicodeDecodeError) as e:
             raise RequestRejected(f"encoded_opaque_state cannot be read: {e}") from e
+
+
+def check_signature(
+    params: DisaggregatedParams | None, headers: Mapping[str, str], key: str
+) -> None:
+    """Raise RequestRejected if a location of KV blocks is not signed with `key`, unless empty."""
+    if not key or params is None or params.encoded_opaque_state is None:
+        return
+    signed = {"ctx_info_endpoint": None, "encoded_opaque_state": params.encoded_opaque_state}
+    text = json.dumps(signed, sort_keys=True, separators=(",", ":")).encode()
+    expected = f"sha256={hmac.new(key.encode(), text, hashlib.sha256).hexdigest()}"
+    if not hmac.compare_digest(expected, headers.get("x-trtllm-disagg-auth", "")):
+        raise RequestRejected("Invalid internal disaggregated request authentication")
 
 
 def as_trtllm(

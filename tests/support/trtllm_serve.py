@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("command", choices=["serve"])
     parser.add_argument("model")
-    for name in ("host", "port", "backend", "extra_llm_api_options"):
+    for name in ("host", "port", "backend", "extra_llm_api_options", "served_model_name"):
         parser.add_argument(f"--{name}", required=True)
     for name in ("tp_size", "pp_size", "max_batch_size", "max_num_tokens"):
         parser.add_argument(f"--{name}", type=int)
@@ -32,7 +32,8 @@ def main() -> None:
     fields = json.loads(Path(args.extra_llm_api_options).read_text())
     print(f"serving with {fields}, {args.max_num_tokens} tokens a step", flush=True)
     options = {
-        "model": Path(args.model).name,
+        "model": args.served_model_name,
+        "internal-request-auth-key": fields.get("internal_request_auth_key", ""),
         "host": args.host,
         "port": args.port,
         "role": role(fields),

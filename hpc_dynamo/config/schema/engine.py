@@ -60,6 +60,11 @@ class Engine:
     """Inference engine and the resources of its workers."""
 
     name: str = setting("vllm", "Engine: vllm, sglang, trtllm or simulator.")
+    version: str = setting(
+        "",
+        "Version of the engine, such as 1.3: its options are checked, and newer features are not "
+        "used. Empty: the newest version that hpc-dynamo knows, and options of all versions.",
+    )
     device: Device = setting(Device.cuda, "Device that the engine computes on.")
     python: str = setting(
         "",

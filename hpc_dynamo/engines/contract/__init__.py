@@ -37,38 +37,42 @@ class Contract(msgspec.Struct, frozen=True):
 
 
 @cache
-def contracts(engine: str) -> tuple[Contract, ...]:
-    """Return the records of an engine, oldest version first; empty for the simulator."""
+def contracts(engine: str, version: str = "") -> tuple[Contract, ...]:
+    """Return the records of an engine, oldest version first; empty for the simulator.
+
+    With a version only those of the same minor version are returned, if there are any.
+    """
     found = [
         msgspec.json.decode(path.read_bytes(), type=Contract)
         for path in FOLDER.glob(f"{engine}-*.json")
     ]
-    return tuple(sorted(found, key=lambda contract: version_key(contract.version)))
+    same = [c for c in found if version_key(c.version) == version_key(version)]
+    return tuple(sorted(same or found, key=lambda contract: version_key(contract.version)))
 
 
 def version_key(version: str) -> tuple[int, ...]:
-    """Return the numbers of a version before its suffix, for comparisons: 1.4.0rc1 → (1, 4)."""
-    numbers = version.split(".")[:2]
-    return tuple(int(number) for number in numbers if number.isdecimal())
+    """Return major and minor version, for comparisons: 1.4.0rc1 → (1, 4). Empty: ()."""
+    return tuple(int(number) for number in version.split(".")[:2] if number.isdecimal())
 
 
 @cache
-def option_names(engine: str) -> Mapping[str, str]:
-    """Return every plain name of an option in any recorded version, with the first name of the
-    option: `tp` → `tensor-parallel-size`."""
+def option_names(engine: str, version: str = "") -> Mapping[str, str]:
+    """Return every plain name of an option in these records, with the first name of the option:
+    `tp` → `tensor-parallel-size`."""
     return {
         plain_name(name): plain_name(own)
-        for contract in contracts(engine)
+        for contract in contracts(engine, version)
         for own, option in contract.options.items()
         for name in (own, *option.aliases)
     }
 
 
 @cache
-def long_names(engine: str) -> frozenset[str]:
-    """Return the names of options, with dashes, that can follow two dashes on a command line."""
-    every = (name for contract in contracts(engine) for name in contract.by_name())
-    return frozenset(plain_name(name) for name in every if name.startswith("--"))
+def long_names(engine: str, version: str = "") -> Mapping[str, str]:
+    """Return the plain names of options that can follow two dashes on a command line, with their
+    spelling there."""
+    every = (name for contract in contracts(engine, version) for name in contract.by_name())
+    return {plain_name(name): name for name in every if name.startswith("--")}
 
 
 def plain_name(name: str) -> str:

@@ -1,7 +1,7 @@
 """TensorRT-LLM's OpenAI server, with NIXL between prefill and decode.
 
-Source: TensorRT-LLM 1.3; tests/unit/engines/contract compares the commands with it. The server
-checks no key: docs/guides/tensorrt-llm.md describes the consequences.
+Source: TensorRT-LLM 1.3 and 1.4; tests/unit/engines/contract compares the commands with them. The
+server checks no key: docs/guides/tensorrt-llm.md describes the consequences.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,10 @@ from hpc_dynamo.engines.trtllm.flags import (
     LAUNCHER,
     click_options,
     server_command,
+    signs_handoffs,
 )
 from hpc_dynamo.engines.trtllm.pd_protocol import TrtllmPdProtocol
+from hpc_dynamo.engines.trtllm.signature import KEY_FIELD
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
 
@@ -51,6 +53,9 @@ MAPPING_FIELDS = {
     "kv_cache_config": "free_gpu_memory_fraction=0.8",
 }
 
+# Fields of the options file that override the command line of the toolkit.
+CONTROLLED_FIELDS = ("model", "tensor_parallel_size", "pipeline_parallel_size", "gpus_per_node")
+
 OPTIONS_FILE_NAMES = ("config", "extra_llm_api_options")  # two names of one option
 
 KNOWN_FAILURES = {
@@ -61,10 +66,12 @@ KNOWN_FAILURES = {
     "out of memory": "engine.args.free_gpu_memory_fraction=0.8, or more GPUs per worker",
     "kv_cache_transceiver is disabled": "engine.args.extra must not unset cache_transceiver_config",
     "Extra inputs are not permitted": (
-        "remove keys of engine.args.extra that this version does not have"
+        "remove keys of engine.args.extra that this version does not have; before 1.4: "
+        "engine.version=1.3"
     ),
     "No such option": (
-        "remove names from engine.args that this version's trtllm-serve does not have"
+        "engine.version=1.3 before 1.4, or remove names from engine.args that this version's "
+        "trtllm-serve does not have"
     ),
     "not enough slots available": (
         "Open MPI counts cores: engine.env.OMPI_MCA_rmaps_base_oversubscribe=1 (version 4), "
@@ -89,7 +96,7 @@ class TrtllmAdapter(EngineAdapter):
     own_options = frozenset({"extra"})
 
     def pd_protocol(self, engine: Engine) -> TrtllmPdProtocol:
-        return TrtllmPdProtocol()
+        return TrtllmPdProtocol(signs=signs_handoffs(engine))
 
     def check(self, config: Config, plan: Plan) -> None:
         """Raise ConfigError for settings that TensorRT-LLM 1.3 cannot run."""
@@ -142,6 +149,10 @@ def _check_args(args: Mapping[str, Any]) -> None:
     if not isinstance(extra := args.get("extra") or {}, Mapping):
         hint = "engine.args.extra.kv_cache_config.free_gpu_memory_fraction=0.8"
         raise ConfigError("engine.args.extra must be a mapping of LlmArgs' fields", hint=hint)
+    for name in extra:
+        if name == KEY_FIELD or name in CONTROLLED_FIELDS:
+            what = f"engine.args.extra.{name}: hpc-dynamo sets this field of each worker itself"
+            raise ConfigError(what, hint=f"remove engine.args.extra.{name}")
     for name, field in MAPPING_FIELDS.items():
         if not isinstance(extra.get(name) or {}, Mapping):
             what = f"engine.args.extra.{name}={extra[name]} must be a mapping"

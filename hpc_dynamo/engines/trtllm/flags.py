@@ -1,7 +1,7 @@
 """Command line and options file of a TensorRT-LLM worker, from the topology and its placement.
 
-Source: TensorRT-LLM 1.3, tensorrt_llm/commands/serve.py (the command), llmapi/llm_args.py (the
-options file) and llmapi/trtllm-llmapi-launch (ranks over nodes).
+Source: TensorRT-LLM 1.3 and 1.4, tensorrt_llm/commands/serve.py (the command), llmapi/llm_args.py
+(the options file) and llmapi/trtllm-llmapi-launch (ranks over nodes).
 """
 
 import json
@@ -11,11 +11,14 @@ from typing import Any
 from hpc_dynamo.config import Config, Engine, Role
 from hpc_dynamo.config.merge import merge_options, parse_json
 from hpc_dynamo.engines.adapter import EngineCommand, Placement
+from hpc_dynamo.engines.contract import long_names, plain_name, version_key
 from hpc_dynamo.engines.environment import device_environment, python_executable
-from hpc_dynamo.topology import Worker
+from hpc_dynamo.engines.trtllm.signature import KEY_FIELD, signing_key
 
 # A prefill worker frees blocks that were not pulled within this time; by default never.
 KV_TRANSFER_TIMEOUT_MS = 300_000
+
+SIGNED_VERSION = (1, 4)  # first version with these options and fields
 
 # Options that this module computes. Fields of the options file override the command line.
 CONTROLLED_OPTIONS = {
@@ -25,6 +28,7 @@ CONTROLLED_OPTIONS = {
     "tp_size": "topology.{role}.tensor_parallel",
     "pp_size": "topology.{role}.pipeline_parallel",
     "gpus_per_node": "",
+    "served_model_name": "model.name",
 }
 
 # Starts the ranks of a world over several nodes. Rank 0 also runs the server.
@@ -50,6 +54,8 @@ def server_command(config: Config, placement: Placement) -> EngineCommand:
         "max_batch_size": config.engine.max_num_seqs,
         "extra_llm_api_options": f"{placement.log_folder}/{name}",
     }
+    if signs_handoffs(config.engine):
+        options["served_model_name"] = config.model.served_name
     launcher: tuple[str, ...] = ()
     if len(worker.shards) > 1:
         options["gpus_per_node"] = len(worker.shards[0].gpus)
@@ -59,7 +65,8 @@ def server_command(config: Config, placement: Placement) -> EngineCommand:
     # Started as a module: in containers the script trtllm-serve is not next to the interpreter.
     serve = ("-m", "tensorrt_llm.commands.serve", "serve", config.model.path)
     env = {"TRTLLM_NO_USAGE_STATS": "1", **device_environment(config.engine, placement)}
-    text = json.dumps(merge_options(_llm_args(worker), extra), indent=1)  # JSON is YAML
+    fields = merge_options(_llm_args(config.engine, placement), extra)
+    text = json.dumps(fields, indent=1)  # JSON is YAML
     argv = (*launcher, python_executable(config.engine), *serve, *_click_flags(options | args))
     return EngineCommand(argv, env | config.engine.env, {name: text + "\n"})
 
@@ -70,34 +77,46 @@ def click_options(engine: Engine) -> dict[str, Any]:
     return args | ({"extra": parse_json(args["extra"])} if "extra" in args else {})
 
 
-def _llm_args(worker: Worker) -> dict[str, Any]:
-    """Return fields of llm_args.TorchLlmArgs that have no option on the command line."""
+def signs_handoffs(engine: Engine) -> bool:
+    """Return True for the options and fields of 1.4, which older versions refuse."""
+    key = version_key(engine.version)
+    return not key or key >= SIGNED_VERSION
+
+
+def _llm_args(engine: Engine, placement: Placement) -> dict[str, Any]:
+    """Return fields of llm_args.TorchLlmArgs that have no option on the command line, and those
+    that the server removes from the file."""
     fields: dict[str, Any] = {"return_perf_metrics": True, "enable_iter_perf_stats": True}
+    worker = placement.worker
     role = worker.role
     if worker.parallel.data > 1:
         fields["enable_attention_dp"] = True
     if role is not Role.aggregated:
         timeout = {"kv_transfer_timeout_ms": KV_TRANSFER_TIMEOUT_MS}
         fields["cache_transceiver_config"] = {"backend": "NIXL", **timeout}
+        if signs_handoffs(engine):
+            fields[KEY_FIELD] = signing_key(placement.token)
     if role is Role.prefill:
         fields["disable_overlap_scheduler"] = True  # as documented for context servers
     return fields
 
 
 def _click_flags(args: Mapping[str, Any]) -> list[str]:
-    """Return arguments as click reads them: underscores stay, False omits a flag, a list repeats
-    its option."""
+    """Return arguments as click reads them: names as its options are spelled, False omits a flag,
+    a list repeats its option."""
     out = list[str]()
+    spellings = long_names("trtllm")
     for name, value in args.items():
+        option = spellings.get(plain_name(name), f"--{name}")
         match value:
             case None | False:
                 continue
             case True:
-                out.append(f"--{name}")
+                out.append(option)
             case list() | tuple():
-                out += [word for each in value for word in (f"--{name}", str(each))]
+                out += [word for each in value for word in (option, str(each))]
             case Mapping():
-                out += [f"--{name}", json.dumps(value)]
+                out += [option, json.dumps(value)]
             case _:
-                out += [f"--{name}", str(value)]
+                out += [option, str(value)]
     return out

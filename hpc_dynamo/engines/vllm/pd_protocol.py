@@ -11,6 +11,8 @@ Source: vLLM, docs/features/nixl_connector_usage.md and its proxy example
 (entrypoints/{openai/chat_completion,openai/completion,openai/responses,anthropic}/protocol.py).
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
 from hpc_dynamo.engines.pd_protocol import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Body
@@ -70,6 +72,9 @@ class VllmPdProtocol:
         if params in (None, NULL):  # vLLM kept no blocks: the answer was complete
             return body
         return body | {"kv_transfer_params": params}
+
+    def decode_headers(self, decode_body: Body, token: str) -> Sequence[tuple[bytes, bytes]]:
+        return ()
 
     def release(self, decode_body: Body) -> Body | None:
         # A request that is refused for its model has its transfer declined (vLLM 0.32).

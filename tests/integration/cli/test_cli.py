@@ -141,6 +141,21 @@ def test_plan_error_names_field_value_and_remedy(
     refused(call("plan", *words), *parts)
 
 
+@pytest.mark.parametrize("verb", ["batch", "serve", "profile", "plan"])
+def test_engine_options_are_checked_before_submission(
+    verb: str, call: Call, tmp_path: Path
+) -> None:
+    write_prompts(tmp_path / "p.jsonl", 1)
+    words = (*OPTIONS, *(["input=p.jsonl"] if verb == "batch" else []))
+    field = "topology.aggregated.tensor_parallel"
+    what = "engine.args.tp: hpc-dynamo sets --tensor-parallel-size of each vllm worker itself"
+    refused(call(verb, *words, "engine.args.tp=4"), what, f"by {field}\n  try: {field}=4")
+    what = "--max-modle-len is not an option of vllm"
+    meant = "did you mean engine.args.max-model-len? engine.check_options=false if"
+    refused(call(verb, *words, "engine.args.max-modle-len=4"), what, meant)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_doctor_refuses_a_run(call: Call, tmp_path: Path) -> None:
     folder = new_run(tmp_path / "runs" / "p").run.path
     for word in (str(folder), "runs/p", "p"):
@@ -155,6 +170,10 @@ def test_error_of_a_real_process(tmp_path: Path) -> None:
 
 
 LOCAL = ("engine=simulator", "cluster.launcher=local")
+OPTIONS = (
+    *("engine=vllm", "cluster.launcher=local", "cluster.gpus_per_node=4"),
+    *("model.path=m", "topology=aggregated"),
+)
 
 
 @pytest.mark.parametrize(

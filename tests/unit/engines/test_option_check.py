@@ -160,11 +160,21 @@ def test_key_in_an_option_is_not_printed() -> None:
 )
 def test_unknown_options_are_refused(name: str, option: str, hint: str) -> None:
     error = refusal(name, **{option: 4})
-    assert error.message.startswith(f"engine.args.{option}: {name} ")
-    assert "has no option --" in error.message
+    assert error.message.startswith(f"engine.args.{option}: --")
+    assert f" is not an option of {name} " in error.message
     assert error.hint.startswith(hint)
     assert contracts(name)[-1].version in error.hint
     accepted(name, "engine.check_options=false", **{option: 4})
+
+
+def test_options_of_one_version() -> None:
+    new, old = {"monokernel": True}, {"engine.version=0.32"}
+    accepted("vllm", **new)
+    accepted("vllm", "engine.version=0.33.0", **new)
+    error = refusal("vllm", *old, **new)
+    assert error.message == "engine.args.monokernel: --monokernel is not an option of vllm 0.32.0"
+    accepted("vllm", "engine.version=0.40", **new)  # not recorded: all versions count
+    assert "engine.version=new is no version" in str(refusal("vllm", "engine.version=new"))
 
 
 def test_option_of_another_engine_is_named() -> None:
@@ -174,7 +184,7 @@ def test_option_of_another_engine_is_named() -> None:
 
 def test_flags_without_negative_form_cannot_be_false() -> None:
     error = refusal("vllm", **{"disable-log-stats": False})
-    assert error.message.endswith("has no option --no-disable-log-stats")
+    assert "--no-disable-log-stats is not an option of vllm 0.32.0 and" in error.message
     accepted("vllm", **{"enable-prefix-caching": False, "disable-log-stats": True})
     accepted("sglang", **{"disable-radix-cache": False})
 

@@ -1,7 +1,9 @@
 """Command, options file and prefill/decode protocol of TensorRT-LLM."""
 
+import hmac
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +25,11 @@ from hpc_dynamo.config import (
 from hpc_dynamo.engines import Body, EngineCommand, Placement, engine
 from hpc_dynamo.engines.metrics import EngineMetrics, parse_metrics
 from hpc_dynamo.engines.trtllm.pd_protocol import END_REQUEST_ID, FIRST_REQUEST_ID, TrtllmPdProtocol
+from hpc_dynamo.engines.trtllm.signature import signature_headers, signing_key
 from hpc_dynamo.errors import ConfigError, RequestFailed
 from hpc_dynamo.histogram import Histogram
+from hpc_dynamo.simulator.api_error import RequestRejected
+from hpc_dynamo.simulator.trtllm_protocol import DisaggregatedParams, check_signature
 from hpc_dynamo.topology import Shard, Worker, plan
 
 SPLIT = Topology(
@@ -43,6 +48,7 @@ TRTLLM = engine("trtllm")
 LOGS = "/runs/r/attempts/1/logs"
 ALWAYS = {"return_perf_metrics": True, "enable_iter_perf_stats": True}
 NIXL = {"cache_transceiver_config": {"backend": "NIXL", "kv_transfer_timeout_ms": 300000}}
+SIGNED = {**NIXL, "internal_request_auth_key": signing_key("token")}
 
 
 def with_args(**args: Any) -> Config:
@@ -87,6 +93,7 @@ def test_the_command() -> None:
         "--pp_size": "1",
         "--max_batch_size": "256",
         "--extra_llm_api_options": f"{LOGS}/worker-3.yaml",
+        "--served_model_name": "llama",
     }
     visible = {"A": "1", "CUDA_VISIBLE_DEVICES": "2,3", "TRTLLM_NO_USAGE_STATS": "1"}
     assert dict(made.env) == visible
@@ -94,11 +101,11 @@ def test_the_command() -> None:
 
 def test_attention_data_parallel_uses_tensor_parallel_ranks() -> None:
     assert options(CONFIG, Role.decode)["--tp_size"] == "4"
-    assert file(CONFIG, Role.decode) == {**ALWAYS, **NIXL, "enable_attention_dp": True}
+    assert file(CONFIG, Role.decode) == {**ALWAYS, **SIGNED, "enable_attention_dp": True}
 
 
 def test_options_file_of_each_role() -> None:
-    assert file(CONFIG) == {**ALWAYS, **NIXL, "disable_overlap_scheduler": True}
+    assert file(CONFIG) == {**ALWAYS, **SIGNED, "disable_overlap_scheduler": True}
     alone = replace(CONFIG, topology=Topology(aggregated=Pool(workers=1)))
     assert file(alone, Role.aggregated) == ALWAYS
 
@@ -116,10 +123,28 @@ def test_extra_is_merged_into_options_file() -> None:
             **NIXL["cache_transceiver_config"],
             "max_tokens_in_buffer": 8192,
         },
+        "internal_request_auth_key": signing_key("token"),
         "disable_overlap_scheduler": True,
         "kv_cache_config": {"enable_block_reuse": False},
     }
     assert "--extra" not in options(with_args(extra=mine))
+
+
+def test_older_versions_get_no_options_and_fields_of_1_4() -> None:
+    for version, signed in (("1.3", False), ("1.2.1", False), ("1.4.0rc1", True), ("2.0", True)):
+        config = replace(CONFIG, engine=replace(CONFIG.engine, version=version))
+        assert ("--served_model_name" in options(config)) is signed
+        assert ("internal_request_auth_key" in file(config)) is signed
+        protocol = TRTLLM.pd_protocol(config.engine)
+        assert isinstance(protocol, TrtllmPdProtocol)
+        body = protocol.decode(BODY, {**answer(), "usage": USAGE})
+        assert ("ctx_usage" in body["disaggregated_params"]) is signed
+        assert bool(protocol.decode_headers(body, "token")) is signed
+
+
+def test_options_are_spelled_as_trtllm_serve_does() -> None:
+    words = command(with_args(generation_config="auto"), Role.prefill).argv
+    assert words[words.index("--generation-config") + 1] == "auto"
 
 
 def test_user_options_override_generated_click_options() -> None:
@@ -144,6 +169,8 @@ def test_user_options_override_generated_click_options() -> None:
         (with_args(extra={"kv_cache_config": 0.8}), "extra.kv_cache_config=0.8 must be a mapping"),
         (with_args(extra={"cache_transceiver_config": "NIXL"}), "must be a mapping"),
         (with_args(extra={"kv_cache_config": {"tokens_per_block": "x"}}), "tokens_per_block=x is"),
+        (with_args(extra={"internal_request_auth_key": "mine"}), "hpc-dynamo sets this field"),
+        (with_args(extra={"tensor_parallel_size": 8}), "hpc-dynamo sets this field"),
         (replace(CONFIG, router=Router()), "publishes no KV events"),
         (
             replace(
@@ -203,6 +230,7 @@ def test_metrics_are_parsed_into_common_names() -> None:
 DIALECT = TrtllmPdProtocol()
 BODY: Body = {"model": "m", "prompt": "p", "max_tokens": 50, "temperature": 0, "logprobs": 1}
 CHAT: Body = {"model": "m", "messages": [{"role": "user", "content": "p"}]}
+USAGE = {"prompt_tokens": 9, "total_tokens": 10, "prompt_tokens_details": {"cached_tokens": 4}}
 PARAMS = {
     "request_type": "context_only",
     "first_gen_tokens": [7],
@@ -248,6 +276,45 @@ def test_decode_body_continues_from_context() -> None:
     assert made == {**BODY, "prompt": [1, 2, 3], "disaggregated_params": handed}
     made = read(DIALECT.decode(CHAT, answer(finish="not_finished")))
     assert made == {**CHAT, "prompt_token_ids": [1, 2, 3], "disaggregated_params": handed}
+
+
+def test_location_of_blocks_is_signed() -> None:
+    """Both fields are signed, also one that is null (TensorRT-LLM, serve/disagg_auth.py)."""
+    body = DIALECT.decode(BODY, answer())
+    ((name, value),) = DIALECT.decode_headers(body, "token")
+    assert name == b"x-trtllm-disagg-auth"
+    text = b'{"ctx_info_endpoint":null,"encoded_opaque_state":"c3RhdGU="}'
+    digest = hmac.new(signing_key("token").encode(), text, "sha256").hexdigest()
+    assert value == f"sha256={digest}".encode()
+    ((_, other),) = DIALECT.decode_headers(body, "another token")
+    assert other != value
+    located = {"disaggregated_params": {"ctx_info_endpoint": ["tcp://n1:1", "tcp://n2:1"]}}
+    first = {"disaggregated_params": {"ctx_info_endpoint": "tcp://n1:1"}}
+    assert DIALECT.decode_headers(located, "t") == DIALECT.decode_headers(first, "t") != []
+    assert not DIALECT.decode_headers(BODY, "token")
+    assert not DIALECT.decode_headers({"disaggregated_params": {"ctx_request_id": 1}}, "token")
+
+
+def test_simulator_refuses_unsigned_location() -> None:
+    key = signing_key("token")
+    params = DisaggregatedParams("generation_only", encoded_opaque_state="c3RhdGU=")
+    sent = {"encoded_opaque_state": "c3RhdGU="}
+    for token, good in (("token", True), ("another", False)):
+        headers = {k.decode(): v.decode() for k, v in signature_headers(sent, token)}
+        with nullcontext() if good else pytest.raises(RequestRejected, match="Invalid internal"):
+            check_signature(params, headers, key)
+    with pytest.raises(RequestRejected, match="Invalid internal"):
+        check_signature(params, {}, key)
+    check_signature(params, {}, "")  # no key in its options file
+    check_signature(DisaggregatedParams("context_only"), {}, key)
+
+
+def test_decode_worker_gets_usage_of_prefill_worker() -> None:
+    raw = msgspec.Raw(json.dumps(USAGE).encode())
+    made = read(DIALECT.decode(BODY, {**answer(), "usage": raw}))
+    assert made["disaggregated_params"]["ctx_usage"] == USAGE
+    made = read(DIALECT.decode(BODY, {**answer(), "usage": msgspec.Raw(b"null")}))
+    assert "ctx_usage" not in made["disaggregated_params"]
 
 
 def test_finished_prefill_answer_has_no_transfer() -> None:

@@ -20,14 +20,13 @@ from hpc_dynamo.config import (
     TopologyKind,
 )
 from hpc_dynamo.engines import Body, EngineCommand, Placement, engine
-from hpc_dynamo.engines.contract import contracts
+from hpc_dynamo.engines.contract import Contract, contracts
 from hpc_dynamo.engines.trtllm.adapter import TRTLLM_METRICS
 from hpc_dynamo.engines.trtllm.pd_protocol import TrtllmPdProtocol
 from hpc_dynamo.topology import Shard, Worker
 from tools import record_trtllm
 
-RECORDED = contracts("trtllm")[-1]
-OPTIONS = RECORDED.by_name()
+OLD, RECORDED = contracts("trtllm")
 FIELDS = RECORDED.fields
 MODEL_OF = {
     "cache_transceiver_config": "CacheTransceiverConfig",
@@ -47,10 +46,10 @@ ARGS = {
 }
 
 
-def command(role: Role, pool: Pool, args: dict[str, Any]) -> EngineCommand:
+def command(role: Role, pool: Pool, args: dict[str, Any], version: str = "") -> EngineCommand:
     split = Topology(kind=TopologyKind.disaggregated, prefill=pool, decode=pool)
     config = Config(
-        engine=Engine(name="trtllm", args=args),
+        engine=Engine(name="trtllm", args=args, version=version),
         model=Model(path="/model"),
         topology=Topology(aggregated=pool) if role is Role.aggregated else split,
         router=Router(kv_events=False),
@@ -65,30 +64,33 @@ def command(role: Role, pool: Pool, args: dict[str, Any]) -> EngineCommand:
 @pytest.mark.parametrize("pool", SHAPES, ids=["tensor", "pipeline", "data"])
 @pytest.mark.parametrize("role", list(Role))
 def test_every_trtllm_option_and_field_exists(role: Role, pool: Pool, args: dict[str, Any]) -> None:
-    made = command(role, pool, args)
-    assert unknown(made) == []
+    assert unknown(command(role, pool, args)) == []
+    assert unknown(command(role, pool, args, OLD.version), OLD) == []
 
 
-def unknown(made: EngineCommand) -> list[str]:
+def unknown(made: EngineCommand, contract: Contract = RECORDED) -> list[str]:
     """Return the parts of a command that TensorRT-LLM would reject."""
+    options = contract.by_name()
     words, wrong = list(made.argv[made.argv.index("serve") + 2 :]), list[str]()
     while words:
         name = words.pop(0)
         valued = bool(words) and not words[0].startswith("--")
         del words[:valued]
-        if name not in OPTIONS or valued is (OPTIONS[name].kind == "flag"):
+        if name not in options or valued is (options[name].kind == "flag"):
             wrong.append(name)
     (text,) = made.files.values()
-    return wrong + list(strangers("TorchLlmArgs", json.loads(text)))
+    return wrong + list(strangers(contract, "TorchLlmArgs", json.loads(text)))
 
 
-def strangers(model: str, fields: dict[str, Any], path: str = "") -> Iterator[str]:
+def strangers(
+    contract: Contract, model: str, fields: dict[str, Any], path: str = ""
+) -> Iterator[str]:
     """Fields that a model does not have, also inside of others."""
     for key, value in fields.items():
-        if key not in FIELDS[model]:
+        if key not in contract.fields[model]:
             yield f"{path}{key}"
         elif isinstance(value, dict):
-            yield from strangers(MODEL_OF[key], value, f"{path}{key}.")
+            yield from strangers(contract, MODEL_OF[key], value, f"{path}{key}.")
 
 
 def test_every_option_of_multi_node_worker_exists() -> None:
@@ -129,6 +131,8 @@ def test_every_field_of_disaggregated_request_exists(model: str, body: Body) -> 
     # `max_tokens` is another name of this field of chats.
     known = {*FIELDS[model], "max_tokens"}
     assert {*prefill, *decode} <= known
+    answer["usage"] = {"prompt_tokens": 1}
+    decode = protocol.decode(body, answer)
     asked = {*prefill["disaggregated_params"], *decode["disaggregated_params"]}
     assert asked <= set(FIELDS["DisaggregatedParams"])
 
