@@ -49,10 +49,22 @@ class Placement:
 
 @dataclass(frozen=True)
 class EventEndpoints:
-    """ZMQ endpoints of one worker's KV events."""
+    """ZMQ endpoints of one worker's KV events.
+
+    Each data-parallel rank has its own. Engines derive those of other ranks than 0 by a suffix.
+    """
 
     live: str  # published as they happen
     replay: str  # requested after a gap
+    ranks: int = 1
+
+    def by_rank(self) -> "dict[int | None, EventEndpoints]":
+        """Return the endpoints of each data-parallel rank; None stands for a worker with one."""
+        if self.ranks == 1:
+            return {None: self}
+        suffixes = ("", *(f"_dp{rank}" for rank in range(1, self.ranks)))
+        named = (EventEndpoints(self.live + end, self.replay + end) for end in suffixes)
+        return dict(enumerate(named))
 
 
 @dataclass(frozen=True)

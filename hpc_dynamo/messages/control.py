@@ -57,6 +57,11 @@ class PrefixCaches(msgspec.Struct, frozen=True):
     count: int = 1
     steered: bool = True  # False: the engine selects the rank of each request
 
+    @property
+    def dp_ranks(self) -> tuple[int | None, ...]:
+        """Return the ranks to which requests are steered; None stands for the whole worker."""
+        return tuple(range(self.count)) if self.steered and self.count > 1 else (None,)
+
 
 ONE_CACHE = PrefixCaches()
 
@@ -209,6 +214,7 @@ class KvEvents(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A batch of KV events as a worker's engine published it, sent by its agent to the head."""
 
     rank: int
+    dp_rank: int | None = None  # data-parallel rank, if the worker has several
     seq: int  # from 0 after each start of the engine; -1 with no payload ends a replay
     payload: bytes  # see kv.events
 
@@ -217,6 +223,7 @@ class KvReplayRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Sent by the head to a worker's agent: send buffered batches of KV events again."""
 
     rank: int
+    dp_rank: int | None = None
     start: int  # first `seq` to send
 
 

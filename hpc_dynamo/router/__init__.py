@@ -11,7 +11,7 @@ The batch runner calls RequestRouter.route directly, frontends through RemoteRou
 """
 
 from hpc_dynamo.router.decisions import DecisionStats
-from hpc_dynamo.router.index.block_owners import TargetKey
+from hpc_dynamo.router.index.block_owners import TargetKey, target_key
 from hpc_dynamo.router.index.hashes import adapter_root, block_hashes
 from hpc_dynamo.router.index.kv_state import KvState
 from hpc_dynamo.router.router import RequestRouter
@@ -60,4 +60,5 @@ __all__ = [
     "adapter_root",
     "block_hashes",
     "decode_loads",
+    "target_key",
 ]

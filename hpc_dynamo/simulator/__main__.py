@@ -167,17 +167,26 @@ def event_publishing(
     if not config.enabled:
         yield []
         return
-    publisher = KvEventPublisher(
-        config.endpoint,
-        config.replay_endpoint,
-        topic=config.topic,
-        buffer_steps=config.buffer_steps,
-    )
-    journal = KvEventJournal(args.block_size)
+    with contextlib.ExitStack() as stack:
+        publishers = [
+            stack.enter_context(_publishing(args, config, rank, own))
+            for rank, own in enumerate(scheduler.ranks)
+        ]
+        yield [publisher.serve_replays() for publisher in publishers]
+
+
+@contextlib.contextmanager
+def _publishing(
+    args: argparse.Namespace, config: KvEventsConfig, rank: int, scheduler: Scheduler
+) -> Iterator[KvEventPublisher]:
+    """Publish the events of one data-parallel rank."""
+    endpoints = config.endpoint_of(rank), config.replay_endpoint_of(rank)
+    publisher = KvEventPublisher(*endpoints, topic=config.topic, buffer_steps=config.buffer_steps)
+    journal = KvEventJournal(args.block_size, rank)
     scheduler.model.record_events(journal)
     scheduler.publish_events = partial(journal.publish, publisher)
     with contextlib.closing(publisher):
-        yield [publisher.serve_replays()]
+        yield publisher
 
 
 async def serve(args: argparse.Namespace) -> None:

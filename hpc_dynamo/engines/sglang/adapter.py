@@ -114,15 +114,14 @@ class SglangAdapter(EngineAdapter):
         return EngineCommand(argv, server_environment(config.engine, placement))
 
     def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
-        """Return None also with a kv-events-config of the user, and with data parallelism of the
-        worker or of attention, for which SGLang refuses ipc endpoints.
+        """Return None also with a kv-events-config of the user.
 
         A decode worker caches nothing unless disaggregation-decode-enable-radix-cache is set.
         """
-        several = self.caches_of(config, placement.worker).count > 1
-        if "kv-events-config" in user_options(config.engine) or several:
+        if "kv-events-config" in user_options(config.engine):
             return None
-        return ipc_event_endpoints(config.router, placement)
+        ranks = self.caches_of(config, placement.worker).count
+        return ipc_event_endpoints(config.router, placement, ranks)
 
     def prefix_caches(self, engine: Engine, role: Role, sizes: ParallelSizes) -> PrefixCaches:
         """Return a cache for each rank. The room number selects it on prefill workers, the header

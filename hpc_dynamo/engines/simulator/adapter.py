@@ -132,10 +132,10 @@ class SimulatorAdapter(EngineAdapter):
 
     def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
         """Return None also with a kv-events-config of the user."""
-        several = self.caches_of(config, placement.worker).count > 1
-        if "kv-events-config" in user_options(config.engine) or several:
+        caches = self.caches_of(config, placement.worker)
+        if "kv-events-config" in user_options(config.engine) or not caches.steered:
             return None
-        return ipc_event_endpoints(config.router, placement)
+        return ipc_event_endpoints(config.router, placement, caches.count)
 
     def prefix_caches(self, engine: Engine, role: Role, sizes: ParallelSizes) -> PrefixCaches:
         """Return a cache for each rank of an aggregated worker; others have one."""

@@ -114,13 +114,11 @@ class VllmAdapter(EngineAdapter):
         return EngineCommand(argv, server_environment(config.engine, placement))
 
     def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
-        """Return None also with a kv-events-config of the user, and with data parallelism: vLLM
-        0.32 refuses ipc endpoints for all but the first rank, and tcp endpoints have no access
-        control."""
-        data_parallel = placement.worker.parallel.data
-        if "kv-events-config" in user_options(config.engine) or data_parallel > 1:
+        """Return None also with a kv-events-config of the user."""
+        if "kv-events-config" in user_options(config.engine):
             return None
-        return ipc_event_endpoints(config.router, placement)
+        ranks = self.caches_of(config, placement.worker).count
+        return ipc_event_endpoints(config.router, placement, ranks)
 
     def prefix_caches(self, engine: Engine, role: Role, sizes: ParallelSizes) -> PrefixCaches:
         """Return a cache for each rank. The header X-data-parallel-rank selects it."""

@@ -38,7 +38,7 @@ from hpc_dynamo.messages import (
     WorkerReport,
     WorkerState,
 )
-from hpc_dynamo.router import RequestRouter
+from hpc_dynamo.router import RequestRouter, target_key
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.wire import ControlServer
@@ -180,13 +180,15 @@ class Membership:
         # Events may still arrive after the end of an extra job, or from a node that was replaced.
         if rank in self._placed and self._links.is_peer(self._placed[rank].node, peer):
             state = self._router(rank).kv_state
-            first_missing = state.receive_events(rank, events.seq, events.payload)
+            key = target_key(rank, events.dp_rank)
+            first_missing = state.receive_events(key, events.seq, events.payload)
             if first_missing is not None:
-                await self._request_replay(rank, first_missing)
+                await self._request_replay(rank, first_missing, events.dp_rank)
 
-    async def _request_replay(self, rank: int, start: int) -> None:
+    async def _request_replay(self, rank: int, start: int, dp_rank: int | None = None) -> None:
         if rank in self._placed:
-            await self._links.send(self._placed[rank].node, KvReplayRequest(rank=rank, start=start))
+            request = KvReplayRequest(rank=rank, dp_rank=dp_rank, start=start)
+            await self._links.send(self._placed[rank].node, request)
 
     async def watch(self) -> None:
         """Remove agents that died or fell silent, with their workers. Runs until cancelled."""
@@ -234,7 +236,8 @@ class Membership:
         if worker.state is WorkerState.ready:
             place, asleep, caches = (worker.role, worker.url), worker.asleep, worker.caches
             await router.add_worker(worker.rank, *place, draining=asleep, caches=caches)
-            await self._request_replay(worker.rank, 0)  # earlier events were not received
+            for dp_rank in worker.caches.dp_ranks:  # earlier events were not received
+                await self._request_replay(worker.rank, 0, dp_rank)
         else:
             router.remove_worker(worker.rank)
         if worker.state in EXITED:

@@ -15,6 +15,10 @@ TargetKey = int | tuple[int, int]
 """Owner of blocks: the rank of a worker, or (its rank, data-parallel rank) if it has several."""
 
 
+def target_key(rank: int, dp_rank: int | None) -> TargetKey:
+    return rank if dp_rank is None else (rank, dp_rank)
+
+
 class BlockOwners:
     """Owners of each block, as an integer of worker bits.
 
