@@ -35,8 +35,8 @@ async def test_events_of_each_rank_reach_the_router(run: Run) -> None:
         assert worker.caches == PrefixCaches(RANKS)
         for rank in (2, 0):
             await complete(head, worker, rank)
-        for rank in worker.caches.dp_ranks:
-            await head.send(KvReplayRequest(rank=0, dp_rank=rank, start=0))
+        for dp_rank in worker.caches.dp_ranks:
+            await head.send(KvReplayRequest(rank=0, dp_rank=dp_rank, start=0))
         ended = set[int | None]()
         while len(ended) < RANKS:
             message = await head.hear()
