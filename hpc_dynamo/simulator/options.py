@@ -44,7 +44,6 @@ def parser() -> argparse.ArgumentParser:
     timing = f"{', '.join(PROFILES)}, or a JSON file with coefficients"
     add("--timing", default="h100-8b", help=f"duration of steps: {timing} (%(default)s)")
     add("--time-scale", type=float, default=1.0, help="multiplies all durations (%(default)s)")
-    add("--data-parallel-size", type=int, default=1, help="ranks, each with a cache (%(default)s)")
     add("--num-blocks", type=int, default=4096, help="KV blocks, of each rank (%(default)s)")
     add("--block-size", type=int, default=16, help="tokens per block (%(default)s)")
     add("--kv-bytes-per-token", type=int, default=1024, help="size of the KV cache (%(default)s)")
@@ -75,8 +74,8 @@ def parser() -> argparse.ArgumentParser:
     add("--mpi", action="store_true", help="the nodes are the tasks of this Slurm step")
     add("--seed", type=int, default=0, help="the same on all ranks of a model (%(default)s)")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-    _add_sglang(p)
-    _add_failures(p)
+    for add_group in (_add_sglang, _add_ranks, _add_failures):
+        add_group(p)
     return p
 
 
@@ -88,6 +87,11 @@ def _add_sglang(p: argparse.ArgumentParser) -> None:
     add("--enable-pd-role-switch", action="store_true", help=switch)
     left = "time until a rank ends requests whose client has left (%(default)s)"
     add("--disconnect-check-s", type=float, default=4.0, help=left)
+
+
+def _add_ranks(p: argparse.ArgumentParser) -> None:
+    help_text = "data-parallel ranks, each with a KV cache (%(default)s)"
+    p.add_argument("--data-parallel-size", type=int, default=1, metavar="N", help=help_text)
 
 
 def _add_failures(p: argparse.ArgumentParser) -> None:

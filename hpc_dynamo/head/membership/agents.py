@@ -179,11 +179,9 @@ class Membership:
         rank = events.rank
         # Events may still arrive after the end of an extra job, or from a node that was replaced.
         if rank in self._placed and self._links.is_peer(self._placed[rank].node, peer):
-            state = self._router(rank).kv_state
-            key = target_key(rank, events.dp_rank)
-            first_missing = state.receive_events(key, events.seq, events.payload)
-            if first_missing is not None:
-                await self._request_replay(rank, first_missing, events.dp_rank)
+            state, key = self._router(rank).kv_state, target_key(rank, events.dp_rank)
+            if (first := state.receive_events(key, events.seq, events.payload)) is not None:
+                await self._request_replay(rank, first, events.dp_rank)
 
     async def _request_replay(self, rank: int, start: int, dp_rank: int | None = None) -> None:
         if rank in self._placed:
