@@ -26,6 +26,7 @@ PROMPT_USAGE = (
 # Fields of an event that may hold a response with a usage.
 HOLDERS = ("message", "response")
 MARK = b'"usage":{'
+EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 USAGE = msgspec.json.Decoder(dict[str, msgspec.Raw] | None)
 
 
@@ -88,26 +89,33 @@ class ResponseWithPrefillUsage:
 
 class _EventEditor:
     """ByteSink between a stream and `sink`. An event with usage waits for the prefill worker, which
-    has usually responded before."""
+    has usually responded before. Incomplete events are held back."""
 
     def __init__(self, sink: ByteSink, prefill: "asyncio.Task[bytes]") -> None:
         self._sink, self._prefill = sink, prefill
         self._held = bytearray()
+        self._complete = 0  # bytes of complete events
 
     def write(self, data: bytes) -> None:
-        if not self._held and MARK not in data and data.endswith(b"\n\n"):
+        if not self._held and MARK not in data and data.endswith(EVENT_ENDS):
             self._sink.write(data)
             return
+        start = max(self._complete, len(self._held) - len(EVENT_ENDS[-1]))
         self._held += data
-        complete = self._held.endswith((b"\n\n", b"\r\n\r\n"))
-        if complete and (self._prefill.done() or MARK not in self._held):
-            self.flush()
+        for end in EVENT_ENDS:
+            if (at := self._held.rfind(end, start)) >= 0:
+                self._complete = max(self._complete, at + len(end))
+        if self._prefill.done() or MARK not in self._held[: self._complete]:
+            self._send(self._complete)
 
     def flush(self) -> None:
         """Send what was held back."""
-        held, self._held = bytes(self._held), bytearray()
-        if held:
-            self._sink.write(_edited_events(held, _prompt_usage(self._prefill)))
+        self._send(len(self._held))
+
+    def _send(self, size: int) -> None:
+        events, self._held, self._complete = bytes(self._held[:size]), self._held[size:], 0
+        if events:
+            self._sink.write(_edited_events(events, _prompt_usage(self._prefill)))
 
     @property
     def congested(self) -> bool:

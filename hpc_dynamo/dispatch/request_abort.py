@@ -51,10 +51,16 @@ class RequestAborter:
         except BaseException as e:
             # The only worker of a request has ended it if it has answered with an error.
             if lease.prefill or not isinstance(e, RequestFailed):
-                bodies = protocol.abort_bodies(body)
-                for target in filter(None, (lease.prefill, lease.decode)):
-                    self._tasks.create_task(self._abort(target, protocol.abort_path, bodies))
+                self._start_aborts(lease, protocol.abort_path, protocol.abort_bodies(body))
             raise
+
+    def _start_aborts(self, lease: Lease, path: str, bodies: list[Body]) -> None:
+        for target in filter(None, (lease.prefill, lease.decode)):
+            abort = self._abort(target, path, bodies)
+            try:
+                self._tasks.create_task(abort)
+            except RuntimeError:  # the task group is shutting down
+                abort.close()
 
     async def _abort(self, target: Target, path: str, bodies: list[Body]) -> None:
         try:

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from hpc_dynamo.config import (
     Config,
     Engine,
+    Policy,
     Role,
     errors_of_model,
     with_role_options,
@@ -151,6 +152,20 @@ def truncates_prompts(engine_config: Engine) -> bool:
     return adapter_of(engine_config).truncates_prompts(engine_config)
 
 
+def rank_notes(config: Config) -> Iterator[str]:
+    """Yield a sentence for each role whose engines select the data-parallel rank themselves,
+    although the router counts cached prefixes."""
+    for model, own in config.by_model.items():
+        prefix = f"models.{model}.topology" if model else "topology"
+        for role, pool in own.topology.pools if own.router.policy is Policy.kv else ():
+            view = with_role_options(own, role).engine
+            caches = adapter_of(view).prefix_caches(view, role, pool.parallel)
+            if not caches.steered and caches.count > 1:
+                what = f"{prefix}.{role}: {view.name} itself selects one of {caches.count} data-"
+                what += "parallel ranks for a request, each with its own prefix cache; the router "
+                yield f"{what}counts 1/{caches.count} of a cached prefix"
+
+
 def diagnose(engine_config: Engine, log_tail: str) -> str:
     """Return what to try, from the last lines of a failed engine's log; empty if unknown."""
     return containers.diagnose(engine_config, log_tail) or adapter_of(engine_config).diagnose(
@@ -192,6 +207,7 @@ __all__ = [
     "pd_protocol_of",
     "probe_fields",
     "prompt_check_of",
+    "rank_notes",
     "roles_can_change",
     "truncates_prompts",
 ]

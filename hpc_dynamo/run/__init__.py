@@ -29,15 +29,9 @@ appends only to its own files.
 """
 
 from hpc_dynamo.run.files import read_json, write_atomic, write_json
-from hpc_dynamo.run.folders import (
-    Attempt,
-    ExtraJobFolder,
-    Run,
-    RunIdentity,
-    Secrets,
-    attempt_of_part,
-    new_token,
-)
+from hpc_dynamo.run.folders import Attempt, ExtraJobFolder, Run, RunIdentity
+from hpc_dynamo.run.result_parts import attempt_of_part
+from hpc_dynamo.run.secrets import Secrets, new_token
 
 __all__ = [
     "Attempt",

@@ -1,6 +1,5 @@
-"""Folders of a run, of its attempts and of their extra jobs: all paths, records and secrets."""
+"""Folders of a run, of its attempts and of their extra jobs: all paths and records."""
 
-import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -24,6 +23,8 @@ from hpc_dynamo.messages import (
 )
 from hpc_dynamo.run.files import read_json, write_atomic, write_json
 from hpc_dynamo.run.privacy import create_private_folder
+from hpc_dynamo.run.result_parts import part_of, parts_in
+from hpc_dynamo.run.secrets import Secrets, new_token
 from hpc_dynamo.topology import Plan
 
 T = TypeVar("T")
@@ -37,23 +38,6 @@ class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
     input: str
     fingerprint: str  # hash of the input's bytes
     created_at: float
-
-
-class Secrets(msgspec.Struct, frozen=True, kw_only=True):
-    """Secrets of a run: the engines' bearer token and the CURVE key pair of the control plane."""
-
-    token: str
-    public: str
-    private: str
-
-    @property
-    def keys(self) -> tuple[str, str]:
-        return self.public, self.private
-
-
-def new_token() -> str:
-    """Return a new bearer token of 256 bits."""
-    return secrets.token_urlsafe(32)
 
 
 def _read_required(path: Path, type_: type[T]) -> T:
@@ -277,23 +261,9 @@ class Run:
         return attempt
 
     def attempt_results(self, number: int, restarts: int = 0) -> Path:
-        """Return the part that an execution of an attempt appends to.
-
-        After Slurm has restarted a job, an earlier execution on a lost node may still write. Two
-        nodes that append to one file of a network file system damage its lines.
-        """
-        return self.results / (f"{number}.{restarts}.jsonl" if restarts else f"{number}.jsonl")
+        """Return the part that an execution of an attempt appends to."""
+        return part_of(self.results, number, restarts)
 
     def parts(self) -> list[Path]:
         """Return all files with results, the oldest first."""
-        return sorted(self.results.glob("*.jsonl"), key=_part_order)
-
-
-def attempt_of_part(part: Path) -> int:
-    """Return the number of the attempt that wrote a file with results."""
-    return _part_order(part)[0]
-
-
-def _part_order(part: Path) -> tuple[int, int]:
-    attempt, _, restarts = part.stem.partition(".")
-    return int(attempt), int(restarts or 0)
+        return parts_in(self.results)

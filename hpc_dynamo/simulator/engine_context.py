@@ -1,27 +1,14 @@
-"""State of a running engine that its endpoints use, and failures that they inject."""
+"""State of a running engine that its endpoints use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hpc_dynamo.kv.agent import KvAgent
-from hpc_dynamo.simulator.bad_answers import BadAnswer
+from hpc_dynamo.simulator.injected_failures import InjectedFailures
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.sglang_api import SglangApi
 from hpc_dynamo.simulator.sglang_bootstrap import SglangRank
-
-
-@dataclass(frozen=True)
-class InjectedFailures:
-    """Failures of requests on arrival. See SchedulerLimits for failures during generation."""
-
-    after_requests: int | None = None  # SIGKILL at the request after this many
-    request_rate: float = 0.0  # share of requests with status 500
-    seed: int = 0
-    text: bytes = b""  # SIGKILL at a body that contains this text
-    hang_after: int | None = None  # compute nothing more after this many requests
-    bad_answer: BadAnswer | None = None  # instead of an output
-    bad_after: int = 1  # requests that are answered well before
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 import asyncio
 import hmac
 import os
-import random
-import signal
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -17,6 +15,7 @@ from hpc_dynamo.simulator import tokenizer
 from hpc_dynamo.simulator.api_error import JSON, RequestRejected, error_body, send_json
 from hpc_dynamo.simulator.bad_answers import send_bad_answer
 from hpc_dynamo.simulator.chat_request import ChatRequest, TokenizeRequest
+from hpc_dynamo.simulator.data_parallel import set_rank
 from hpc_dynamo.simulator.embeddings import EmbeddingRequest
 from hpc_dynamo.simulator.engine_context import EngineContext
 from hpc_dynamo.simulator.generation import Generation, sequence_groups
@@ -25,6 +24,7 @@ from hpc_dynamo.simulator.generation_request import (
     DetokenizeRequest,
     check_model,
 )
+from hpc_dynamo.simulator.injected_failures import FailureInjector
 from hpc_dynamo.simulator.kv_handoff import METADATA_PATH
 from hpc_dynamo.simulator.kv_transfer_params import KvTransferParams
 from hpc_dynamo.simulator.messages_api import MessagesRequest
@@ -54,7 +54,8 @@ class HttpApi:
         self._expected = f"Bearer {key}".encode() if key else b""
         self._opened = asyncio.Event()
         self._engine: EngineContext
-        self._received, self._asleep = 0, False
+        self._injector: FailureInjector
+        self._asleep = False
         self._routes: dict[str, tuple[str, Handler]] = {
             "/v1/completions": ("POST", partial(self._generate, CompletionRequest)),
             "/v1/chat/completions": ("POST", partial(self._generate, ChatRequest)),
@@ -80,7 +81,7 @@ class HttpApi:
     def open(self, engine: EngineContext) -> None:
         """Start to handle requests."""
         self._engine = engine
-        self._random = random.Random(engine.failures.seed)
+        self._injector = FailureInjector(engine.failures, engine.scheduler)
         self._opened.set()
 
     async def handle(self, request: HttpRequest, reply: ResponseWriter) -> None:
@@ -116,9 +117,8 @@ class HttpApi:
     ) -> None:
         engine = self._engine
         body = _read(request, kind, strict=engine.sglang_api is None)
-        self._inject_failure(request)
-        bad_answer = engine.failures.bad_answer
-        if bad_answer and self._received > engine.failures.bad_after:
+        self._injector.count(request)
+        if bad_answer := self._injector.bad_answer:
             send_bad_answer(bad_answer, reply, stream=bool(body.stream))
             return
         if self._asleep:  # vLLM would let the request wait
@@ -136,6 +136,7 @@ class HttpApi:
             builder_type = response_builder(kind, sglang=engine.sglang_api is not None)
             builder = builder_type(body, request_id, model, **options)
             groups = self._groups(body, request_id, adapter)
+            set_rank(groups, request.headers, engine.scheduler.ranks)
         except RequestRejected:
             if not engine.trtllm:
                 self._decline(body.kv_transfer_params)
@@ -164,20 +165,8 @@ class HttpApi:
         if remote:
             self._engine.scheduler.decline(remote)
 
-    def _inject_failure(self, request: HttpRequest) -> None:
-        self._received += 1
-        failures = self._engine.failures
-        if failures.hang_after is not None and self._received > failures.hang_after:
-            self._engine.scheduler.hang()
-        limit = failures.after_requests
-        exceeded = limit is not None and self._received > limit
-        if exceeded or (failures.text and failures.text in request.body):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if failures.request_rate and self._random.random() < failures.request_rate:
-            raise RequestRejected("injected by --fail-request-rate", status=500)
-
     def _embeddings(self, request: HttpRequest) -> dict[str, Any]:
-        self._inject_failure(request)
+        self._injector.count(request)
         body, engine = _read(request, EmbeddingRequest), self._engine
         check_model(body.model, engine.model)
         return body.respond(_request_id(request), engine.model, engine.max_model_len)

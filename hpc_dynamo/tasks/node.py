@@ -27,7 +27,7 @@ from hpc_dynamo.config import Task
 from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.doctor.preflight import preflight
 from hpc_dynamo.errors import HpcDynamoError, LaunchError, file_error, file_error_in
-from hpc_dynamo.head.workloads.endpoint_socket import new_socket, refuse_clients
+from hpc_dynamo.head.workloads.endpoint_socket import KeptPort
 from hpc_dynamo.launch import bootstrap_step, next_attempt, retry
 from hpc_dynamo.launch.headless_job import restart_headless_job
 from hpc_dynamo.launch.node import is_requeued, node_index_and_hosts, restart_count
@@ -226,15 +226,14 @@ async def _run_with_head(
         preempted.set()
         group.create_task(report_preemption())
 
-    with new_socket(attempt.config().serve.host or listening.getsockname()[0]) as endpoint:
-        head = HeadProcess(attempt, listening, endpoint, report_preemption)
+    with KeptPort(attempt.config().serve.host or listening.getsockname()[0]) as endpoint:
+        head = HeadProcess(attempt, listening, endpoint.socket, report_preemption)
         on_stop_signal(head.stop)
         async with asyncio.TaskGroup() as group:
             on_preemption_signal(on_preemption)
             group.create_task(agent.run(), name="agent")
             superseded = group.create_task(stop_if_superseded(attempt, head.stop))
             outcome = await head.run()
-            refuse_clients(endpoint)
             endpoint.close()
             superseded.cancel()
             agent.stop()

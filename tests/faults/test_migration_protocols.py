@@ -95,7 +95,8 @@ async def test_typed_stream_is_unbroken(client: MigratingClient, path: str) -> N
     whole = await client.whole(path, body)
     for cuts in ((300,), (900,), (1900,), (3000,)):
         await client.unbroken(path, body, whole, *cuts)
-    assert client.migrator.outcomes["completed"] >= 3
+    # A stream that is cut before the client has anything is repeated.
+    assert client.migrator.outcomes["completed"] >= 2
 
 
 @pytest.fixture

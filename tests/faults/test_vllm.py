@@ -96,9 +96,14 @@ def lines_of(served: Served, path: str, body: Json) -> Iterator[Iterator[bytes]]
 
 
 def fail_in_mid_stream(
-    served: Served, asked: list[Case], begun_lines: int, fail: Callable[[str], None]
+    served: Served,
+    asked: list[Case],
+    begun_lines: int,
+    fail: Callable[[str], None],
+    loads: Callable[[Served], dict[str, float]] = Served.loads,
 ) -> list[list[Json]]:
-    """Send requests at once. Call `fail` with a decode worker once each has some lines."""
+    """Send requests at once. Call `fail` with the decode worker that has most of them, by `loads`,
+    once each has some lines."""
     begun = Semaphore(0)
 
     def stream(case: Case) -> list[Json]:
@@ -113,9 +118,9 @@ def fail_in_mid_stream(
         streams = [pool.submit(stream, case) for case in asked]
         for _ in asked:
             assert begun.acquire(timeout=300)
-        loads = served.loads()
-        url = max((row["url"] for row in served.workers()["decode"]), key=lambda url: loads[url])
-        assert loads[url], "all streams have ended"
+        found = loads(served)
+        url = max((row["url"] for row in served.workers()["decode"]), key=lambda url: found[url])
+        assert found[url], "all streams have ended"
         fail(url)
         return [each.result() for each in streams]
 

@@ -21,6 +21,7 @@ from tests.support.runs import latest, until
 
 MODEL = "smol"
 READY_S = 150.0  # on a quiet machine, see `until`
+SERVERS = (b"vllm.entrypoints.openai.api_server", b"hpc_dynamo_sglang")  # modules
 POLL_S = 0.25  # while an engine starts
 STOP_S = 60.0
 REQUEST_S = 200.0  # on a busy machine
@@ -110,8 +111,7 @@ def engine_pid(url: str) -> int:
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):
             words = entry.read_bytes().split(b"\0")
-            server = words[1:3] == [b"-m", b"vllm.entrypoints.openai.api_server"]
-            if server and port.encode() in words:
+            if words[1:2] == [b"-m"] and words[2] in SERVERS and port.encode() in words:
                 return int(entry.parent.name)
     raise AssertionError(f"no server on port {port}")
 

@@ -33,8 +33,8 @@ LEVEL = layers(PAGE.read_text())
 
 # Each of these libraries is imported in one place only.
 HOMES = {
-    "hydra": ("cli/overrides/files.py",),
-    "omegaconf": ("cli/overrides/files.py",),
+    "hydra": ("cli/overrides/hydra_files.py",),
+    "omegaconf": ("cli/overrides/hydra_files.py",),
     "yaml": ("cli/overrides/yaml_text.py",),
     "submitit": ("launch/",),
     "matplotlib": ("plotting.py",),

@@ -5,7 +5,8 @@
 - `renamed.py`: Old names of fields.
 - `values.py`: From the text of a value to its type.
 - `yaml_text.py`: YAML that keeps the text of scalars.
-- `files.py`: Files of groups, composed by Hydra.
+- `files.py`: Files of groups.
+- `hydra_files.py`: Composes them, with Hydra.
 - `tree.py`: The configuration, built from all of these.
 - `commented.py`: The configuration as YAML with comments.
 - `suggest.py`: Overrides for options of other tools.

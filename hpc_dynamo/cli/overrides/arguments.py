@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpc_dynamo.cli.overrides import field_lookup
 from hpc_dynamo.cli.overrides.field_lookup import Field
-from hpc_dynamo.cli.overrides.files import Folders, composed, refuse_unknown_choice
+from hpc_dynamo.cli.overrides.files import Folders, refuse_unknown_choice
 from hpc_dynamo.cli.overrides.suggest import suggestion
 from hpc_dynamo.config import Config, Role, Topology, TopologyKind
 from hpc_dynamo.errors import ConfigError, quoted_override
@@ -111,6 +111,8 @@ def _assignment(word: str, words: Sequence[str], folders: Folders) -> Assignment
 def roles(words: Sequence[str], folders: Folders) -> tuple[Role, ...]:
     """Return the roles of the pools that these arguments run; those of the default topology if the
     arguments are wrong."""
+    from hpc_dynamo.cli.overrides.hydra_files import composed
+
     try:
         files = composed(folders, [word for word in words if _is_choice(word, folders)])
         kinds = [str((files.get("topology") or {}).get("kind"))]

@@ -24,15 +24,17 @@ QUOTED = re.compile(r"(?P<quote>['\"])(?P<inner>(?:(?!(?P=quote))[^\\]|\\.)*)(?P
 def build(folders: files.Folders, words: Arguments, beneath: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tree of a configuration, typed and resolved. `beneath` overrides files; `words`
     override both. Raises ConfigError naming the field, and the file and line that set it."""
+    from hpc_dynamo.cli.overrides import hydra_files
+
     tree, hidden = _defaults(), _Hidden()
-    merge(tree, typed(files.composed(folders, words.choices), Config, (), folders.line))
+    merge(tree, typed(hydra_files.composed(folders, words.choices), Config, (), folders.line))
     merge(tree, hidden.away(typed(beneath, Config, (), folders.line)))
     for change in words.changes:
         if isinstance(change, Removal):
             _remove(tree, change)
         else:
             _assign(tree, change, hidden)
-    tree = typed(files.resolved(tree), Config, (), folders.line)
+    tree = typed(hydra_files.resolved(tree), Config, (), folders.line)
     shown: dict[str, Any] = _with_homes(hidden.back(tree), "")
     return shown
 

@@ -30,19 +30,36 @@ BACKLOG = 4096
 RUN = re.compile(r"(/\S.*)/attempts/\d+")
 
 
-def new_socket(host: str) -> socket.socket:
-    """Return a socket that an EndpointSocket of this host binds."""
+class KeptPort:
+    """Socket for the port of an endpoint, in the process that ends the endpoint.
+
+    That is the task of node 0, which starts one head after another, or a head without such a task.
+    An EndpointSocket binds the socket. If a head dies, the port stays reserved for the next one.
+    """
+
+    def __init__(self, host: str) -> None:
+        self.socket = _new_socket(host)
+
+    def close(self) -> None:
+        """Refuse new clients, in all processes that have the socket, and release the port. It is
+        free once all of them have closed their sockets."""
+        with suppress(OSError):  # it does not listen, or is closed
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _new_socket(host: str) -> socket.socket:
     return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
 
 
-def refuse_clients(listening: socket.socket) -> None:
-    """Refuse new clients, in all processes that have the socket."""
-    with suppress(OSError):  # it does not listen, or is closed
-        listening.shutdown(socket.SHUT_RDWR)
-
-
 class EndpointSocket:
-    """The port of an endpoint, reserved until `close`."""
+    """The port of an endpoint as one head uses it. Its KeptPort reserves it longer."""
 
     def __init__(
         self,
@@ -51,17 +68,15 @@ class EndpointSocket:
         *,
         shared: bool,
         attempt: Attempt,
-        kept: socket.socket | None = None,
+        kept: socket.socket,
     ) -> None:
-        """`shared`: more than one socket will listen.
+        """`shared`: more than one socket will listen. `kept` is the socket of a KeptPort, which an
+        earlier head may have bound.
 
-        `kept` is a `new_socket` that another process has too. If this process dies, the port stays
-        reserved, and the next EndpointSocket continues with it.
         Raises EngineError if a server of another run uses the port. An earlier job of the same
         run may use it.
         """
-        self._host, self._shared, self._only_here = host, shared, kept is None
-        self._kept = kept.dup() if kept else new_socket(host)
+        self._host, self._shared, self._kept = host, shared, kept.dup()
         if bound_port := int(self._kept.getsockname()[1]):
             self._reserved, self.port = self._kept, bound_port
             if not shared:
@@ -101,12 +116,7 @@ class EndpointSocket:
         return _bound(self._host, self.port, shared=True) if self._shared else self._reserved.dup()
 
     def close(self) -> None:
-        """Release the port; it is free once all processes have closed their sockets.
-
-        The process that keeps the socket ends it: this one may end after the next one listens.
-        """
-        if self._only_here:
-            refuse_clients(self._reserved)
+        """Close this head's socket. The endpoint continues: the next head may listen already."""
         self._reserved.close()
 
     def __enter__(self) -> Self:
@@ -119,7 +129,7 @@ class EndpointSocket:
 def _bound(
     host: str, port: int, *, shared: bool, made: socket.socket | None = None
 ) -> socket.socket:
-    made = made or new_socket(host)
+    made = made or _new_socket(host)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # for connections that linger
     if shared:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

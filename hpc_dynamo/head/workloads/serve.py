@@ -4,11 +4,12 @@ import asyncio
 import logging
 import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from hpc_dynamo.bootstrap.address import address_for_clients
 from hpc_dynamo.errors import EngineError
-from hpc_dynamo.head.workloads.endpoint_socket import EndpointSocket
+from hpc_dynamo.head.workloads.endpoint_socket import EndpointSocket, KeptPort
 from hpc_dynamo.head.workloads.endpoint_state import EndpointState
 from hpc_dynamo.head.workloads.frontend_process import FrontendProcess, default_frontend_count
 from hpc_dynamo.head.workloads.frontends import FrontendTotals
@@ -40,11 +41,13 @@ class ServeWorkload:
         """Serve until drained. Raises EngineError if the port is in use or a frontend fails."""
         host = self._config.serve.host or address_for_clients(self._context.members.address)
         with private_node_folder() as folder:
-            with await self._open_port(host) as port:
+            with ExitStack() as stack:
+                kept = self._context.endpoint_socket or stack.enter_context(KeptPort(host)).socket
+                port = stack.enter_context(await self._open_port(host, kept))
                 await self._serve(Path(folder) / "router", host, port)
         return Outcome(exit_code=0, message="the walltime ended; the endpoint was drained first")
 
-    async def _open_port(self, host: str) -> EndpointSocket:
+    async def _open_port(self, host: str, kept: socket.socket) -> EndpointSocket:
         """Open the port: after a restart of the head that of before, which its frontends close."""
         attempt, port = self._context.attempt, self._config.serve.port
         shared = self._count > 1 or self._config.planner.job_handover
@@ -53,7 +56,6 @@ class ServeWorkload:
             port = earlier.port
         while True:
             try:
-                kept = self._context.endpoint_socket
                 return EndpointSocket(host, port, shared=shared, attempt=attempt, kept=kept)
             except EngineError:
                 if earlier is None or time.monotonic() - began > PORT_WAIT_S:

@@ -276,9 +276,9 @@ def test_tcp_takes_over_if_mpi_fails(attempt: Attempt, how: str) -> None:
 @needs_mpirun
 def test_agents_agree_if_mpi_ends_too_late(attempt: Attempt) -> None:
     """Rank 0 finds that node 0 has decided for TCP and writes no roster."""
-    late = ["sh", "-c", 'sleep 3; exec "$@"', "sh", *mpirun(2)]
-    head = agent(attempt, 0, 2, 2.0, launcher=late, env=TOGETHER)
-    other = agent(attempt, 1, 2, 2.0, env=TOGETHER)
+    late = ["sh", "-c", 'sleep 6; exec "$@"', "sh", *mpirun(2)]
+    head = agent(attempt, 0, 2, 4.0, launcher=late, env=TOGETHER)
+    other = agent(attempt, 1, 2, 4.0, env=TOGETHER)
     let_start(head, other)
     rosters, log = exchanged([head, other])
     assert [r["method"] for r in rosters] == ["tcp", "tcp"], log

@@ -119,7 +119,8 @@ def test_role_options_with_live_role_change_are_rejected() -> None:
     "words",
     [
         [*DIFFER, "planner.restart_on_role_change=true"],
-        [*DIFFER, "engine=sglang"],  # restarts in any case
+        # Restarts in any case.
+        ["planner=load", "engine=sglang", "engine.prefill.args.chunked-prefill-size=16384"],
         [*DIFFER, "engine.decode.args.max_num_batched_tokens=16384"],  # the same after all
     ],
 )

@@ -14,9 +14,8 @@ from hpc_dynamo.config import Config
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.head.workloads.endpoint_socket import (
     EndpointSocket,
-    new_socket,
+    KeptPort,
     port_owner,
-    refuse_clients,
 )
 from hpc_dynamo.messages import Endpoint, Outcome
 from hpc_dynamo.run import Attempt, Run, Secrets, write_json
@@ -40,9 +39,23 @@ def two(tmp_path: Path) -> Attempt:
     return new_attempt(Run(tmp_path / "two"))
 
 
+@contextmanager
+def endpoint_socket(
+    host: str, port: int, *, shared: bool, attempt: Attempt
+) -> Iterator[EndpointSocket]:
+    with KeptPort(host) as kept:
+        with EndpointSocket(
+            host, port, shared=shared, attempt=attempt, kept=kept.socket
+        ) as reserved:
+            yield reserved
+
+
 def refused(host: str, port: int, attempt: Attempt, *, shared: bool) -> EngineError:
-    with pytest.raises(EngineError) as caught:
-        EndpointSocket(host, port, shared=shared, attempt=attempt)
+    with (
+        pytest.raises(EngineError) as caught,
+        endpoint_socket(host, port, shared=shared, attempt=attempt),
+    ):
+        pass
     return caught.value
 
 
@@ -64,7 +77,7 @@ def test_port_of_another_run_is_refused(
     one: Attempt, two: Attempt, first: str, second: str, shared: bool, also_shared: bool
 ) -> None:
     """It is refused before the first frontend process starts, and while they listen."""
-    with EndpointSocket(first, 0, shared=shared, attempt=one) as reserved:
+    with endpoint_socket(first, 0, shared=shared, attempt=one) as reserved:
         error = refused(second, reserved.port, two, shared=also_shared)
         assert (
             f"cannot listen on {second}:{reserved.port} of {socket.gethostname()}" in error.message
@@ -81,8 +94,8 @@ def test_same_port_on_another_address_is_accepted(
     one: Attempt, two: Attempt, first: str, second: str
 ) -> None:
     with (
-        EndpointSocket(first, 0, shared=True, attempt=one) as reserved,
-        EndpointSocket(second, reserved.port, shared=True, attempt=two) as other,
+        endpoint_socket(first, 0, shared=True, attempt=one) as reserved,
+        endpoint_socket(second, reserved.port, shared=True, attempt=two) as other,
     ):
         assert other.port == reserved.port
 
@@ -124,7 +137,7 @@ def test_error_names_the_process_that_uses_the_port(
 @pytest.mark.parametrize("words", [[], ["reuseport"]], ids=["plain", "as vLLM opens it"])
 def test_other_program_cannot_share_port_of_one_frontend(one: Attempt, words: list[str]) -> None:
     with (
-        EndpointSocket(LOCAL, 0, shared=False, attempt=one) as reserved,
+        endpoint_socket(LOCAL, 0, shared=False, attempt=one) as reserved,
         server(*words, port=reserved.port) as (port, _),
     ):
         assert port == 0
@@ -141,7 +154,7 @@ def test_error_names_the_run_that_uses_the_port_and_how_to_stop_it(
 
 
 def test_frontends_of_a_run_share_connections(one: Attempt) -> None:
-    with EndpointSocket(LOCAL, 0, shared=True, attempt=one) as reserved, ExitStack() as stack:
+    with endpoint_socket(LOCAL, 0, shared=True, attempt=one) as reserved, ExitStack() as stack:
         opened = [stack.enter_context(reserved.open()) for _ in range(3)]
         for each in opened:
             each.listen(256)
@@ -165,7 +178,7 @@ def taken(opened: socket.socket, stack: ExitStack) -> Iterator[socket.socket]:
 def test_closed_connections_do_not_block_the_port(one: Attempt, shared: bool) -> None:
     """A run may restart at once, although the kernel keeps closed connections for 60 s."""
     with (
-        EndpointSocket(LOCAL, 0, shared=shared, attempt=one) as reserved,
+        endpoint_socket(LOCAL, 0, shared=shared, attempt=one) as reserved,
         reserved.open() as opened,
     ):
         opened.listen()
@@ -174,7 +187,7 @@ def test_closed_connections_do_not_block_the_port(one: Attempt, shared: bool) ->
         accepted.close()  # first: TIME_WAIT is on this side
         client.close()
     with (
-        EndpointSocket(LOCAL, reserved.port, shared=shared, attempt=one) as again,
+        endpoint_socket(LOCAL, reserved.port, shared=shared, attempt=one) as again,
         again.open() as opened,
     ):
         opened.listen()
@@ -189,12 +202,12 @@ def endpoint(attempt: Attempt, port: int, host: str = "") -> None:
 
 
 def test_next_job_of_a_run_shares_the_port_on_the_same_node(one: Attempt) -> None:
-    with EndpointSocket(LOCAL, 0, shared=True, attempt=one) as reserved, reserved.open() as opened:
+    with endpoint_socket(LOCAL, 0, shared=True, attempt=one) as reserved, reserved.open() as opened:
         opened.listen()
         endpoint(one, reserved.port)
         after = new_attempt(one.run)
         with (
-            EndpointSocket(LOCAL, reserved.port, shared=True, attempt=after) as taking,
+            endpoint_socket(LOCAL, reserved.port, shared=True, attempt=after) as taking,
             taking.open() as also,
         ):
             also.listen()
@@ -235,7 +248,8 @@ with EndpointSocket("127.0.0.1", 0, shared=shared, attempt=attempt, kept=kept) a
 @pytest.mark.parametrize("shared", [False, True])
 def test_port_stays_reserved_after_the_death_of_a_head(one: Attempt, shared: bool) -> None:
     """Else another user could take it, and with it the keys and the prompts of clients."""
-    with new_socket(LOCAL) as kept:
+    with KeptPort(LOCAL) as owner:
+        kept = owner.socket
         argv = [sys.executable, "-c", HEAD, str(one.path), str(kept.fileno()), str(shared)]
         subprocess.run(argv, pass_fds=[kept.fileno()], check=False)
         port = kept.getsockname()[1]
@@ -249,7 +263,7 @@ def test_port_stays_reserved_after_the_death_of_a_head(one: Attempt, shared: boo
                 late = EndpointSocket(LOCAL, 0, shared=shared, attempt=one, kept=kept)
                 late.close()  # an earlier head that ends after its successor listens
                 socket.create_connection((LOCAL, port)).close()
-        refuse_clients(kept)
+        owner.close()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((LOCAL, port))
     with server(port=port) as (taken, _):

@@ -38,6 +38,10 @@ class Reply:
 
 
 HEAD = "hpc_dynamo.tasks.head"
+LOADS = (
+    *("vllm:num_requests_running", "vllm:num_requests_waiting"),
+    *("sglang:num_running_reqs", "sglang:num_queue_reqs"),
+)
 
 
 @dataclass(frozen=True)
@@ -153,12 +157,11 @@ class Served:
 
     def loads(self) -> dict[str, float]:
         """Return the requests in each engine that answers, by URL."""
-        names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
         found = dict[str, float]()
         for row in chain.from_iterable(self.workers().values()):
             with suppress(ConnectionError):  # the view of the head may be a second old
                 figures = self.engine(row["url"])
-                found[row["url"]] = sum(figures[name] for name in names)
+                found[row["url"]] = sum(figures.get(name, 0.0) for name in LOADS)
         return found
 
     def busy(self) -> float:

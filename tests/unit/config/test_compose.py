@@ -1,10 +1,13 @@
 """From overrides to a configuration, and error messages for wrong overrides."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from hpc_dynamo.cli.commands import RUN_VERBS
 from hpc_dynamo.cli.compose import compose
 from hpc_dynamo.cli.conf_folders import conf_dir
 from hpc_dynamo.cli.overrides.commented import commented
@@ -249,3 +252,22 @@ def test_a_wrong_word_on_a_model_is_explained(override: str, what: str, remedy: 
         compose(["engine=simulator", override])
     assert what in refused.value.message
     assert remedy in refused.value.hint
+
+
+def test_built_in_files_that_are_composed_once_are_not_shared() -> None:
+    first = compose(["engine=vllm-cpu", "engine.args.x=1", "~engine.args.dtype"])
+    second = compose(["engine=vllm-cpu"])
+    assert "x" in first.engine.args
+    assert "x" not in second.engine.args
+    assert second.engine.args["dtype"]
+
+
+def test_verbs_for_the_folder_of_a_run_do_not_import_hydra() -> None:
+    """The import takes as long as the rest of a start of the command line."""
+    code = (
+        "import sys\n"
+        "from hpc_dynamo.cli import command_line, parser\n"
+        f"for verb in {RUN_VERBS}: parser.parse([verb, 'runs/x'])\n"
+        "sys.exit('hydra' in sys.modules or 'omegaconf' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

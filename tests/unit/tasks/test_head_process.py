@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from hpc_dynamo.config import Config
-from hpc_dynamo.head.workloads.endpoint_socket import new_socket
+from hpc_dynamo.head.workloads.endpoint_socket import KeptPort
 from hpc_dynamo.messages import Roster
 from hpc_dynamo.run import Attempt, Run, Secrets, write_json
 from hpc_dynamo.tasks.head_process import STOPPED, HeadProcess
@@ -30,8 +30,8 @@ async def test_crash_loop_ends_the_job_with_the_last_words(tmp_path: Path) -> No
     async def on_start() -> None:
         starts.append(1)
 
-    with listening_socket(LOCAL) as listening, new_socket(LOCAL) as endpoint:
-        head = HeadProcess(attempt, listening, endpoint, on_start, max_restarts=1)
+    with listening_socket(LOCAL) as listening, KeptPort(LOCAL) as endpoint:
+        head = HeadProcess(attempt, listening, endpoint.socket, on_start, max_restarts=1)
         outcome = await head.run()
     assert len(starts) == 2
     assert outcome.exit_code == 1
@@ -45,6 +45,6 @@ async def test_stop_while_no_head_runs(tmp_path: Path) -> None:
     async def on_start() -> None:
         head.stop()
 
-    with listening_socket(LOCAL) as listening, new_socket(LOCAL) as endpoint:
-        head = HeadProcess(attempt, listening, endpoint, on_start)
+    with listening_socket(LOCAL) as listening, KeptPort(LOCAL) as endpoint:
+        head = HeadProcess(attempt, listening, endpoint.socket, on_start)
         assert await asyncio.wait_for(head.run(), 60) == STOPPED
