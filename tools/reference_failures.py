@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 from hpc_dynamo.demo.steps import KNOWN_FAILURES as DEMO
-from hpc_dynamo.engines import ENGINES, container_args
+from hpc_dynamo.engines import ENGINES
+from hpc_dynamo.engines.containers import failures
 from hpc_dynamo.engines.diagnostics import COMMON
 from hpc_dynamo.launch.reasons import KNOWN as REASONS
 from hpc_dynamo.launch.reasons import StartChance
@@ -27,7 +28,7 @@ def page() -> str:
         known = ENGINES[name].known_failures
         own = {sign: hint for sign, hint in known.items() if COMMON.get(sign) != hint}
         parts += [f"\n## {title}\n", _table(_signs(own))]
-    parts += ["\n## Containers\n", _table(_signs(container_args.KNOWN_FAILURES))]
+    parts += ["\n## Containers\n", _table(_signs(failures.KNOWN_FAILURES))]
     parts += ["\n## Installation of the demo\n", _table(_signs(DEMO))]
     parts += ["\n## Jobs that sbatch refuses\n", "The first sign that matches counts.\n"]
     parts.append(_table((f"`{_plain(pattern)}`", hint) for pattern, hint in FIELDS))

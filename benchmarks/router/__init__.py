@@ -2,6 +2,7 @@
 
     python -m benchmarks.router                        about an hour: all sizes, three repeats
     python -m benchmarks.router --quick                a minute: 64 workers, 200,000 blocks, once
+    python -m benchmarks.router.ranks                  minutes: hit rate of data-parallel ranks
     python -m benchmarks.router --sides hpc-dynamo --blocks 50000000 --workers 64
 
 Events: the KV events of workers with unlimited caches that serve the trace, encoded as vLLM 0.32

@@ -3,6 +3,7 @@
 import platform
 from array import array
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from benchmarks.router.workload import BLOCK, Synthetic
 from hpc_dynamo.kv.events import BlockRemoved, BlockStored, decode_events
@@ -50,7 +51,7 @@ class HpcDynamoIndex:
     def hashes(self, tokens: bytes) -> Sequence[int]:
         return chained_hashes(tokens, BLOCK)
 
-    def find(self, hashes: Sequence[int]) -> Mapping[int, int]:
+    def find(self, hashes: Sequence[int]) -> Mapping[Any, int]:
         return self._index.overlaps(hashes)
 
     def settle(self) -> None:

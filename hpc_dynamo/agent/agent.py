@@ -134,8 +134,8 @@ class Agent:
                 self.stop()
             case HelloRequest():
                 await self._say_hello()
-            case KvReplayRequest(rank=rank, start=start):
-                self._context.relay.replay(rank, start)
+            case KvReplayRequest(rank=rank, dp_rank=dp_rank, start=start):
+                self._context.relay.replay(rank, start, dp_rank)
             case StartShard():
                 self._shard_followers.start(message)
             case StopShard(rank=rank):

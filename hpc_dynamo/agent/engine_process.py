@@ -120,10 +120,7 @@ class EngineProcess:
         log.info("%s starts: %s", self.name, " ".join(command.argv))
         for name, text in command.files.items():
             write_atomic(self._attempt.logs / name, text.encode(), mode=0o600)
-        env, grace_s = (
-            clean_environment(ENVIRONMENT | dict(command.env)),
-            self._config.engine.stop_timeout_s,
-        )
+        env, grace_s = clean_environment(command.env), self._config.engine.stop_timeout_s
         child = await Child.start(command.argv, env, self._log, grace_s)
         try:
             yield child
@@ -137,7 +134,8 @@ class EngineProcess:
         command = adapter.command(config, place)
         # The other nodes of an MPI step do not have the folder of this one.
         temporary = {} if self._is_mpi_step else temporary_folders(place)
-        command = in_container(config, place, replace(command, env={**temporary, **command.env}))
+        env = {**ENVIRONMENT, **temporary, **command.env}
+        command = in_container(config, place, replace(command, env=env))
         if not (self._is_mpi_step or command.container_args):
             return command
         step = self._step = mpi_step.WorkerStep(

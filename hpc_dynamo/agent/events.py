@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 from hpc_dynamo.defects import contain_defects_of
 from hpc_dynamo.engines import EventEndpoints
@@ -13,6 +13,8 @@ from hpc_dynamo.messages import KvEvents
 from hpc_dynamo.wire import KvEventSubscriber
 
 REPLAY_S = 10.0  # an engine answers replay requests between two steps
+
+Source = tuple[int, int | None]  # rank of the worker, data-parallel rank if it has several
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +31,18 @@ class KvEventRelay:
         self, folder: str, send: Callable[[KvEvents], Awaitable[None]], group: asyncio.TaskGroup
     ) -> None:
         self.folder, self._send, self._group = folder, send, group
-        self._requests = dict[int, asyncio.Queue[int]]()  # replay requests, by rank
+        self._requests = dict[Source, asyncio.Queue[int]]()  # replay requests
 
     @asynccontextmanager
     async def follow(self, rank: int, endpoints: EventEndpoints | None) -> AsyncIterator[None]:
         """Relay events of a worker while the context is open. Enter it before the engine starts."""
+        async with AsyncExitStack() as stack:
+            for dp_rank, own in (endpoints.by_rank() if endpoints else {None: None}).items():
+                await stack.enter_async_context(self._follow((rank, dp_rank), own))
+            yield
+
+    @asynccontextmanager
+    async def _follow(self, rank: Source, endpoints: EventEndpoints | None) -> AsyncIterator[None]:
         requests = self._requests[rank] = asyncio.Queue()
         subscriber = KvEventSubscriber(endpoints.live, endpoints.replay) if endpoints else None
         loops = [self._answer(rank, requests, subscriber)]
@@ -53,23 +62,23 @@ class KvEventRelay:
             if subscriber:
                 subscriber.close()
 
-    def replay(self, rank: int, start: int) -> None:
+    def replay(self, rank: int, start: int, dp_rank: int | None = None) -> None:
         """Send what the engine still has from number `start` on, then REPLAY_END.
 
         Does nothing if the worker does not run.
         """
-        if rank in self._requests:
-            self._requests[rank].put_nowait(start)
+        if queue := self._requests.get((rank, dp_rank)):
+            queue.put_nowait(start)
 
-    async def _relay_all(self, rank: int, subscriber: KvEventSubscriber) -> None:
+    async def _relay_all(self, rank: Source, subscriber: KvEventSubscriber) -> None:
         try:
             while True:
                 await self._relay(rank, *await subscriber.receive())
         except WireError as e:
-            log.error("worker %d: its KV events are no longer relayed: %s", rank, e)
+            log.error("worker %s: its KV events are no longer relayed: %s", _name(rank), e)
 
     async def _answer(
-        self, rank: int, requests: "asyncio.Queue[int]", subscriber: KvEventSubscriber | None
+        self, rank: Source, requests: "asyncio.Queue[int]", subscriber: KvEventSubscriber | None
     ) -> None:
         while True:
             start = await requests.get()
@@ -77,16 +86,21 @@ class KvEventRelay:
                 await self._replay(rank, start, subscriber)
             await self._relay(rank, REPLAY_END, b"")
 
-    async def _replay(self, rank: int, start: int, subscriber: KvEventSubscriber) -> None:
-        log.info("worker %d: replaying KV events from number %d on", rank, start)
+    async def _replay(self, rank: Source, start: int, subscriber: KvEventSubscriber) -> None:
+        log.info("worker %s: replaying KV events from number %d on", _name(rank), start)
         try:
             async with aclosing(subscriber.replay(start, REPLAY_S)) as missed:
                 async for number, payload in missed:
                     await self._relay(rank, number, payload)
         except WireError as e:
-            log.error("worker %d: its KV events cannot be replayed: %s", rank, e)
+            log.error("worker %s: its KV events cannot be replayed: %s", _name(rank), e)
 
-    async def _relay(self, rank: int, number: int, payload: bytes) -> None:
-        await self._send(KvEvents(rank=rank, seq=number, payload=payload))
+    async def _relay(self, rank: Source, number: int, payload: bytes) -> None:
+        await self._send(KvEvents(rank=rank[0], dp_rank=rank[1], seq=number, payload=payload))
         # With sockets that are always ready, nothing above suspends this task.
         await asyncio.sleep(0)
+
+
+def _name(source: Source) -> str:
+    rank, dp_rank = source
+    return str(rank) if dp_rank is None else f"{rank}, data-parallel rank {dp_rank}"

@@ -19,7 +19,7 @@ from hpc_dynamo.agent.worker_restarts import WorkerRestarts
 from hpc_dynamo.config import Config, Role, with_worker_options
 from hpc_dynamo.engines import Placement, ShardRendezvous, engine, is_mpi_step
 from hpc_dynamo.errors import EngineError
-from hpc_dynamo.messages import NodeRecord, WorkerReport, WorkerState
+from hpc_dynamo.messages import NodeRecord, PrefixCaches, WorkerReport, WorkerState
 from hpc_dynamo.process.child import Child
 from hpc_dynamo.process.session import SessionMonitor
 from hpc_dynamo.process.stack_traces import abort_session
@@ -182,6 +182,10 @@ class ManagedWorker:
         await child.kill()
         return error
 
+    def _prefix_caches(self, worker: Worker) -> PrefixCaches:
+        config = self._context.config_of(worker)
+        return engine(config.engine.name).caches_of(config, worker)
+
     async def _report(
         self,
         worker: Worker,
@@ -205,6 +209,7 @@ class ManagedWorker:
             detail=detail,
             start_s=start_s,
             hangs=self._hangs,
+            caches=self._prefix_caches(worker),
             **structs.asdict(models),
         )
         await self._context.send(self.report)

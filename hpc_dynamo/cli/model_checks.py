@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 
 from hpc_dynamo.config import Config, Policy, Task
+from hpc_dynamo.engines import rank_notes
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.model_files import SIMULATOR, Problem, Severity, check_models
 from hpc_dynamo.preprocess import tokenizer_problem
@@ -28,6 +29,7 @@ def model_warnings(config: Config, *, on_node: bool) -> Iterator[str]:
     """Yield warnings about the models before the job starts, each with a remedy."""
     for problem in _problems(config, on_node=on_node) or _untokenized(config):
         yield f"{problem.severity}: {problem}"
+    yield from (f"{Severity.note}: {note}" for note in rank_notes(config))
 
 
 def _problems(config: Config, *, on_node: bool) -> tuple[Problem, ...]:

@@ -31,7 +31,7 @@ class ConcurrentHandoff:
 
     def __init__(self, workers: WorkerClient, protocol: ConcurrentProtocol) -> None:
         self._workers, self._protocol = workers, protocol
-        self._bootstrap_info = dict[Target, Body]()  # by prefill worker
+        self._bootstrap_info = dict[str, Body]()  # by URL of the prefill worker
 
     async def run(
         self, lease: Lease, prefill: Target, request: EngineRequest, sink: ResponseSink
@@ -42,21 +42,23 @@ class ConcurrentHandoff:
         """
         try:
             info = await self._get_bootstrap_info(lease, prefill)
-            room = random.randrange(BOOTSTRAP_ROOMS)
+            room = _bootstrap_room(prefill)
             bodies = self._protocol.worker_bodies(request.body, prefill.url, info, room)
             prefill_body, decode_body = map(msgspec.json.encode, bodies)
-            await self._send_both(lease, prefill, request, sink, prefill_body, decode_body)
+            # A header would override the room, also for the other prompts of a list.
+            target = Target(prefill.rank, prefill.url)
+            await self._send_both(lease, target, request, sink, prefill_body, decode_body)
         except RequestFailed:
             # A restarted worker may have another bootstrap address.
-            self._bootstrap_info.pop(prefill, None)
+            self._bootstrap_info.pop(prefill.url, None)
             raise
 
     async def _get_bootstrap_info(self, lease: Lease, prefill: Target) -> Body:
-        if prefill not in self._bootstrap_info:
+        if prefill.url not in self._bootstrap_info:
             path = self._protocol.bootstrap_path
             async with self._workers.get(lease, prefill, path) as response:
-                self._bootstrap_info[prefill] = read_object(await response.read(), prefill)
-        return self._bootstrap_info[prefill]
+                self._bootstrap_info[prefill.url] = read_object(await response.read(), prefill)
+        return self._bootstrap_info[prefill.url]
 
     async def _send_both(
         self, lease: Lease, target: Target, request: EngineRequest, sink: ResponseSink,
@@ -96,6 +98,14 @@ class ConcurrentHandoff:
                 raise
             log.warning("the prefill worker failed after the KV transfer: %s", e)
         return content
+
+
+def _bootstrap_room(prefill: Target) -> int:
+    """Return a random room. Its remainder selects the rank of the prefill worker (SGLang 0.5.23,
+    managers/data_parallel_controller.py, follow_bootstrap_room_scheduler)."""
+    if prefill.dp_rank is None:
+        return random.randrange(BOOTSTRAP_ROOMS)
+    return random.randrange(BOOTSTRAP_ROOMS // prefill.dp_size) * prefill.dp_size + prefill.dp_rank
 
 
 @asynccontextmanager

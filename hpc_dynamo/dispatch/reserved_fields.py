@@ -32,6 +32,8 @@ NESTED_RESERVED_FIELDS: Mapping[str, str] = {
 # Removed. A client that sets one gets the same response without it.
 RESERVED_FIELDS: Mapping[str, str] = {
     **NESTED_RESERVED_FIELDS,
+    "attention_dp_rank": "selects a process of the engine, which the router does",
+    "attention_dp_relax": "selects a process of the engine, which the router does",
     "data_parallel_rank": "selects a process of the engine, which the router does",
     "disagg_prefill_dp_rank": "selects a process of the engine, which the router does",
     "request_id": "name of the request in the engine, which the frontend sets",

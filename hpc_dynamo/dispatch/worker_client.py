@@ -23,6 +23,9 @@ GRACE_S = 0.1
 # Engines repeat the whole request in some errors, several times.
 MAX_ERROR_BYTES = 256 << 10
 NO_DESCRIPTOR = "no file descriptor is free (ulimit -n); `ulimit -Hn` is the most that you can set"
+# Selects a data-parallel rank in vLLM 0.32 (entrypoints/generate/base/serving.py), SGLang 0.5.23
+# (srt/entrypoints/openai/serving_base.py) and the simulator. Headers of clients are not forwarded.
+DP_RANK_HEADER = b"x-data-parallel-rank"
 NO_CONTEXT = RequestContext()
 OBJECT_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])  # values stay unparsed
 
@@ -110,7 +113,8 @@ class WorkerClient:
         Raises RequestFailed for another status. Raises WorkerFailed, also while the response is
         read, if the connection fails or the response is no answer. Both name the worker.
         """
-        sent = self.client.send("POST", target.url, request.path, content, request.headers)
+        headers = (*request.headers, *_rank_header(target))
+        sent = self.client.send("POST", target.url, request.path, content, headers)
         path = request.path.partition("?")[0]
         stream = target is lease.decode and not is_off(request.body, "stream")
         try:
@@ -126,6 +130,10 @@ class WorkerClient:
     ) -> AbstractAsyncContextManager[HttpResponse]:
         """Yield a worker's response with status 200. Raises the errors of `post`."""
         return _with_status_200(lease, target, self.client.send("GET", target.url, path))
+
+
+def _rank_header(target: Target) -> tuple[tuple[bytes, bytes], ...]:
+    return () if target.dp_rank is None else ((DP_RANK_HEADER, str(target.dp_rank).encode()),)
 
 
 @asynccontextmanager

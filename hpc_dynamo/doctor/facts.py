@@ -170,8 +170,8 @@ def _container_error(container: Container) -> str:
     if container.kind is ContainerKind.pyxis:
         if error := _pyxis_error():
             return error
-    elif not shutil.which(container.kind):
-        return f"{container.kind} is not on PATH"
+    elif not shutil.which(container.kind.program):
+        return f"{container.kind.program} is not on PATH"
     missing = container.image.startswith("/") and not _exists(container.image)
     return f"engine.container.image={container.image} is not there" if missing else ""
 

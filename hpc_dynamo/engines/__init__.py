@@ -10,7 +10,8 @@ Other packages call the functions below with a configuration, and do not name en
     contract/                          names of all options, recorded from the engines
     option_check.py                    refuses options before submission
     environment.py event_options.py    variables of an engine process; KV event options
-    shards.py container_args.py        workers over several nodes; commands inside containers
+    shards.py                          workers over several nodes
+    containers/                        commands inside containers, one file per runtime
     compat_checks.py                   what engines refuse before submission
     diagnostics.py root_cause.py       what a log says about a failed engine, and what to try
     answer_settings.py                 settings that the answers of a batch depend on
@@ -25,13 +26,14 @@ from contextlib import contextmanager
 from hpc_dynamo.config import (
     Config,
     Engine,
+    Policy,
     Role,
     errors_of_model,
     with_role_options,
     with_worker_options,
 )
 from hpc_dynamo.config.resolve import role_options_differ
-from hpc_dynamo.engines import container_args
+from hpc_dynamo.engines import containers
 from hpc_dynamo.engines.adapter import (
     EngineAdapter,
     EngineCommand,
@@ -43,7 +45,7 @@ from hpc_dynamo.engines.adapter import (
     SleepEndpoints,
     roles_can_change,
 )
-from hpc_dynamo.engines.container_args import in_container
+from hpc_dynamo.engines.containers import in_container
 from hpc_dynamo.engines.option_check import check_options
 from hpc_dynamo.engines.pd_protocol import (
     CHAT,
@@ -150,9 +152,23 @@ def truncates_prompts(engine_config: Engine) -> bool:
     return adapter_of(engine_config).truncates_prompts(engine_config)
 
 
+def rank_notes(config: Config) -> Iterator[str]:
+    """Yield a sentence for each role whose engines select the data-parallel rank themselves,
+    although the router counts cached prefixes."""
+    for model, own in config.by_model.items():
+        prefix = f"models.{model}.topology" if model else "topology"
+        for role, pool in own.topology.pools if own.router.policy is Policy.kv else ():
+            view = with_role_options(own, role).engine
+            caches = adapter_of(view).prefix_caches(view, role, pool.parallel)
+            if not caches.steered and caches.count > 1:
+                what = f"{prefix}.{role}: {view.name} itself selects one of {caches.count} data-"
+                what += "parallel ranks for a request, each with its own prefix cache; the router "
+                yield f"{what}counts 1/{caches.count} of a cached prefix"
+
+
 def diagnose(engine_config: Engine, log_tail: str) -> str:
     """Return what to try, from the last lines of a failed engine's log; empty if unknown."""
-    return container_args.diagnose(engine_config, log_tail) or adapter_of(engine_config).diagnose(
+    return containers.diagnose(engine_config, log_tail) or adapter_of(engine_config).diagnose(
         log_tail
     )
 
@@ -191,6 +207,7 @@ __all__ = [
     "pd_protocol_of",
     "probe_fields",
     "prompt_check_of",
+    "rank_notes",
     "roles_can_change",
     "truncates_prompts",
 ]

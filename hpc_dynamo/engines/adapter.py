@@ -9,9 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from hpc_dynamo.config import Config, Engine, PlannerMode, Role, TopologyKind
+from hpc_dynamo.config import (
+    Config,
+    Engine,
+    ParallelSizes,
+    PlannerMode,
+    Role,
+    TopologyKind,
+)
 from hpc_dynamo.engines.diagnostics import find_hint
 from hpc_dynamo.engines.pd_protocol import Body, PdProtocol
+from hpc_dynamo.messages import PrefixCaches
 from hpc_dynamo.topology import Plan, Worker
 
 
@@ -41,10 +49,22 @@ class Placement:
 
 @dataclass(frozen=True)
 class EventEndpoints:
-    """ZMQ endpoints of one worker's KV events."""
+    """ZMQ endpoints of one worker's KV events.
+
+    Each data-parallel rank has its own. Engines derive those of other ranks than 0 by a suffix.
+    """
 
     live: str  # published as they happen
     replay: str  # requested after a gap
+    ranks: int = 1
+
+    def by_rank(self) -> "dict[int | None, EventEndpoints]":
+        """Return the endpoints of each data-parallel rank; None stands for a worker with one."""
+        if self.ranks == 1:
+            return {None: self}
+        suffixes = ("", *(f"_dp{rank}" for rank in range(1, self.ranks)))
+        named = (EventEndpoints(self.live + end, self.replay + end) for end in suffixes)
+        return dict(enumerate(named))
 
 
 @dataclass(frozen=True)
@@ -170,6 +190,13 @@ class EngineAdapter(ABC):
     def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
         """Return where `command` makes the engine publish KV events; None if it does not."""
         return None
+
+    def prefix_caches(self, engine: Engine, role: Role, sizes: ParallelSizes) -> PrefixCaches:
+        """Return the prefix caches of a worker, and if a request can name one of them."""
+        return PrefixCaches(sizes.data, steered=sizes.data == 1)
+
+    def caches_of(self, config: Config, worker: Worker) -> PrefixCaches:
+        return self.prefix_caches(config.engine, worker.role, worker.parallel)
 
     def serves_both_roles(self, config: Config) -> bool:
         """Return True if a worker serves both roles at any time: no restart for a role change."""

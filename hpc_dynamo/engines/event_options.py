@@ -15,13 +15,23 @@ def uses_kv_events(router: Router) -> bool:
     return router.kv_events and router.policy is Policy.kv
 
 
-def ipc_event_endpoints(router: Router, placement: Placement) -> EventEndpoints | None:
+def ipc_event_endpoints(
+    router: Router, placement: Placement, ranks: int = 1
+) -> EventEndpoints | None:
     """Return endpoints in the worker's private folder; None if the router reads no KV events. Only
-    the first shard publishes them."""
+    the first shard publishes them, and no worker with several `ranks` over several nodes.
+
+    vLLM 0.32 and SGLang 0.5.23 refuse ipc endpoints for data-parallel ranks above 0, unless their
+    name contains `inproc`: then each rank appends its number (offset_endpoint_port in
+    distributed/kv_events.py and srt/disaggregation/kv_events.py).
+    """
     if not (uses_kv_events(router) and placement.events_folder) or placement.shard_index:
         return None
-    base = f"ipc://{placement.events_folder}/{placement.worker.rank}"
-    return EventEndpoints(base, f"{base}r")
+    if ranks > 1 and len(placement.worker.shards) > 1:
+        return None
+    name = f"inproc-{placement.worker.rank}" if ranks > 1 else str(placement.worker.rank)
+    base = f"ipc://{placement.events_folder}/{name}"
+    return EventEndpoints(base, f"{base}r", ranks)
 
 
 def kv_events_config(endpoints: EventEndpoints) -> dict[str, Any]:

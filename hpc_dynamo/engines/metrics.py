@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -29,6 +30,7 @@ class EngineMetrics:
 def parse_metrics(text: str, names: MetricNames) -> EngineMetrics:
     """Parse the text of /metrics. Metrics that the engine does not export are zero."""
     numbers: dict[str, float] = {}
+    kv_usages: list[float] = []  # one for each data-parallel rank
     histograms: dict[str, dict[float, float]] = {}
     kv_tokens = 0
     for family in text_string_to_metric_families(text):
@@ -39,6 +41,8 @@ def parse_metrics(text: str, names: MetricNames) -> EngineMetrics:
                 buckets[bound] = buckets.get(bound, 0) + sample.value
             elif sample.name == names.cache_info:
                 kv_tokens = max(kv_tokens, _tokens(sample.labels))
+            elif sample.name == names.kv_usage:
+                kv_usages.append(sample.value)
             else:
                 numbers[sample.name] = numbers.get(sample.name, 0) + sample.value
 
@@ -48,7 +52,7 @@ def parse_metrics(text: str, names: MetricNames) -> EngineMetrics:
     return EngineMetrics(
         running=first(names.running),
         waiting=first(names.waiting),
-        kv_usage=first(names.kv_usage),
+        kv_usage=fmean(kv_usages) if kv_usages else 0.0,
         prefix_queries=first(f"{names.prefix_queries}_total"),
         prefix_hits=first(f"{names.prefix_hits}_total"),
         prompt_tokens=first(f"{names.prompt_tokens}_total"),

@@ -36,7 +36,7 @@ def check_launcher(launcher: Launcher, config: Config, *, mpi_steps: bool) -> No
         return
     if any(own.engine.container.kind is ContainerKind.pyxis for own in config.by_model.values()):
         what = "cluster.launcher=local has no srun, which Pyxis needs to start containers"
-        hint = "cluster.launcher=slurm, or engine.container.kind=apptainer or enroot"
+        hint = "cluster.launcher=slurm, or engine.container.kind=apptainer or podman"
         raise ConfigError(what, hint=hint)
     if mpi_steps:
         what = "cluster.launcher=local cannot start MPI ranks over nodes"

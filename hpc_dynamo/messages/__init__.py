@@ -21,6 +21,7 @@
 
 from hpc_dynamo.histogram import Quantiles
 from hpc_dynamo.messages.control import (
+    ONE_CACHE,
     AgentStopped,
     ControlMessage,
     Heartbeat,
@@ -31,6 +32,7 @@ from hpc_dynamo.messages.control import (
     NodeRecord,
     NodesReplaced,
     Preempted,
+    PrefixCaches,
     Roster,
     SetAsleep,
     SetRole,
@@ -61,6 +63,7 @@ from hpc_dynamo.messages.run_folder import (
 )
 
 __all__ = [
+    "ONE_CACHE",
     "AgentStopped",
     "BatchSummary",
     "ControlMessage",
@@ -79,6 +82,7 @@ __all__ = [
     "Outcome",
     "PlannerStatus",
     "Preempted",
+    "PrefixCaches",
     "Progress",
     "Quantiles",
     "RetryRound",

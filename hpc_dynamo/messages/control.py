@@ -51,6 +51,21 @@ class WorkerState(StrEnum):
     stopped = "stopped"
 
 
+class PrefixCaches(msgspec.Struct, frozen=True):
+    """Prefix caches of a worker: one for each data-parallel rank."""
+
+    count: int = 1
+    steered: bool = True  # False: the engine selects the rank of each request
+
+    @property
+    def dp_ranks(self) -> tuple[int | None, ...]:
+        """Return the ranks to which requests are steered; None stands for the whole worker."""
+        return tuple(range(self.count)) if self.steered and self.count > 1 else (None,)
+
+
+ONE_CACHE = PrefixCaches()
+
+
 class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """State of a worker. Sent by its agent to the head at every change."""
 
@@ -70,6 +85,7 @@ class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     operations: tuple[str, ...] = ()  # HTTP operations for clients: `POST /v1/rerank`
     version: str = ""  # version of the engine, as it reports it
     asleep: bool = False  # put to sleep by a client; receives no requests
+    caches: PrefixCaches = ONE_CACHE
     hangs: int = 0  # times that it hung and was killed; counted by its agent
 
     @property
@@ -198,6 +214,7 @@ class KvEvents(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A batch of KV events as a worker's engine published it, sent by its agent to the head."""
 
     rank: int
+    dp_rank: int | None = None  # data-parallel rank, if the worker has several
     seq: int  # from 0 after each start of the engine; -1 with no payload ends a replay
     payload: bytes  # see kv.events
 
@@ -206,6 +223,7 @@ class KvReplayRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Sent by the head to a worker's agent: send buffered batches of KV events again."""
 
     rank: int
+    dp_rank: int | None = None
     start: int  # first `seq` to send
 
 

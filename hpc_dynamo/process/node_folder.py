@@ -39,7 +39,7 @@ def private_node_folder() -> Iterator[str]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        _remove_tree(path)
         os.close(lock)
 
 
@@ -82,6 +82,21 @@ def _locked_folder(base: str) -> tuple[str, int]:
             os.close(handle)
 
 
+def _remove_tree(path: str | Path) -> None:
+    """Remove a folder as far as possible, also folders in it that are closed to their owner.
+
+    The kernel makes such a folder for a writable layer (overlayfs), for example of a container.
+    """
+
+    def open_and_remove(_function: object, inner: str, _error: object) -> None:
+        with suppress(OSError):
+            if stat.S_ISDIR(os.lstat(inner).st_mode):
+                os.chmod(inner, stat.S_IRWXU)
+                shutil.rmtree(inner, ignore_errors=True)
+
+    shutil.rmtree(path, onerror=open_and_remove)
+
+
 def remove_leftover_folders(base: Path) -> None:
     """Remove this user's node folders in `base` whose processes have ended, also by kill -9."""
     for path in base.glob(f"{PREFIX}*"):
@@ -92,6 +107,6 @@ def remove_leftover_folders(base: Path) -> None:
                 if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) == 0o700:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     os.stat(MARK, dir_fd=handle)
-                    shutil.rmtree(path)
+                    _remove_tree(path)
             finally:
                 os.close(handle)

@@ -1,4 +1,6 @@
-"""Processes of a session, such as an engine with all its workers.
+"""Processes of a session, such as an engine with all its workers, and their descendants.
+
+A container runtime such as Podman starts the engine in a session of its own.
 
 Source: proc(5), file stat; file schedstat of Linux (Documentation/scheduler/sched-stats.rst).
 """
@@ -16,10 +18,12 @@ from typing import NamedTuple
 
 STOPPED = "T"  # by SIGSTOP, SIGTSTP or a similar signal
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-SESSION, STARTED_AT = 3, 19  # fields, from the state on
+PARENT, SESSION, STARTED_AT = 1, 3, 19  # fields, from the state on
 OWN_TIMES, TIMES_OF_CHILDREN = slice(11, 13), slice(13, 15)
 NS_PER_S = 1e9
 RETRY_S = 1.0
+
+ProcessRow = tuple[Path, list[str]]  # folder in /proc, and the stat fields from the state on
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +36,8 @@ class ThreadTimes(NamedTuple):
 
 
 class SessionUsage(NamedTuple):
-    """CPU time that a session has used, ended children included, and its present threads.
+    """CPU time that a session and its descendants have used, ended children included, and their
+    present threads.
 
     `threads` is empty on a kernel that does not count their times. `at_s` is the clock's time.
     `children_s` is the part of the CPU time that ended children have used.
@@ -80,21 +85,38 @@ async def _scan(leaders: frozenset[int]) -> dict[int, SessionUsage]:
 
 def session_usages(leaders: Collection[int]) -> dict[int, SessionUsage]:
     """Return the usage of the sessions of these processes that are alive."""
-    sessions = defaultdict[int, list[tuple[Path, list[str]]]](list)
-    for process, fields in processes():
-        if (leader := int(fields[SESSION])) in leaders:
-            sessions[leader].append((process, fields))
-    return {leader: _usage(rows) for leader, rows in sessions.items()}
+    return {leader: _usage(rows) for leader, rows in members(leaders).items()}
 
 
-def processes() -> Iterator[tuple[Path, list[str]]]:
+def members(leaders: Collection[int]) -> dict[int, list[ProcessRow]]:
+    """Return the processes of each leader: those of its session, and descendants that left it."""
+    table = {int(path.name): (path, fields) for path, fields in processes()}
+    found = defaultdict[int, list[ProcessRow]](list)
+    for pid, row in table.items():
+        if (leader := _leader(pid, table, leaders)) is not None:
+            found[leader].append(row)
+    return found
+
+
+def _leader(pid: int, table: Mapping[int, ProcessRow], leaders: Collection[int]) -> int | None:
+    for _ in table:  # at most one step per process: the table is no snapshot
+        if pid not in table:
+            return None
+        fields = table[pid][1]
+        if (session := int(fields[SESSION])) in leaders:
+            return session
+        pid = int(fields[PARENT])
+    return None
+
+
+def processes() -> Iterator[ProcessRow]:
     """Yield the folder in /proc of each process, and its stat fields from the state on."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it has ended
             yield stat.parent, stat.read_text().rpartition(")")[2].split()
 
 
-def _usage(rows: list[tuple[Path, list[str]]]) -> SessionUsage:
+def _usage(rows: list[ProcessRow]) -> SessionUsage:
     own, children = (
         sum(int(value) for _, row in rows for value in row[fields]) / TICKS_PER_S
         for fields in (OWN_TIMES, TIMES_OF_CHILDREN)

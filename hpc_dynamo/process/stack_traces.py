@@ -6,14 +6,14 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from hpc_dynamo.process.session import SESSION, STARTED_AT, processes
+from hpc_dynamo.process.session import STARTED_AT, members
 
 ENVIRONMENT = {"PYTHONFAULTHANDLER": "1"}  # see the documentation of Python's faulthandler
 PATIENCE_S = 1.0  # per process; one that is stopped by a signal writes nothing
 
 
 def abort_session(leader: int) -> None:
-    """End the processes of a session by SIGABRT, the youngest first, but not its leader.
+    """End the processes of a leader by SIGABRT, the youngest first, but not the leader.
 
     Those that were started with ENVIRONMENT write stack traces to their standard error. None
     writes a core dump. Blocks for PATIENCE_S per process that does not end.
@@ -30,10 +30,7 @@ def abort_session(leader: int) -> None:
 
 
 def _members(leader: int) -> list[int]:
-    """Return the process ids of a session without its leader, the youngest first (proc(5))."""
-    found = [
-        (int(fields[STARTED_AT]), int(process.name))
-        for process, fields in processes()
-        if int(fields[SESSION]) == leader != int(process.name)
-    ]
-    return [pid for _, pid in sorted(found, reverse=True)]
+    """Return the process ids of a leader without itself, the youngest first (proc(5))."""
+    rows = members([leader]).get(leader, [])
+    found = [(int(fields[STARTED_AT]), int(process.name)) for process, fields in rows]
+    return [pid for _, pid in sorted(found, reverse=True) if pid != leader]

@@ -19,7 +19,7 @@ class DecisionStats:
 
     def record(self, selection: Selection, blocks: int, seconds: float) -> None:
         """Count a decision on a prompt of `blocks` blocks that took `seconds`."""
-        for worker in selection.workers:
+        for worker in (target.worker for target in selection.targets):
             self.by_worker[worker.rank, str(worker.role), str(selection.policy)] += 1
         self.by_reason[selection.reason] += 1
         self.prompt_blocks += blocks

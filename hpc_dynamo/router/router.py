@@ -10,7 +10,7 @@ from typing import Self
 from uuid import uuid4
 
 from hpc_dynamo.config import Config, Role, Router, Task, TopologyKind
-from hpc_dynamo.messages import Traffic
+from hpc_dynamo.messages import ONE_CACHE, PrefixCaches, Traffic
 from hpc_dynamo.router.active_lease import ActiveLease
 from hpc_dynamo.router.decisions import DecisionStats
 from hpc_dynamo.router.index.kv_state import KvState
@@ -18,11 +18,12 @@ from hpc_dynamo.router.interval_stats import IntervalStats
 from hpc_dynamo.router.scheduling.explain import RoutingExplanation, explain
 from hpc_dynamo.router.scheduling.lease import Lease, LeaseEvent, RoutingRequest
 from hpc_dynamo.router.scheduling.limits import AdmissionLimits
-from hpc_dynamo.router.scheduling.peer_loads import LoadByUrl, PeerLoads
+from hpc_dynamo.router.scheduling.peer_loads import LoadByAddress
 from hpc_dynamo.router.scheduling.queue import QueuedRequest, RequestQueue
 from hpc_dynamo.router.scheduling.selector import Selection, WorkerSelector
 from hpc_dynamo.router.scheduling.worker import RoutedWorker
 from hpc_dynamo.router.throughput import Throughput
+from hpc_dynamo.router.worker_set import WorkerSet
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,10 @@ class RequestRouter:
         self._limits = limits or AdmissionLimits()
         self.kv_state, self.decisions = KvState(config, clock), DecisionStats()
         self._selector = WorkerSelector(kind, config, self._limits, self.kv_state)
-        self._workers, self._departed = dict[int, RoutedWorker](), dict[int, RoutedWorker]()
+        self.worker_set = WorkerSet(self.kv_state, clock)
+        self._workers = self.worker_set.by_rank
         self._leases, self._lease_ids = dict[int, ActiveLease](), count(1)
-        self._queue, self._peer_loads = RequestQueue(clock), PeerLoads()
+        self._queue = RequestQueue(clock)
         self._worker_added, self._idle = asyncio.Event(), asyncio.Event()
         self._throughput, self.interval_stats = Throughput(clock), IntervalStats(clock)
         self.head_name = uuid4().hex  # distinguishes this head among peer heads
@@ -64,30 +66,28 @@ class RequestRouter:
     def workers(self) -> Iterable[RoutedWorker]:
         return self._workers.values()
 
-    async def add_worker(self, rank: int, role: Role, url: str, *, draining: bool = False) -> None:
+    async def add_worker(
+        self, rank: int, role: Role, url: str, *, draining: bool = False,
+        caches: PrefixCaches = ONE_CACHE,
+    ) -> None:  # fmt: skip
         """Add a ready worker. A rank that is added again loses its earlier requests.
 
-        With `draining` it gets no requests before `set_role`, like after `drain`.
+        With `draining` it gets no requests before `set_role`, like after `drain`. `caches` are its
+        data-parallel ranks.
         """
         self.remove_worker(rank)
-        busy_s = earlier.busy_s if (earlier := self._departed.pop(rank, None)) else 0.0
-        worker = RoutedWorker(rank, role, url, busy_s=busy_s, clock=self._clock)
-        worker.peer_load, worker.draining = self._peer_loads.total(url), draining
-        self._workers[rank] = worker
-        self.kv_state.add_worker(rank)
+        self.worker_set.add(rank, role, url, caches).draining = draining
         self.changed.set()
         self._serve_queue()
         self._worker_added.set()
 
     def remove_worker(self, rank: int) -> None:
         """Remove a worker and mark its leases as lost."""
-        if worker := self._workers.pop(rank, None):
-            self.kv_state.remove_worker(rank)
+        if worker := self.worker_set.remove(rank):
             self.changed.set()
-            self._departed[rank] = worker
             worker.idle.set()
             for active in list(self._leases.values()):
-                if worker in (active.decode, active.active_prefill):
+                if active.uses(worker):
                     active.lease.set_worker_lost(rank)
             self._serve_queue()
 
@@ -106,11 +106,9 @@ class RequestRouter:
             self.changed.set()
             self._serve_queue()
 
-    def set_peer_load(self, head: str, loads: LoadByUrl) -> None:
+    def set_peer_load(self, head: str, loads: LoadByAddress) -> None:
         """Replace the load that another head has placed on these workers; {} if it is gone."""
-        self._peer_loads.set(head, loads)
-        for worker in self.workers:
-            worker.peer_load = self._peer_loads.total(worker.url)
+        self.worker_set.set_peer_load(head, loads)
 
     def set_limits(self, limits: AdmissionLimits) -> None:
         """Replace the admission limits. Queued requests are dispatched if there is room now."""
@@ -261,10 +259,10 @@ class RequestRouter:
 
     def _grant(self, selection: Selection, blocks: int, arrived_at: float) -> Lease:
         id_, cost = next(self._lease_ids), self._selector.transfer_cost
-        lease = Lease(id_, selection.prefill_target, selection.decode_target, self)
+        lease = Lease(id_, selection.leased_prefill, selection.leased_decode, self)
         self._leases[id_] = ActiveLease.start(lease, selection, blocks, cost, arrived_at)
-        for worker in selection.workers:
-            self.kv_state.expect(worker.rank, selection.hashes)
+        for target in selection.targets:
+            self.kv_state.expect(target.key, selection.hashes)
         return lease
 
     def on_lease_event(self, lease: int, event: LeaseEvent, value: int) -> None:

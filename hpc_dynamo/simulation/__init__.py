@@ -4,7 +4,7 @@
 - load: requests of a trace, or of synthetic phases.
 - request_flow: one request through router and workers.
 - pool: the workers and their role changes.
-- worker, step_run, cache: one engine, computed from event to event.
+- worker, step_run, cache: one engine, computed from event to event; ranks: several in a worker.
 - kv_event_source: KV events of a worker's cache.
 - performance: a timing model for the planner.
 - result, result_plot: the results.

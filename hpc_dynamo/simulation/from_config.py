@@ -2,6 +2,7 @@
 
 from hpc_dynamo.config import Config, Planner, PlannerMode, Role, Topology
 from hpc_dynamo.errors import ConfigError, InputError
+from hpc_dynamo.messages import PrefixCaches
 from hpc_dynamo.planner.planner import RolePlanner
 from hpc_dynamo.router import AdmissionLimits
 from hpc_dynamo.simulation.load import TraceRequest
@@ -17,9 +18,10 @@ MICRO = 1e-6
 
 def simulated_job(config: Config) -> SimulatedJob:
     """Return the job. Raises ConfigError, or InputError for an invalid timing file."""
-    simulate, planner = config.simulate, config.planner
+    simulate, planner, seqs = config.simulate, config.planner, config.engine.max_num_seqs
+    ranks = max(pool.data_parallel for _, pool in config.topology.pools)
     sizes = EngineSizes(
-        max_sequences=config.engine.max_num_seqs,
+        max_sequences=-(-seqs // ranks),
         step_tokens=simulate.max_num_batched_tokens,
         cache_tokens=simulate.kv_cache_tokens,
         transfer_s_per_token=simulate.kv_transfer_us_per_token * MICRO,
@@ -29,7 +31,7 @@ def simulated_job(config: Config) -> SimulatedJob:
         workers={role: pool.workers for role, pool in config.topology.pools},
         targets=LatencyTargets(planner.ttft_s, planner.itl_s),
         router=config.router,
-        limits=AdmissionLimits.for_endpoint(config.serve, config.router, sizes.max_sequences),
+        limits=AdmissionLimits.for_endpoint(config.serve, config.router, seqs),
         role_change=RoleChangeModel(
             role_change_s=simulate.role_change_s,
             drain_s=planner.drain_timeout_s,
@@ -39,6 +41,7 @@ def simulated_job(config: Config) -> SimulatedJob:
         ),
         interval_s=planner.interval_s,
         worker_gpus=_gpus(config.topology),
+        caches=PrefixCaches(ranks),
     )
 
 

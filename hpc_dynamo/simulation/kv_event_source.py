@@ -5,18 +5,18 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from hpc_dynamo.kv.events import KvEventBatch, encode_events
-from hpc_dynamo.router import KvState
+from hpc_dynamo.router import KvState, TargetKey
 from hpc_dynamo.simulation.cache import SimulatedCache
 
 
 class KvEventSource:
-    """Event source of one worker. It updates the router's index directly, without a socket.
+    """Event source of one worker or data-parallel rank, without a socket: updates the router.
 
     `tokens` maps the hash of a block to its token ids.
     """
 
     def __init__(
-        self, kv_state: KvState, rank: int, cache: SimulatedCache, tokens: Mapping[int, bytes]
+        self, kv_state: KvState, rank: TargetKey, cache: SimulatedCache, tokens: Mapping[int, bytes]
     ) -> None:
         self._kv_state, self._rank, self._tokens, self._cache = kv_state, rank, tokens, cache
         self._parents = dict[int, int | None]()

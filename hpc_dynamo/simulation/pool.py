@@ -1,15 +1,15 @@
 """The workers of a simulated job and their role changes, as head/scaling executes them."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hpc_dynamo.config import Role
-from hpc_dynamo.messages import WorkerLoad
+from hpc_dynamo.messages import ONE_CACHE, PrefixCaches, WorkerLoad
 from hpc_dynamo.planner.signals import RoleMove
 from hpc_dynamo.router import RequestRouter, RoutedWorker
 from hpc_dynamo.simulation.kv_event_source import KvEventSource
-from hpc_dynamo.simulation.worker import SimulatedWorker
+from hpc_dynamo.simulation.ranks import RankedWorker
 from hpc_dynamo.timing_model import TimingModel
 
 
@@ -33,11 +33,13 @@ class WorkerPool:
     def __init__(
         self,
         router: RequestRouter,
-        workers: Mapping[int, SimulatedWorker],
-        event_sources: Mapping[int, KvEventSource],
+        workers: Mapping[int, RankedWorker],
+        event_sources: Mapping[int, Sequence[KvEventSource]],
         timings: Mapping[Role, TimingModel],
         role_change: RoleChangeModel,
+        caches: PrefixCaches = ONE_CACHE,
     ) -> None:
+        self._caches = caches
         self._router, self._workers, self._event_sources = router, workers, event_sources
         self._timings, self._role_change = timings, role_change
         self._loop = asyncio.get_running_loop()
@@ -47,10 +49,10 @@ class WorkerPool:
 
     async def add_worker(self, rank: int, role: Role) -> None:
         """Add a ready worker with the content of its cache."""
-        self._workers[rank].timing = self._timings[role]
-        await self._router.add_worker(rank, role, f"worker {rank}")
-        if rank in self._event_sources:
-            self._event_sources[rank].republish()
+        self._workers[rank].set_timing(self._timings[role])
+        await self._router.add_worker(rank, role, f"worker {rank}", caches=self._caches)
+        for source in self._event_sources.get(rank, ()):
+            source.republish()
         self._record_roles()
 
     def ready(self, role: Role) -> list[RoutedWorker]:
@@ -67,7 +69,7 @@ class WorkerPool:
                 rank=rank,
                 running=worker.running,
                 waiting=worker.waiting,
-                kv_usage=worker.cache.usage,
+                kv_usage=worker.kv_usage,
             )
             for rank, worker in self._workers.items()
         ]
@@ -101,12 +103,12 @@ class WorkerPool:
         role_change = self._role_change
         if role_change.restart_engine:
             self._router.remove_worker(rank)
-            self._workers[rank].cache.clear()
+            self._workers[rank].clear_cache()
             await asyncio.sleep(role_change.role_change_s)
             await self.add_worker(rank, new)
         else:
             await asyncio.sleep(role_change.role_change_s)
-            self._workers[rank].timing = self._timings[new]
+            self._workers[rank].set_timing(self._timings[new])
             self._router.set_role(rank, new)
 
     def _record_roles(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.router import Lease, RequestRouter, RoutingRequest
 from hpc_dynamo.simulation.load import TraceRequest
+from hpc_dynamo.simulation.ranks import RankedWorker
 from hpc_dynamo.simulation.result import RequestResult
 from hpc_dynamo.simulation.worker import ModelledSequence, SimulatedWorker
 
@@ -16,7 +17,7 @@ class RequestFlow:
     def __init__(
         self,
         router: RequestRouter,
-        workers: Mapping[int, SimulatedWorker],
+        workers: Mapping[int, RankedWorker],
         on_result: Callable[[RequestResult], None],
     ) -> None:
         self._router, self._workers, self._on_result = router, workers, on_result
@@ -40,13 +41,12 @@ class RequestFlow:
     async def _served(
         self, request: TraceRequest, blocks: list[int], lease: Lease
     ) -> RequestResult:
-        decode = self._workers[lease.decode.rank]
+        decode = self._workers[lease.decode.rank].selected(lease.decode)
         sequence = ModelledSequence(request.prompt_tokens, request.response_tokens, blocks)
         prompt_sequence = sequence
         if lease.prefill:
-            prompt_sequence = await self._prefilled(
-                request, blocks, lease, lease.prefill.rank, sequence
-            )
+            prefill = self._workers[lease.prefill.rank].selected(lease.prefill)
+            prompt_sequence = await self._prefilled(request, blocks, lease, prefill, sequence)
         begun, done = self._loop.create_future(), self._loop.create_future()
         sequence.on_first_token, sequence.on_done = _resolver(begun), _resolver(done)
         decode.submit(sequence)
@@ -65,11 +65,11 @@ class RequestFlow:
         request: TraceRequest,
         blocks: list[int],
         lease: Lease,
-        rank: int,
+        worker: SimulatedWorker,
         sequence: ModelledSequence,
     ) -> ModelledSequence:
-        """The prompt, prompt_sequence by the worker `rank`, where `sequence` will pull it from."""
-        worker, done = self._workers[rank], self._loop.create_future()
+        """Return the prompt, computed by `worker`, from which `sequence` will pull it."""
+        done = self._loop.create_future()
         prompt = ModelledSequence(
             request.prompt_tokens, 1, blocks, keeps_kv=True, on_done=_resolver(done)
         )

@@ -9,6 +9,7 @@ import msgspec
 
 from hpc_dynamo import config as c
 from hpc_dynamo.config import Role, TopologyKind
+from hpc_dynamo.messages import ONE_CACHE, PrefixCaches
 from hpc_dynamo.planner.collect import collect_signals
 from hpc_dynamo.planner.signals import PlannerDecision, Signals
 from hpc_dynamo.router import AdmissionLimits, RequestRouter
@@ -16,6 +17,7 @@ from hpc_dynamo.simulation import clock
 from hpc_dynamo.simulation.kv_event_source import KvEventSource
 from hpc_dynamo.simulation.load import TraceRequest
 from hpc_dynamo.simulation.pool import RoleChangeModel, WorkerPool
+from hpc_dynamo.simulation.ranks import RankedWorker
 from hpc_dynamo.simulation.request_flow import RequestFlow
 from hpc_dynamo.simulation.result import LatencyTargets, RequestResult, SimulationResult
 from hpc_dynamo.simulation.worker import EngineSizes, SimulatedWorker
@@ -42,7 +44,11 @@ class EngineModel:
 
 @dataclass(frozen=True)
 class SimulatedJob:
-    """Job to simulate. `workers` has the number of workers by role."""
+    """Job to simulate. `workers` has the number of workers by role.
+
+    Each worker has an engine for each of its `caches`, its data-parallel ranks. Ranks publish KV
+    events only if requests can be steered to them.
+    """
 
     engine: EngineModel
     workers: dict[Role, int]
@@ -53,6 +59,7 @@ class SimulatedJob:
     role_change: RoleChangeModel = field(default_factory=RoleChangeModel)
     interval_s: float = 30.0  # planner interval
     worker_gpus: int = 1
+    caches: PrefixCaches = ONE_CACHE
 
     @property
     def kind(self) -> TopologyKind:
@@ -91,21 +98,30 @@ class _Run:
         router = c.Router(**{**vars(job.router), "block_tokens": job.block_tokens})
         self._router = RequestRouter(job.kind, router, job.limits, loop.time)
         self._tokens = dict[int, bytes]()  # hash of a block -> its token ids
-        self._workers = {
-            rank: SimulatedWorker(job.engine.sizes, job.engine.of(role), job.block_tokens)
-            for rank, role in enumerate(job.ranks)
-        }
-        sources = self._event_sources() if job.router.kv_events else {}
+        self._workers = {rank: self._new_worker(role) for rank, role in enumerate(job.ranks)}
+        has_events = job.router.kv_events and job.caches.steered
+        sources = self._event_sources() if has_events else {}
         timings = {role: job.engine.of(role) for role in Role}
-        self._pool = WorkerPool(self._router, self._workers, sources, timings, job.role_change)
+        self._pool = WorkerPool(
+            self._router, self._workers, sources, timings, job.role_change, job.caches
+        )
         self._request_flow = RequestFlow(self._router, self._workers, self._on_result)
         self._results, self._decisions = list[RequestResult](), list[PlannerDecision]()
 
-    def _event_sources(self) -> dict[int, KvEventSource]:
-        sources = dict[int, KvEventSource]()
+    def _new_worker(self, role: Role) -> RankedWorker:
+        job = self._job
+        parts = (job.engine.sizes, job.engine.of(role), job.block_tokens)
+        return RankedWorker([SimulatedWorker(*parts) for _ in range(job.caches.count)])
+
+    def _event_sources(self) -> dict[int, list[KvEventSource]]:
+        sources, state = dict[int, list[KvEventSource]](), self._router.kv_state
         for rank, worker in self._workers.items():
-            source = KvEventSource(self._router.kv_state, rank, worker.cache, self._tokens)
-            worker.on_store, sources[rank] = source.on_store, source
+            one, sources[rank] = len(worker.ranks) == 1, []
+            for dp_rank, engine in enumerate(worker.ranks):
+                key = rank if one else (rank, dp_rank)
+                source = KvEventSource(state, key, engine.cache, self._tokens)
+                engine.on_store = source.on_store
+                sources[rank].append(source)
         return sources
 
     @classmethod
@@ -150,7 +166,8 @@ class _Run:
         loop, pool = asyncio.get_running_loop(), self._pool
         while True:
             await asyncio.sleep(self._job.interval_s)
-            changing, limit = len(pool.changing_role), self._job.engine.sizes.max_sequences
+            changing = len(pool.changing_role)
+            limit = self._job.engine.sizes.max_sequences * self._job.caches.count
             signals = collect_signals(self._router, pool.loads(), changing, limit)
             decision = planner.decide(msgspec.structs.replace(signals, at=loop.time()))
             self._decisions.append(decision)

@@ -23,6 +23,7 @@ from hpc_dynamo.printable import LineFormatter
 from hpc_dynamo.simulator.adapters import parse_lora_modules
 from hpc_dynamo.simulator.bad_answers import BadAnswer
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
+from hpc_dynamo.simulator.data_parallel import DataParallelScheduler
 from hpc_dynamo.simulator.engine_context import EngineContext
 from hpc_dynamo.simulator.events import KvEventJournal, KvEventsConfig
 from hpc_dynamo.simulator.injected_failures import InjectedFailures
@@ -73,7 +74,7 @@ def engine_context(args: argparse.Namespace) -> EngineContext:
         bad_answer=BadAnswer(args.bad_answers) if args.bad_answers else None,
         bad_after=args.bad_after_requests,
     )
-    scheduler, sglang = Scheduler(limits, load_timing(args.timing), model, metrics), None
+    scheduler, sglang = new_scheduler(args, limits, model, metrics), None
     if args.pd_protocol == "sglang":
         requests = SglangRequests(scheduler, args.disconnect_check_s)
         sglang = SglangApi(scheduler, requests, args.enable_pd_role_switch)
@@ -93,6 +94,26 @@ def engine_context(args: argparse.Namespace) -> EngineContext:
         pooling=args.runner == "pooling",
         sleep_mode=args.enable_sleep_mode,
     )
+
+
+def new_scheduler(
+    args: argparse.Namespace,
+    limits: SchedulerLimits,
+    model: SimulatedModel,
+    metrics: SimulatorMetrics,
+) -> Scheduler:
+    """Return a scheduler; with data parallelism that of rank 0, which has the others."""
+    timing, others = load_timing(args.timing), list[Scheduler]()
+    for rank in range(1, args.data_parallel_size):
+        memory = KvMemory(args.num_blocks, args.block_size * args.kv_bytes_per_token)
+        identity, pool = f"{args.model}/{args.seed}", BlockPool(args.num_blocks)
+        own = SimulatorMetrics(args.num_blocks, args.block_size, rank)
+        metrics.others = (*metrics.others, own)
+        same = SimulatedModel(identity, args.block_size, pool, memory)
+        others.append(Scheduler(limits, timing, same, own))
+    if others:
+        return DataParallelScheduler(limits, timing, model, metrics, others)
+    return Scheduler(limits, timing, model, metrics)
 
 
 @contextlib.asynccontextmanager
@@ -146,17 +167,26 @@ def event_publishing(
     if not config.enabled:
         yield []
         return
-    publisher = KvEventPublisher(
-        config.endpoint,
-        config.replay_endpoint,
-        topic=config.topic,
-        buffer_steps=config.buffer_steps,
-    )
-    journal = KvEventJournal(args.block_size)
+    with contextlib.ExitStack() as stack:
+        publishers = [
+            stack.enter_context(_publishing(args, config, rank, own))
+            for rank, own in enumerate(scheduler.ranks)
+        ]
+        yield [publisher.serve_replays() for publisher in publishers]
+
+
+@contextlib.contextmanager
+def _publishing(
+    args: argparse.Namespace, config: KvEventsConfig, rank: int, scheduler: Scheduler
+) -> Iterator[KvEventPublisher]:
+    """Publish the events of one data-parallel rank."""
+    endpoints = config.endpoint_of(rank), config.replay_endpoint_of(rank)
+    publisher = KvEventPublisher(*endpoints, topic=config.topic, buffer_steps=config.buffer_steps)
+    journal = KvEventJournal(args.block_size, rank)
     scheduler.model.record_events(journal)
     scheduler.publish_events = partial(journal.publish, publisher)
     with contextlib.closing(publisher):
-        yield [publisher.serve_replays()]
+        yield publisher
 
 
 async def serve(args: argparse.Namespace) -> None:

@@ -47,12 +47,31 @@ class KvEventsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def enabled(self) -> bool:
         return self.enable_kv_cache_events and self.publisher in (None, "zmq")
 
+    def endpoint_of(self, rank: int) -> str:
+        return _of_rank(self.endpoint, rank)
+
+    def replay_endpoint_of(self, rank: int) -> str | None:
+        return _of_rank(self.replay_endpoint, rank) if self.replay_endpoint else None
+
+
+def _of_rank(endpoint: str, rank: int) -> str:
+    """Return the endpoint of a data-parallel rank, as vLLM derives it. Raises ConfigError."""
+    if not rank:
+        return endpoint
+    if "inproc" in endpoint:
+        return f"{endpoint}_dp{rank}"
+    base, _, port = endpoint.rpartition(":")
+    if "tcp" in endpoint and port.isdecimal():
+        return f"{base}:{int(port) + rank}"
+    what = f"kv-events-config: {endpoint} cannot serve several data-parallel ranks"
+    raise ConfigError(what, hint="a tcp endpoint, or a name that contains inproc")
+
 
 class KvEventJournal:
     """Changes of the prefix cache, in the order in which they happened."""
 
-    def __init__(self, block_size: int) -> None:
-        self._block_size = block_size
+    def __init__(self, block_size: int, rank: int = 0) -> None:
+        self._block_size, self._rank = block_size, rank
         self._events = list[KvEvent]()
 
     def stored(
@@ -90,7 +109,7 @@ class KvEventJournal:
     async def publish(self, publisher: KvEventPublisher) -> None:
         """Publish all recorded events as one batch."""
         if events := self.drain():
-            batch = KvEventBatch(time.time(), events, data_parallel_rank=0)
+            batch = KvEventBatch(time.time(), events, data_parallel_rank=self._rank)
             await publisher.publish(encode_events(batch))
 
 

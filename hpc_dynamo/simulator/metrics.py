@@ -4,7 +4,7 @@ Names, labels and bucket bounds follow vLLM 0.32 (`vllm/v1/metrics`, and `stats.
 connector). The format is the Prometheus text exposition 0.0.4.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hpc_dynamo.histogram import Histogram
 
@@ -17,10 +17,17 @@ TRANSFER_BYTES = tuple(2 ** (10 + i) for i in range(1, 25, 2))
 
 
 class SimulatorMetrics:
-    """All metrics of one engine. The scheduler and the hand-off update the fields."""
+    """All metrics of one engine, or of one data-parallel rank.
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
-        self._cache_labels = f'engine="0",num_gpu_blocks="{num_blocks}",block_size="{block_size}"'
+    The scheduler and the hand-off update the fields.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, rank: int = 0) -> None:
+        self._rank = rank
+        self.others: Sequence[SimulatorMetrics] = ()  # other data-parallel ranks
+        self._cache_labels = (
+            f'engine="{rank}",num_gpu_blocks="{num_blocks}",block_size="{block_size}"'
+        )
         self.running = self.waiting = 0
         self.kv_usage = 0.0
         self.prompt_tokens = self.generation_tokens = 0
@@ -34,7 +41,8 @@ class SimulatorMetrics:
     def text(self, model: str) -> str:
         """Return the page of /metrics."""
         quoted = model.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-        return "\n".join(self._lines(f'engine="0",model_name="{quoted}"')) + "\n"
+        own = "\n".join(self._lines(f'engine="{self._rank}",model_name="{quoted}"')) + "\n"
+        return own + "".join(each.text(model) for each in self.others)
 
     def _lines(self, labels: str) -> Iterator[str]:
         yield "# TYPE vllm:cache_config_info gauge"

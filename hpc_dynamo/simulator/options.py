@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     timing = f"{', '.join(PROFILES)}, or a JSON file with coefficients"
     add("--timing", default="h100-8b", help=f"duration of steps: {timing} (%(default)s)")
     add("--time-scale", type=float, default=1.0, help="multiplies all durations (%(default)s)")
-    add("--num-blocks", type=int, default=4096, help="KV blocks (%(default)s)")
+    add("--num-blocks", type=int, default=4096, help="KV blocks, of each rank (%(default)s)")
     add("--block-size", type=int, default=16, help="tokens per block (%(default)s)")
     add("--kv-bytes-per-token", type=int, default=1024, help="size of the KV cache (%(default)s)")
     add("--max-num-seqs", type=int, default=64, help="running sequences (%(default)s)")
@@ -74,8 +74,8 @@ def parser() -> argparse.ArgumentParser:
     add("--mpi", action="store_true", help="the nodes are the tasks of this Slurm step")
     add("--seed", type=int, default=0, help="the same on all ranks of a model (%(default)s)")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-    _add_sglang(p)
-    _add_failures(p)
+    for add_group in (_add_sglang, _add_ranks, _add_failures):
+        add_group(p)
     return p
 
 
@@ -87,6 +87,11 @@ def _add_sglang(p: argparse.ArgumentParser) -> None:
     add("--enable-pd-role-switch", action="store_true", help=switch)
     left = "time until a rank ends requests whose client has left (%(default)s)"
     add("--disconnect-check-s", type=float, default=4.0, help=left)
+
+
+def _add_ranks(p: argparse.ArgumentParser) -> None:
+    help_text = "data-parallel ranks, each with a KV cache (%(default)s)"
+    p.add_argument("--data-parallel-size", type=int, default=1, metavar="N", help=help_text)
 
 
 def _add_failures(p: argparse.ArgumentParser) -> None:
@@ -130,6 +135,9 @@ def check(args: argparse.Namespace) -> None:
     if not 0 <= args.node_rank < args.nnodes:
         what = f"node-rank: {args.node_rank} is none of {args.nnodes} nodes"
         raise ConfigError(what, hint=f"--node-rank 0 to {args.nnodes - 1}")
+    if args.data_parallel_size < 1 or (args.data_parallel_size > 1 and args.role != "aggregated"):
+        what = f"data-parallel-size: {args.data_parallel_size} ranks of role {args.role}"
+        raise ConfigError(what, hint="--data-parallel-size 1, or --role aggregated")
     capacity = args.num_blocks * args.block_size
     if args.max_model_len > capacity:
         what = f"{args.max_model_len} tokens do not fit into the KV cache of {capacity}"

@@ -127,6 +127,16 @@ class Scheduler:
             self._apply(plan, loop.time())
 
     @property
+    def ranks(self) -> "Sequence[Scheduler]":
+        """Return the schedulers of all data-parallel ranks, this one first."""
+        return (self,)
+
+    @property
+    def num_unfinished(self) -> int:
+        waiting = len(self._waiting) + len(self._pulled) + len(self._pulling)
+        return self._num_running + waiting
+
+    @property
     def _num_running(self) -> int:
         return len(self._prefilling) + len(self._decoding) + len(self._stalled)
 

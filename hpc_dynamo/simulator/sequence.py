@@ -57,6 +57,7 @@ class SequenceGroup:
     sampling: SamplingParams
     streaming: bool = False
     adapter: str = ""  # name of a LoRA adapter; empty: the base model
+    dp_rank: int | None = None  # data-parallel rank; None: not selected yet
     keep_blocks: bool = False  # keep the prompt's blocks for a decode worker
     remote_blocks: RemoteBlocks | None = None  # pull the prompt's blocks instead of computing them
     room: int | None = None  # bootstrap room where a decode worker requests the blocks (SGLang)

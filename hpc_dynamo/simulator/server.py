@@ -15,6 +15,7 @@ from hpc_dynamo.simulator import tokenizer
 from hpc_dynamo.simulator.api_error import JSON, RequestRejected, error_body, send_json
 from hpc_dynamo.simulator.bad_answers import send_bad_answer
 from hpc_dynamo.simulator.chat_request import ChatRequest, TokenizeRequest
+from hpc_dynamo.simulator.data_parallel import set_rank
 from hpc_dynamo.simulator.embeddings import EmbeddingRequest
 from hpc_dynamo.simulator.engine_context import EngineContext
 from hpc_dynamo.simulator.generation import Generation, sequence_groups
@@ -135,6 +136,7 @@ class HttpApi:
             builder_type = response_builder(kind, sglang=engine.sglang_api is not None)
             builder = builder_type(body, request_id, model, **options)
             groups = self._groups(body, request_id, adapter)
+            set_rank(groups, request.headers, engine.scheduler.ranks)
         except RequestRejected:
             if not engine.trtllm:
                 self._decline(body.kv_transfer_params)

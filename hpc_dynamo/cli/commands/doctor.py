@@ -19,6 +19,7 @@ from hpc_dynamo.config import Config, Launcher
 from hpc_dynamo.doctor import task
 from hpc_dynamo.doctor.coordinator import report_file
 from hpc_dynamo.doctor.records import DoctorReport
+from hpc_dynamo.engines import rank_notes
 from hpc_dynamo.errors import ExitCode, LaunchError, UsageError
 from hpc_dynamo.launch import JobState, LaunchedJob
 from hpc_dynamo.run import Attempt, read_json, write_json
@@ -58,6 +59,8 @@ def run(args: Namespace) -> int:
     config = resolve_node_resources(config, launcher)
     layout = _layout(config, launcher)
     config = resolve_slurm_request(config, layout, launcher)
+    for note in rank_notes(config):
+        print_line(f"note: {note}")
     attempt = serve_run(config, print_line).new_attempt(config, layout)
     job = launch.start_attempt(launcher, attempt, config, layout, task.main)
     print_line(f"checking {layout.nodes} node(s), logs in {attempt.logs}")

@@ -27,8 +27,15 @@ class ContainerKind(StrEnum):
 
     none = "none"
     apptainer = "apptainer"
+    charliecloud = "charliecloud"
     enroot = "enroot"  # also for clusters with Pyxis
+    podman = "podman"  # rootless
     pyxis = "pyxis"  # `srun --container-image`: each engine is a Slurm step
+
+    @property
+    def program(self) -> str:
+        """Program of the runtime, which the nodes must have."""
+        return {"charliecloud": "ch-run", "pyxis": "srun"}.get(self, self)
 
 
 @dataclass(frozen=True)
@@ -37,13 +44,17 @@ class Container:
 
     kind: ContainerKind = setting(ContainerKind.none, "Container runtime.")
     image: str = setting(
-        "", "Image file on a shared disk. Apptainer and Pyxis also accept `docker://…`.", path=True
+        "",
+        "Image on a shared disk: a file; a folder for Podman, or for Charliecloud. Apptainer and "
+        "Pyxis also accept `docker://…`.",
+        path=True,
     )
     mounts: tuple[str, ...] = setting(
         (), "Additional mounts: SRC, SRC:DST or SRC:DST:ro.", path=True
     )
     options: tuple[str, ...] = setting(
-        (), "Additional options of `apptainer exec`, `enroot start` or `srun`."
+        (),
+        "Additional options of `apptainer exec`, `ch-run`, `enroot start`, `podman run` or `srun`.",
     )
 
 

@@ -32,7 +32,11 @@ class Simulate:
         2048, "Maximum number of tokens of one step.", unit="tokens", ge=1, was="step_tokens"
     )
     kv_cache_tokens: int = setting(
-        400_000, "KV cache size of one worker.", unit="tokens", ge=1, was="cache_tokens"
+        400_000,
+        "KV cache size of one worker, or of each data-parallel rank of it.",
+        unit="tokens",
+        ge=1,
+        was="cache_tokens",
     )
     kv_transfer_us_per_token: float = setting(
         5.0,

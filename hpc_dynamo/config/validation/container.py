@@ -10,11 +10,14 @@ from hpc_dynamo.errors import ConfigError, quoted_override
 # also at commas, Enroot at spaces.
 _UNQUOTED = re.compile(r"[:,\s]")
 _MOUNT = re.compile(r"/[^:,\s]*(:/[^:,\s]*(:r[ow])?)?")
-_SUFFIX = {
-    ContainerKind.apptainer: "sif",
-    ContainerKind.enroot: "sqsh",
-    ContainerKind.pyxis: "sqsh",
+_EXAMPLES = {
+    ContainerKind.apptainer: "/shared/vllm.sif",
+    ContainerKind.charliecloud: "/shared/vllm.sqfs",
+    ContainerKind.enroot: "/shared/vllm.sqsh",
+    ContainerKind.podman: "/shared/vllm",
+    ContainerKind.pyxis: "/shared/vllm.sqsh",
 }
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".sif", ".sqsh", ".sqfs", ".squashfs")
 
 
 def check_container(container: Container, paths: dict[str, str]) -> None:
@@ -23,22 +26,39 @@ def check_container(container: Container, paths: dict[str, str]) -> None:
     if kind is ContainerKind.none:
         if image:
             what = f"engine.container.image={image} needs a container runtime"
-            raise ConfigError(what, hint="engine.container.kind=apptainer; or enroot, pyxis")
+            raise ConfigError(what, hint=f"engine.container.kind={' or '.join(_EXAMPLES)}")
         return
     if not image:
         what = f"engine.container.image is not set, and kind={kind} needs one"
-        raise ConfigError(what, hint=f"engine.container.image=/shared/vllm.{_SUFFIX[kind]}")
+        raise ConfigError(what, hint=f"engine.container.image={_EXAMPLES[kind]}")
+    _check_image(kind, image)
+    _check_paths(container.mounts, paths)
+    read_only = [mount for mount in container.mounts if mount.endswith(":ro")]
+    if kind is ContainerKind.charliecloud and read_only:
+        what = f"engine.container.mounts: {read_only[0]}: Charliecloud mounts nothing read-only"
+        raise ConfigError(what, hint=f"engine.container.mounts={read_only[0].removesuffix(':ro')}")
+
+
+def _check_image(kind: ContainerKind, image: str) -> None:
+    """Raise ConfigError for an image that the runtime cannot start, or would have to download."""
     if kind is ContainerKind.enroot and re.search(r"://|#", image):
         what = f"engine.container.image={image}: Enroot starts files, it does not download"
         uri = image if "://" in image else f"docker://{image}"
         hint = f"enroot import -o /shared/engine.sqsh {uri}, then that file"
         raise ConfigError(what, hint=hint)
+    if kind is ContainerKind.charliecloud and "://" in image:
+        name = image.partition("://")[2]
+        what = f"engine.container.image={image}: ch-run starts files and folders, no URLs"
+        hint = f"ch-image pull {name}, ch-convert {name} /shared/engine.sqfs, then that file"
+        raise ConfigError(what, hint=hint)
+    if kind is ContainerKind.podman and (image[:1] != "/" or image.endswith(_ARCHIVES)):
+        what = f"engine.container.image={image} is not the absolute path of a folder"
+        hint = "podman create --name x IMAGE; podman export x | tar -x -C /shared/vllm; that folder"
+        raise ConfigError(what, hint=hint)
     if kind is ContainerKind.pyxis and image.endswith(".sqsh") and not image.startswith("/"):
         what = f"engine.container.image={image}: Pyxis would look for that in a registry"
-        raise ConfigError(
-            what, hint=quoted_override("engine.container.image", Path(image).absolute())
-        )
-    _check_paths(container.mounts, paths)
+        hint = quoted_override("engine.container.image", Path(image).absolute())
+        raise ConfigError(what, hint=hint)
 
 
 def _check_paths(mounts: tuple[str, ...], paths: dict[str, str]) -> None:

@@ -6,7 +6,7 @@ srt/utils/auth.py. The last leaves /health, /ready and /metrics open to the netw
 key at all with several tokenizer workers.
 """
 
-from hpc_dynamo.config import Config, Engine, Role, Topology
+from hpc_dynamo.config import Config, Engine, ParallelSizes, Role, Topology
 from hpc_dynamo.engines.adapter import (
     EngineAdapter,
     EngineCommand,
@@ -40,6 +40,7 @@ from hpc_dynamo.engines.sglang.prompt_check import sglang_prompt_check
 from hpc_dynamo.engines.sglang.role_switch import SglangRoleSwitch, switches_roles
 from hpc_dynamo.engines.shards import multi_node_workers, require_equal_shards
 from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.messages import PrefixCaches
 from hpc_dynamo.topology import Plan
 
 ATTENTION_RANKS = ("attn-dp-size", "attention-data-parallel-size")  # two names of one option
@@ -100,8 +101,7 @@ class SglangAdapter(EngineAdapter):
         if positive_option(config.engine, "tokenizer-worker-num", 1) > 1:
             what = "engine.args.tokenizer-worker-num: SGLang checks no key if it is above 1"
             raise ConfigError(what, hint="engine.args.tokenizer-worker-num=1")
-        for name in ATTENTION_RANKS:
-            positive_option(config.engine, name, 1)
+        _attention_ranks(config.engine)
         _check_shards(config.topology, plan)
         _check_stages(config.topology)
         refuse_recompute("sglang", config.engine)
@@ -114,19 +114,19 @@ class SglangAdapter(EngineAdapter):
         return EngineCommand(argv, server_environment(config.engine, placement))
 
     def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
-        """Return None also with a kv-events-config of the user, and with data parallelism of the
-        worker or of attention, for which SGLang refuses ipc endpoints.
+        """Return None also with a kv-events-config of the user.
 
         A decode worker caches nothing unless disaggregation-decode-enable-radix-cache is set.
         """
-        ranks = max(positive_option(config.engine, name, 1) for name in ATTENTION_RANKS)
-        if (
-            "kv-events-config" in user_options(config.engine)
-            or placement.worker.parallel.data > 1
-            or ranks > 1
-        ):
+        if "kv-events-config" in user_options(config.engine):
             return None
-        return ipc_event_endpoints(config.router, placement)
+        ranks = self.caches_of(config, placement.worker).count
+        return ipc_event_endpoints(config.router, placement, ranks)
+
+    def prefix_caches(self, engine: Engine, role: Role, sizes: ParallelSizes) -> PrefixCaches:
+        """Return a cache for each rank. The room number selects it on prefill workers, the header
+        X-data-parallel-rank on others."""
+        return PrefixCaches(max(sizes.data, _attention_ranks(engine)))
 
     def role_switch(self, config: Config) -> RoleSwitch | None:
         return SglangRoleSwitch() if switches_roles(config) else None
@@ -147,6 +147,10 @@ class SglangAdapter(EngineAdapter):
     def block_tokens(self, engine: Engine) -> int:
         """Return the page size. Some attention backends use another one."""
         return positive_option(engine, "page-size", BLOCK_TOKENS)
+
+
+def _attention_ranks(engine: Engine) -> int:
+    return max(positive_option(engine, name, 1) for name in ATTENTION_RANKS)
 
 
 def _check_shards(topology: Topology, plan: Plan) -> None:

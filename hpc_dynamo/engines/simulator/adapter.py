@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hpc_dynamo.config import Config, Engine, KvLoadFailurePolicy
+from hpc_dynamo.config import Config, Engine, KvLoadFailurePolicy, ParallelSizes, Role
 from hpc_dynamo.engines.adapter import (
     EngineAdapter,
     EngineCommand,
@@ -26,6 +26,7 @@ from hpc_dynamo.engines.trtllm.adapter import TrtllmAdapter
 from hpc_dynamo.engines.vllm.adapter import SLEEP_ENDPOINTS, VLLM_METRICS, VllmAdapter
 from hpc_dynamo.engines.vllm.lora import vllm_options
 from hpc_dynamo.errors import unknown_name
+from hpc_dynamo.messages import ONE_CACHE, PrefixCaches
 from hpc_dynamo.topology import Plan, Worker
 
 # Start of a multi-node worker: one process on each node, or MPI ranks as TensorRT-LLM's.
@@ -82,6 +83,7 @@ class SimulatorAdapter(EngineAdapter):
     def command(self, config: Config, placement: Placement) -> EngineCommand:
         """Return the command of one worker or shard. Options of the user override the generated
         ones."""
+        ranks = self.caches_of(config, placement.worker).count
         options: dict[str, Any] = {
             "host": placement.address,
             "port": placement.ports[0],
@@ -90,6 +92,7 @@ class SimulatorAdapter(EngineAdapter):
             "max-num-seqs": config.engine.max_num_seqs,
             "enable-prompt-tokens-details": True,
             "kv-load-failure-policy": str(self._load_failure_policy(config.engine)),
+            **({"data-parallel-size": ranks} if ranks > 1 else {}),
             **vllm_options(config.model),
             **({"enable-sleep-mode": True} if config.engine.sleep_mode else {}),
             **self._shard_options(config, placement),
@@ -129,9 +132,16 @@ class SimulatorAdapter(EngineAdapter):
 
     def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
         """Return None also with a kv-events-config of the user."""
-        if "kv-events-config" in user_options(config.engine):
+        caches = self.caches_of(config, placement.worker)
+        if "kv-events-config" in user_options(config.engine) or not caches.steered:
             return None
-        return ipc_event_endpoints(config.router, placement)
+        return ipc_event_endpoints(config.router, placement, caches.count)
+
+    def prefix_caches(self, engine: Engine, role: Role, sizes: ParallelSizes) -> PrefixCaches:
+        """Return a cache for each rank of an aggregated worker; others have one."""
+        if role is not Role.aggregated:
+            return ONE_CACHE
+        return simulated_engine(engine).prefix_caches(engine, role, sizes)
 
     def serves_both_roles(self, config: Config) -> bool:
         restart = config.planner.restart_on_role_change or self._is_concurrent(config.engine)

@@ -53,6 +53,8 @@ MAPPING_FIELDS = {
     "kv_cache_config": "free_gpu_memory_fraction=0.8",
 }
 
+# Containers whose ranks get the variables of Slurm and MPI, see mpi_rank.py.
+MPI_CONTAINERS = (ContainerKind.none, ContainerKind.apptainer, ContainerKind.pyxis)
 # Fields of the options file that override the command line of the toolkit.
 CONTROLLED_FIELDS = ("model", "tensor_parallel_size", "pipeline_parallel_size", "gpus_per_node")
 
@@ -170,8 +172,9 @@ def _check_pools(topology: Topology) -> None:
 
 def _check_mpi_step(config: Config, worker: Worker) -> None:
     """Raise ConfigError for what TensorRT-LLM's launcher of MPI ranks cannot do."""
-    if config.engine.container.kind is ContainerKind.enroot:
-        what = f"topology.{worker.role}: TensorRT-LLM cannot run over several nodes in Enroot"
+    kind = config.engine.container.kind
+    if kind not in MPI_CONTAINERS:
+        what = f"topology.{worker.role}: TensorRT-LLM cannot run over several nodes in {kind}"
         hint = "engine.container.kind=pyxis or apptainer, or none with engine.python"
         raise ConfigError(what, hint=hint)
     paths = {"model.path": config.model.path, "runs_dir": config.runs_dir}

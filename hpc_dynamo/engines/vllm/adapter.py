@@ -4,7 +4,7 @@ Source: vLLM's `vllm.entrypoints.openai.api_server` and its NixlConnector. The s
 a module, since the `vllm` script of the CPU build looks for metadata that it does not have.
 """
 
-from hpc_dynamo.config import Config, Device, Engine
+from hpc_dynamo.config import Config, Device, Engine, ParallelSizes, Role
 from hpc_dynamo.config.merge import parse_json
 from hpc_dynamo.engines.adapter import (
     EngineAdapter,
@@ -35,6 +35,7 @@ from hpc_dynamo.engines.vllm.shards import (
     server_module,
 )
 from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.messages import PrefixCaches
 from hpc_dynamo.topology import Plan
 
 BLOCK_TOKENS = {Device.cuda: 16, Device.cpu: 128}
@@ -113,13 +114,15 @@ class VllmAdapter(EngineAdapter):
         return EngineCommand(argv, server_environment(config.engine, placement))
 
     def event_endpoints(self, config: Config, placement: Placement) -> EventEndpoints | None:
-        """Return None also with a kv-events-config of the user, and with data parallelism: vLLM
-        0.32 refuses ipc endpoints for all but the first rank, and tcp endpoints have no access
-        control."""
-        data_parallel = placement.worker.parallel.data
-        if "kv-events-config" in user_options(config.engine) or data_parallel > 1:
+        """Return None also with a kv-events-config of the user."""
+        if "kv-events-config" in user_options(config.engine):
             return None
-        return ipc_event_endpoints(config.router, placement)
+        ranks = self.caches_of(config, placement.worker).count
+        return ipc_event_endpoints(config.router, placement, ranks)
+
+    def prefix_caches(self, engine: Engine, role: Role, sizes: ParallelSizes) -> PrefixCaches:
+        """Return a cache for each rank. The header X-data-parallel-rank selects it."""
+        return PrefixCaches(sizes.data)
 
     def serves_both_roles(self, config: Config) -> bool:
         return roles_can_change(config) and not config.planner.restart_on_role_change

@@ -38,7 +38,7 @@ from hpc_dynamo.messages import (
     WorkerReport,
     WorkerState,
 )
-from hpc_dynamo.router import RequestRouter
+from hpc_dynamo.router import RequestRouter, target_key
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.wire import ControlServer
@@ -179,14 +179,14 @@ class Membership:
         rank = events.rank
         # Events may still arrive after the end of an extra job, or from a node that was replaced.
         if rank in self._placed and self._links.is_peer(self._placed[rank].node, peer):
-            state = self._router(rank).kv_state
-            first_missing = state.receive_events(rank, events.seq, events.payload)
-            if first_missing is not None:
-                await self._request_replay(rank, first_missing)
+            state, key = self._router(rank).kv_state, target_key(rank, events.dp_rank)
+            if (first := state.receive_events(key, events.seq, events.payload)) is not None:
+                await self._request_replay(rank, first, events.dp_rank)
 
-    async def _request_replay(self, rank: int, start: int) -> None:
+    async def _request_replay(self, rank: int, start: int, dp_rank: int | None = None) -> None:
         if rank in self._placed:
-            await self._links.send(self._placed[rank].node, KvReplayRequest(rank=rank, start=start))
+            request = KvReplayRequest(rank=rank, dp_rank=dp_rank, start=start)
+            await self._links.send(self._placed[rank].node, request)
 
     async def watch(self) -> None:
         """Remove agents that died or fell silent, with their workers. Runs until cancelled."""
@@ -232,8 +232,10 @@ class Membership:
         name = f"worker {worker.rank} ({worker.title}) on {worker.host}"
         log.info("%s: %s %s", name, worker.state, worker.detail)
         if worker.state is WorkerState.ready:
-            await router.add_worker(worker.rank, worker.role, worker.url, draining=worker.asleep)
-            await self._request_replay(worker.rank, 0)  # earlier events were not received
+            place, asleep, caches = (worker.role, worker.url), worker.asleep, worker.caches
+            await router.add_worker(worker.rank, *place, draining=asleep, caches=caches)
+            for dp_rank in worker.caches.dp_ranks:  # earlier events were not received
+                await self._request_replay(worker.rank, 0, dp_rank)
         else:
             router.remove_worker(worker.rank)
         if worker.state in EXITED:

@@ -53,7 +53,7 @@ class ExternalWorkers:
         self._model, self._engines = config.model.name, config.route.engines
         self._pd_protocol, self._versions = pd_protocol_of(config.engine), VersionCheck(config)
         pairs = [pair.split("|") for pair in config.route.events]
-        self._events = dict(enumerate(EventEndpoints(*pair) for pair in pairs))
+        self._events = dict(enumerate(EventEndpoints(live, replay) for live, replay in pairs))
         if not config.router.kv_events:
             self._events.clear()
         self._metrics, self._hang_timeout_s = (

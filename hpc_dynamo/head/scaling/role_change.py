@@ -115,7 +115,7 @@ class RoleChanger:
             peer_url = self._members.workers[peers[0]].url if peers else ""
             refusal = await self._engine_switch.change(url, new, peer_url)
             if not refusal and self._is_ready(rank):
-                self._router.kv_state.forget(rank)  # the engine has dropped its blocks
+                self._router.worker_set.forget_blocks(rank)  # the engine has dropped its blocks
                 return await self._switch_to(rank, new)
             what = "worker %d could not change to %s while it runs; restarting its engine: %s"
             log.warning(what, rank, new, refusal or "it died")

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from msgspec.structs import replace
 
 from hpc_dynamo.defects import COUNTS
+from hpc_dynamo.engines import rank_notes
 from hpc_dynamo.engines.http_paths import is_inference
 from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.head.telemetry.exposition import ModelMetrics, exposition
@@ -77,7 +78,7 @@ class EndpointState:
                 if m
             },
             successor=self._successor,
-            notices=self._frontends.notices(),
+            notices=(*self._frontends.notices(), *rank_notes(self._context.config)),
         )
 
     def _availability(self, model: str, route: ModelRoute) -> ModelAvailability:

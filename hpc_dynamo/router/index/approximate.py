@@ -4,7 +4,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
-from hpc_dynamo.router.index.block_owners import BlockOwners, PrefixDepths, WorkerBits
+from hpc_dynamo.router.index.block_owners import BlockOwners, PrefixDepths, TargetKey, WorkerBits
 
 _PARTITIONS = 64
 
@@ -27,7 +27,7 @@ class ApproximateIndex:
         self._half, self._half_life_s, self._clock = max(1, capacity // 2), ttl_s / 2, clock
         self._young, self._old = BlockOwners(_PARTITIONS), BlockOwners(_PARTITIONS)
         self._entered, self._since = 0, clock()  # blocks in the young generation, and its start
-        self._bits, self._bit_by_rank = WorkerBits(), dict[int, int]()
+        self._bits, self._bit_by_rank = WorkerBits(), dict[TargetKey, int]()
         self._retired_young, self._retired_old = (
             list[int](),
             list[int](),
@@ -38,18 +38,18 @@ class ApproximateIndex:
         """Return the number of blocks; a block in both generations counts twice."""
         return len(self._young) + len(self._old)
 
-    def add_worker(self, rank: int) -> None:
+    def add_worker(self, rank: TargetKey) -> None:
         """Add a worker without expected blocks."""
         self.remove_worker(rank)
         self._bit_by_rank[rank] = self._bits.allocate(rank)
 
-    def remove_worker(self, rank: int) -> None:
+    def remove_worker(self, rank: TargetKey) -> None:
         bit = self._bit_by_rank.pop(rank, 0)
         if bit:
             self._bits.retire(bit)
             self._retired_young.append(bit)
 
-    def add(self, rank: int, hashes: Sequence[int]) -> None:
+    def add(self, rank: TargetKey, hashes: Sequence[int]) -> None:
         """Expect these blocks, from the start of a prompt, on the worker."""
         bit = self._bit_by_rank.get(rank)
         if bit is None:
@@ -63,7 +63,7 @@ class ApproximateIndex:
         self._young.add(start[known:], bit)
         self._entered += len(start) - known
 
-    def discard(self, rank: int, hashes: Sequence[int]) -> None:
+    def discard(self, rank: TargetKey, hashes: Sequence[int]) -> None:
         """Remove blocks that the worker has evicted.
 
         Engines evict a prompt from its end, so the remaining blocks are still its start.
@@ -73,7 +73,7 @@ class ApproximateIndex:
             if bit and len(owners):
                 owners.discard(hashes, bit)
 
-    def overlaps(self, hashes: Sequence[int]) -> dict[int, int]:
+    def overlaps(self, hashes: Sequence[int]) -> dict[TargetKey, int]:
         """Return rank -> number of expected blocks from the start, if above 0."""
         self._expire()
         found = self._depths(self._old, hashes)
@@ -81,7 +81,7 @@ class ApproximateIndex:
             found[rank] = max(depth, found.get(rank, 0))
         return found
 
-    def _depths(self, owners: BlockOwners, hashes: Sequence[int]) -> dict[int, int]:
+    def _depths(self, owners: BlockOwners, hashes: Sequence[int]) -> dict[TargetKey, int]:
         depth, workers, depths = 0, self._bits.live, PrefixDepths()
         while workers and depth < len(hashes):
             remaining = workers & owners.get(hashes[depth])

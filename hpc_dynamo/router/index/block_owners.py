@@ -11,6 +11,12 @@ _FEW = 16  # up to this many set bits, finding each of them is faster
 _FLAGS = bytes.maketrans(b"01", b"\0\1")
 PrefixDepths = list[tuple[int, int]]
 """(workers as bits, number of blocks that they have from the start of a prompt)"""
+TargetKey = int | tuple[int, int]
+"""Owner of blocks: the rank of a worker, or (its rank, data-parallel rank) if it has several."""
+
+
+def target_key(rank: int, dp_rank: int | None) -> TargetKey:
+    return rank if dp_rank is None else (rank, dp_rank)
 
 
 class BlockOwners:
@@ -94,10 +100,10 @@ class WorkerBits:
     """Assigns a bit to each worker; freed bits are reused."""
 
     def __init__(self) -> None:
-        self._ranks, self._free = list[int](), list[int]()
+        self._ranks, self._free = list[TargetKey](), list[int]()
         self.live = 0
 
-    def allocate(self, rank: int) -> int:
+    def allocate(self, rank: TargetKey) -> int:
         index = self._free.pop() if self._free else len(self._ranks)
         self._ranks[index : index + 1] = [rank]
         bit = 1 << index
@@ -112,18 +118,18 @@ class WorkerBits:
         """Allow the reuse of a bit that no owners contain."""
         self._free.append(bit.bit_length() - 1)
 
-    def depths(self, prefixes: PrefixDepths) -> dict[int, int]:
+    def depths(self, prefixes: PrefixDepths) -> dict[TargetKey, int]:
         """Return rank -> depth for depths above 0."""
-        found = dict[int, int]()
+        found = dict[TargetKey, int]()
         for bits, depth in prefixes:
             if depth:
                 found.update(dict.fromkeys(self._ranks_of(bits), depth))
         return found
 
-    def _ranks_of(self, bits: int) -> Iterable[int]:
+    def _ranks_of(self, bits: int) -> Iterable[TargetKey]:
         if bits.bit_count() > _FEW:
             return compress(self._ranks, bin(bits)[:1:-1].encode().translate(_FLAGS))
-        ranks = list[int]()
+        ranks = list[TargetKey]()
         while bits:
             index = bits.bit_length() - 1
             ranks.append(self._ranks[index])

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 
-from hpc_dynamo.router.index.block_owners import BlockOwners, PrefixDepths, WorkerBits
+from hpc_dynamo.router.index.block_owners import BlockOwners, PrefixDepths, TargetKey, WorkerBits
 from hpc_dynamo.router.index.hashes import TOKEN_BYTES, chained_hashes
 from hpc_dynamo.router.index.worker_blocks import (
     PAGE,
@@ -38,7 +38,7 @@ class PrefixIndex:
     def __init__(self, capacity: int, block_tokens: int) -> None:
         self._capacity, self._block_tokens = capacity, block_tokens
         self._owners, self._page_owners = BlockOwners(1024), BlockOwners(8)
-        self._bits, self._workers = WorkerBits(), dict[int, WorkerBlocks]()  # by rank
+        self._bits, self._workers = WorkerBits(), dict[TargetKey, WorkerBlocks]()
         self._ended = deque[WorkerBlocks]()  # with blocks to sweep
         self._copies = 0
         # Engine blocks that were not indexed, by reason.
@@ -50,12 +50,12 @@ class PrefixIndex:
         """Return the number of distinct blocks, unswept ones of removed workers included."""
         return len(self._owners)
 
-    def add_worker(self, rank: int) -> None:
+    def add_worker(self, rank: TargetKey) -> None:
         """Add a worker with an empty cache; blocks indexed earlier for this rank are dropped."""
         self.remove_worker(rank)
         self._workers[rank] = WorkerBlocks(self._bits.allocate(rank))
 
-    def remove_worker(self, rank: int) -> None:
+    def remove_worker(self, rank: TargetKey) -> None:
         """Remove a worker in constant time. Its memory is freed step by step, see `sweep`."""
         worker = self._workers.pop(rank, None)
         if worker:
@@ -63,18 +63,18 @@ class PrefixIndex:
             self._bits.retire(worker.bit)
             self._ended.append(worker)
 
-    def clear(self, rank: int) -> None:
+    def clear(self, rank: TargetKey) -> None:
         """Drop all blocks of a worker that cleared its cache."""
         if rank in self._workers:
             self.add_worker(rank)
 
-    def reset(self, rank: int) -> None:
+    def reset(self, rank: TargetKey) -> None:
         """Drop all blocks of a worker whose events were lost: they are unreliable."""
         self.clear(rank)
 
     def store(
         self,
-        rank: int,
+        rank: TargetKey,
         keys: Sequence[BlockKey],
         parent: BlockKey | None,
         tokens: bytes,
@@ -185,7 +185,7 @@ class PrefixIndex:
         worker.add_copies(self._owners.add(hashes, worker.bit))
         self._copies += len(hashes)
 
-    def remove(self, rank: int, keys: Sequence[BlockKey], medium: str = "GPU") -> list[int]:
+    def remove(self, rank: TargetKey, keys: Sequence[BlockKey], medium: str = "GPU") -> list[int]:
         """Remove blocks from this medium; unknown blocks are ignored.
 
         Return the hashes of blocks that the worker has on no other medium.
@@ -233,7 +233,7 @@ class PrefixIndex:
         self._page_owners.discard((page.last,), bit)
         return len(page.blocks)
 
-    def overlaps(self, hashes: Sequence[int]) -> dict[int, int]:
+    def overlaps(self, hashes: Sequence[int]) -> dict[TargetKey, int]:
         """Return rank -> number of blocks cached from the start without a gap, if above 0."""
         count, left = len(hashes), PrefixDepths()
         owners = self._bits.live & self._owners.get(hashes[0]) if count else 0

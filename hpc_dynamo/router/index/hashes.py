@@ -14,6 +14,8 @@ from struct import iter_unpack
 
 from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
+from hpc_dynamo.router.index.block_owners import TargetKey
+
 TOKEN_BYTES = 4  # ids are little-endian uint32
 # More, of a prompt whose limit is unknown, would exceed the size of a message to the head.
 MAX_HASHES = 1 << 20
@@ -47,10 +49,10 @@ def adapter_root(adapter: str | None) -> int:
     return xxh3_64_intdigest(adapter.encode()) & HASH_BITS if adapter else 0
 
 
-def rendezvous_weight(session: str, rank: int) -> int:
-    """Return the weight of a worker for a session, 128 bits; the lowest weight is chosen.
+def rendezvous_weight(session: str, key: TargetKey) -> int:
+    """Return the weight of a target for a session, 128 bits; the lowest weight is chosen.
 
-    A worker that joins or leaves changes no other worker's weight, so that only sessions of that
-    worker move (rendezvous hashing; Thaler and Ravishankar, 1998).
+    A target that joins or leaves changes no other target's weight, so that only its own sessions
+    move (rendezvous hashing; Thaler and Ravishankar, 1998).
     """
-    return xxh3_128_intdigest(f"{session}/{rank}".encode(errors="surrogatepass"))
+    return xxh3_128_intdigest(f"{session}/{key}".encode(errors="surrogatepass"))

@@ -18,6 +18,7 @@ from hpc_dynamo.kv.events import (
 )
 from hpc_dynamo.router.index.approximate import ApproximateIndex
 from hpc_dynamo.router.index.attention_group import AttentionGroup
+from hpc_dynamo.router.index.block_owners import TargetKey
 from hpc_dynamo.router.index.event_stream import EventStream
 from hpc_dynamo.router.index.exact import PrefixIndex
 from hpc_dynamo.router.index.hashes import adapter_root
@@ -46,39 +47,47 @@ class KvState:
         self.confirmed = PrefixIndex(capacity, block)
         self.pending = ApproximateIndex(capacity, PENDING_S, clock)
         self.approximate = ApproximateIndex(capacity, config.approximate_ttl_s, clock)
-        self._streams = dict[int, EventStream]()  # by rank
-        self._groups = dict[int, AttentionGroup]()  # by rank
-        # (time, prompt) by rank, for workers that have not published an event.
-        self._recent_prompts = dict[int, deque[tuple[float, Sequence[int]]]]()
+        self._streams = dict[TargetKey, EventStream]()
+        self._groups = dict[TargetKey, AttentionGroup]()
+        # (time, prompt), for workers that have not published an event.
+        self._recent_prompts = dict[TargetKey, deque[tuple[float, Sequence[int]]]]()
+        self._caches = dict[TargetKey, int]()  # number of caches, if several
         self._former_gaps = self._former_resyncs = 0  # counts of removed workers
         self.batches = self.unreadable_batches = 0
         self.lag_s = 0.0  # delay of the last batch of events
 
-    def add_worker(self, rank: int) -> None:
-        """Add a worker whose cache is assumed to be empty."""
+    def add_worker(self, rank: TargetKey, caches: int = 1) -> None:
+        """Add a worker, or a data-parallel rank of it, whose cache is assumed to be empty.
+
+        With several `caches` the engine selects one for each request. What the worker has is then
+        found in one request of that many.
+        """
         self.remove_worker(rank)
+        if caches > 1:
+            self._caches[rank] = caches
         self.forget(rank)
         self._streams[rank] = EventStream(partial(self._apply, rank), partial(self.forget, rank))
         self._groups[rank] = AttentionGroup()
         self._recent_prompts[rank] = deque()
 
-    def remove_worker(self, rank: int) -> None:
+    def remove_worker(self, rank: TargetKey) -> None:
         """Drop a worker and its blocks; its counts stay."""
         for index in (self.confirmed, self.pending, self.approximate):
             index.remove_worker(rank)
         self._recent_prompts.pop(rank, None)
+        self._caches.pop(rank, None)
         self._groups.pop(rank, None)
         stream = self._streams.pop(rank, None)
         if stream:
             self._former_gaps += stream.gaps
             self._former_resyncs += stream.resyncs
 
-    def forget(self, rank: int) -> None:
+    def forget(self, rank: TargetKey) -> None:
         """Drop all confirmed and expected blocks of a worker, whose cache is empty."""
         for index in (self.confirmed, self.pending, self.approximate):
             index.add_worker(rank)
 
-    def receive_events(self, rank: int, seq: int, payload: bytes) -> int | None:
+    def receive_events(self, rank: TargetKey, seq: int, payload: bytes) -> int | None:
         """Process a batch of events. Return the number to replay from, or None."""
         stream = self._streams.get(rank)
         if stream is None:
@@ -87,7 +96,7 @@ class KvState:
             self._first_event(rank)
         return stream.receive(seq, payload)
 
-    def _first_event(self, rank: int) -> None:
+    def _first_event(self, rank: TargetKey) -> None:
         """Keep only the prompts that the worker may not have computed yet as expected."""
         self.approximate.add_worker(rank)
         sent, since = self._recent_prompts.get(rank, deque()), self._clock() - PENDING_S
@@ -96,7 +105,7 @@ class KvState:
                 self.pending.add(rank, hashes)
         sent.clear()
 
-    def expect(self, rank: int, hashes: Sequence[int]) -> None:
+    def expect(self, rank: TargetKey, hashes: Sequence[int]) -> None:
         """Expect the blocks of a prompt that was sent to the worker."""
         stream = self._streams.get(rank)
         if stream and stream.started:
@@ -109,13 +118,16 @@ class KvState:
             while sent[0][0] < now - PENDING_S:
                 sent.popleft()
 
-    def overlaps(self, hashes: Sequence[int]) -> dict[int, int]:
+    def overlaps(self, hashes: Sequence[int]) -> dict[TargetKey, int]:
         """Return rank -> number of blocks from the start, confirmed or expected, if above 0."""
         cached = self.confirmed.overlaps(hashes)
         for index in (self.pending, self.approximate):
             for rank, blocks in index.overlaps(hashes).items():
                 if blocks > cached.get(rank, 0):
                     cached[rank] = blocks
+        for rank, caches in self._caches.items():
+            if rank in cached:
+                cached[rank] //= caches
         return cached
 
     @property
@@ -126,12 +138,12 @@ class KvState:
     def resyncs(self) -> int:
         return self._former_resyncs + sum(stream.resyncs for stream in self._streams.values())
 
-    def _apply(self, rank: int, payload: bytes) -> None:
+    def _apply(self, rank: TargetKey, payload: bytes) -> None:
         try:
             batch = decode_events(payload)
         except WireError as e:
             self.unreadable_batches += 1
-            log.warning("worker %d: %s", rank, e)
+            log.warning("worker %s: %s", rank, e)
             return
         self.batches += 1
         self.lag_s = max(0.0, time.time() - batch.ts)
@@ -144,7 +156,7 @@ class KvState:
                 case BlockRemoved() if event.locality != REMOTE:
                     self._remove(rank, event)
 
-    def _store(self, rank: int, event: BlockStored) -> None:
+    def _store(self, rank: TargetKey, event: BlockStored) -> None:
         group = self._groups[rank]
         if group.learn(event):
             self.confirmed.add_worker(rank)
@@ -160,7 +172,7 @@ class KvState:
             adapter_root(event.lora_name),
         )
 
-    def _remove(self, rank: int, event: BlockRemoved) -> None:
+    def _remove(self, rank: TargetKey, event: BlockRemoved) -> None:
         if self._groups[rank].includes(event.group_idx):
             removed = self.confirmed.remove(rank, event.block_hashes, event.medium or "")
             self.pending.discard(rank, removed)

@@ -6,11 +6,11 @@ from hpc_dynamo.config import Policy, Role
 from hpc_dynamo.router.scheduling.lease import RoutingRequest
 from hpc_dynamo.router.scheduling.policy import POLICIES, CostInputs
 from hpc_dynamo.router.scheduling.selector import Selection, WorkerSelector
-from hpc_dynamo.router.scheduling.worker import RoutedWorker, WorkerDemand
+from hpc_dynamo.router.scheduling.worker import RoutedWorker, RoutingTarget, WorkerDemand
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker in a decision. The lowest `cost` is selected; ties go to the least recent."""
+    """One target in a decision. The lowest `cost` is selected; ties go to the least recent."""
 
     rank: int
     role: Role
@@ -23,6 +23,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     blocks: int  # KV blocks of this head's requests
     active: int  # requests of this head
     others: WorkerDemand  # load placed by other heads
+    dp_rank: int | None = None  # data-parallel rank of the worker
 
 
 class RoutingExplanation(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +50,7 @@ def explain(
     selection = selector.select(request, workers)
     inputs = selector.cost_inputs(request, selector.hashes(request))
     roles = selector.required_roles(request)
-    usable = {w.rank for role in roles for w in selector.usable(role, request, workers)}
+    usable = {t.key for role in roles for t in selector.usable(role, request, workers)}
     policy = selector.policy(request)
     cost = POLICIES[policy].cost
     return RoutingExplanation(
@@ -62,32 +63,34 @@ def explain(
         recompute_weight=inputs.recompute_weight,
         decode_weight=inputs.decode_weight,
         handover_tokens=selector.transfer_cost.tokens,
-        prefill=selection.prefill.rank if selection and selection.prefill else None,
-        decode=selection.decode.rank if selection else None,
+        prefill=selection.prefill.worker.rank if selection and selection.prefill else None,
+        decode=selection.decode.worker.rank if selection else None,
         workers=tuple(
-            _candidate(w, inputs, cost(w, inputs), w.rank in usable, selection)
+            _candidate(t, inputs, cost(t, inputs), t.key in usable, selection)
             for w in sorted(workers, key=lambda w: w.rank)
+            for t in w.targets
         ),
     )
 
 
 def _candidate(
-    worker: RoutedWorker,
+    target: RoutingTarget,
     inputs: CostInputs,
     cost: float,
     usable: bool,
     selection: Selection | None,
 ) -> Candidate:
     return Candidate(
-        rank=worker.rank,
-        role=worker.role,
+        rank=target.worker.rank,
+        dp_rank=target.dp_rank,
+        role=target.worker.role,
         usable=usable,
-        chosen=selection is not None and worker in selection.workers,
+        chosen=selection is not None and target in selection.targets,
         cost=round(cost, 3),
-        overlap_blocks=inputs.overlaps.get(worker.rank, 0),
-        left_tokens=inputs.uncached_tokens(worker),
-        prefill_tokens=worker.prefill_tokens,
-        blocks=worker.blocks,
-        active=worker.active,
-        others=worker.peer_load,
+        overlap_blocks=inputs.overlaps.get(target.key, 0),
+        left_tokens=inputs.uncached_tokens(target),
+        prefill_tokens=target.prefill_tokens,
+        blocks=target.blocks,
+        active=target.active,
+        others=target.peer_load,
     )

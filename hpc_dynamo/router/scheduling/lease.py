@@ -53,10 +53,12 @@ class RoutingRequest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Target(msgspec.Struct, frozen=True, array_like=True):
-    """A worker and the URL of its engine."""
+    """A worker and the URL of its engine, and the data-parallel rank of it that was selected."""
 
     rank: int
     url: str
+    dp_rank: int | None = None  # None: the worker has one rank, or its engine selects it
+    dp_size: int = 1  # ranks of the worker
 
 
 class LeaseEvent(IntEnum):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from hpc_dynamo.config import Role, Router, Serve
-from hpc_dynamo.router.scheduling.worker import RoutedWorker
+from hpc_dynamo.router.scheduling.worker import RoutingTarget
 
 # After a broken connection a worker gets no requests for this time, or until its agent reports it
 # again. With the default of three attempts, a request outlasts the heartbeat timeout of an agent.
@@ -35,14 +35,19 @@ class AdmissionLimits:
     avoid_s: float = AVOID_S
     start_shares: Mapping[Role, StartShare] = field(default_factory=dict)
 
-    def has_room(self, worker: RoutedWorker, ready: int) -> bool:
-        """Return True if a worker may get one more request; `ready` workers have its role."""
-        share = self.start_shares.get(worker.role)
+    def max_requests(self, role: Role, ready: int) -> float:
+        """Return the limit of each worker of a role of which `ready` workers are ready."""
+        share = self.start_shares.get(role)
+        if share is None or ready >= share.ready_workers:
+            return self.max_requests_per_worker
+        return min(self.max_requests_per_worker, share.requests)
+
+    def has_room(self, target: RoutingTarget, max_requests: float) -> bool:
+        """Return True if a target may get one more request; `max_requests` is for its worker."""
+        share = target.share
         return (
-            not worker.avoid_count
-            and worker.active < self.max_requests_per_worker
-            and (share is None or ready >= share.ready_workers or worker.active < share.requests)
-            and worker.prefill_tokens <= self.max_prefill_tokens_per_worker
+            target.active * share < max_requests
+            and target.prefill_tokens * share <= self.max_prefill_tokens_per_worker
         )
 
     def queue_is_full(self, queued: int) -> bool:

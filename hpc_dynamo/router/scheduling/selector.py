@@ -1,4 +1,7 @@
-"""Selects the workers of a request, and decides if prefill and decode run on separate workers."""
+"""Selects the targets of a request, and decides if prefill and decode run on separate workers.
+
+A target is a worker, or one data-parallel rank of a worker.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,9 +17,9 @@ from hpc_dynamo.router.scheduling.lease import (
     Target,
 )
 from hpc_dynamo.router.scheduling.limits import AdmissionLimits
-from hpc_dynamo.router.scheduling.policy import POLICIES, CostInputs, select_worker
+from hpc_dynamo.router.scheduling.policy import POLICIES, CostInputs, select_target
 from hpc_dynamo.router.scheduling.transfer_cost import TransferCost
-from hpc_dynamo.router.scheduling.worker import RoutedWorker
+from hpc_dynamo.router.scheduling.worker import RoutedWorker, RoutingTarget
 
 AGGREGATED, DISAGGREGATED = "aggregated", "disaggregated"
 # Reasons for computing the prompt on the decode worker of a disaggregated topology.
@@ -25,35 +28,42 @@ LOCAL_SHORT_PROMPT, LOCAL_PREFILL_BUSY = "local_short_prompt", "local_prefill_bu
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The workers of one request. `reason` is one of the four constants above."""
+    """The targets of one request. `reason` is one of the four constants above."""
 
-    decode: RoutedWorker
-    prefill: RoutedWorker | None  # None: the decode worker computes the prompt
+    decode: RoutingTarget
+    prefill: RoutingTarget | None  # None: the decode target computes the prompt
     uncached_tokens: int  # prompt tokens to compute
-    overlap_blocks: int  # prompt blocks cached on the worker that computes the prompt
+    overlap_blocks: int  # prompt blocks cached on the target that computes the prompt
     hashes: list[int]  # prompt blocks; empty unless the policy is kv
     policy: Policy
     reason: str
 
     @property
-    def prompt_worker(self) -> RoutedWorker:
+    def prompt_target(self) -> RoutingTarget:
         return self.prefill or self.decode
 
     @property
-    def decode_target(self) -> Target:
-        return Target(self.decode.rank, self.decode.url)
+    def leased_decode(self) -> Target:
+        return _leased(self.decode)
 
     @property
-    def prefill_target(self) -> Target | None:
-        return Target(self.prefill.rank, self.prefill.url) if self.prefill else None
+    def leased_prefill(self) -> Target | None:
+        return _leased(self.prefill) if self.prefill else None
 
     @property
-    def workers(self) -> tuple[RoutedWorker, ...]:
+    def targets(self) -> tuple[RoutingTarget, ...]:
         return (self.decode, self.prefill) if self.prefill else (self.decode,)
 
 
+def _leased(target: RoutingTarget) -> Target:
+    worker = target.worker
+    if target.dp_rank is None:
+        return Target(worker.rank, worker.url)
+    return Target(worker.rank, worker.url, target.dp_rank, worker.ranks)
+
+
 class WorkerSelector:
-    """Selects workers without changing any state."""
+    """Selects targets without changing any state."""
 
     def __init__(
         self, kind: TopologyKind, config: c.Router, limits: AdmissionLimits, kv_state: KvState
@@ -89,7 +99,7 @@ class WorkerSelector:
         )
 
     def select(self, request: RoutingRequest, workers: Iterable[RoutedWorker]) -> Selection | None:
-        """Return the best workers with room now, or None if the request must wait.
+        """Return the best targets with room now, or None if the request must wait.
 
         Raises AllWorkersTried, NoSuchWorker for hints that name unknown workers, and NoWorker
         after a permanent failure.
@@ -113,33 +123,35 @@ class WorkerSelector:
         if not reason:
             return None
         prefill = prefill if reason == DISAGGREGATED else None
-        worker = prefill or decode
-        uncached, overlap = inputs.uncached_tokens(worker), inputs.overlaps.get(worker.rank, 0)
+        target = prefill or decode
+        uncached, overlap = inputs.uncached_tokens(target), inputs.overlaps.get(target.key, 0)
         return Selection(decode, prefill, uncached, overlap, hashes, policy, reason)
 
     def _cheapest(
-        self, request: RoutingRequest, usable: Sequence[RoutedWorker], inputs: CostInputs
-    ) -> RoutedWorker:
+        self, request: RoutingRequest, usable: Sequence[RoutingTarget], inputs: CostInputs
+    ) -> RoutingTarget:
         temperature = _value_or(request.hints.temperature, self._config.temperature)
-        return select_worker(POLICIES[self.policy(request)], usable, inputs, temperature)
+        return select_target(POLICIES[self.policy(request)], usable, inputs, temperature)
 
     def usable(
         self, role: Role, request: RoutingRequest, workers: Sequence[RoutedWorker]
-    ) -> list[RoutedWorker]:
-        """Return the workers of a role that have room. Raises like `select`."""
+    ) -> list[RoutingTarget]:
+        """Return the targets of a role that have room. Raises like `select`."""
         in_role = [w for w in _named(request.hints.workers, role, workers) if not w.draining]
         untried = [w for w in in_role if w.rank not in request.exclude]
         if in_role and not untried:
             raise AllWorkersTried(f"every {role} worker was tried")
-        return [w for w in untried if self.limits.has_room(w, len(in_role))]
+        limits, limit = self.limits, self.limits.max_requests(role, len(in_role))
+        present = [t for w in untried if not w.avoid_count for t in w.targets]
+        return [t for t in present if limits.has_room(t, limit)]
 
     def _reason(
         self,
         request: RoutingRequest,
         workers: Sequence[RoutedWorker],
         inputs: CostInputs,
-        decode: RoutedWorker,
-        prefill: RoutedWorker | None,
+        decode: RoutingTarget,
+        prefill: RoutingTarget | None,
     ) -> str:
         """Return why the prompt is computed on the prefill or the decode worker; "" to wait.
 

@@ -56,7 +56,7 @@ class Head:
     """All messages of the agent, in order."""
 
     def __init__(self, server: ControlServer[ControlMessage], token: str) -> None:
-        self.server, self._token = server, token
+        self.server, self.token = server, token
         self.peer = b""
         self.events = list[KvEvents]()  # since the last report
 
@@ -93,7 +93,7 @@ class Head:
         assert await self.server.send(self.peer, message)
 
     async def complete(self, worker: WorkerReport, prompt: list[int]) -> None:
-        headers = {"Authorization": f"Bearer {self._token}"}
+        headers = {"Authorization": f"Bearer {self.token}"}
         body = {"model": "m", "prompt": prompt, "max_tokens": 1}
         async with aiohttp.ClientSession(headers=headers) as session, asyncio.timeout(SOON_S):
             async with session.post(f"{worker.url}/v1/completions", json=body) as answer:

@@ -22,6 +22,8 @@ from hpc_dynamo.config import (
     validate,
 )
 from hpc_dynamo.engines import ENGINES, EngineCommand, Placement, diagnose, engine, in_container
+from hpc_dynamo.engines.containers.charliecloud import DEFAULT_PATH
+from hpc_dynamo.engines.containers.podman import ACCESS, GPUS, HOST, START
 from hpc_dynamo.engines.environment import INJECTED
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.launch import mpi_rank
@@ -38,6 +40,14 @@ APPTAINER = Container(
 )
 ENROOT = replace(APPTAINER, kind=ContainerKind.enroot, image="/shared/vllm.sqsh", options=("-r",))
 PYXIS = replace(ENROOT, kind=ContainerKind.pyxis, options=("--container-writable",))
+CHARLIECLOUD = Container(
+    kind=ContainerKind.charliecloud,
+    image="/shared/vllm.sqfs",
+    mounts=("/scratch", "/data/hub:/hub"),
+    options=("--write-fake",),
+)
+PODMAN = replace(APPTAINER, kind=ContainerKind.podman, image="/shared/vllm", options=("--init",))
+ALL = (APPTAINER, CHARLIECLOUD, ENROOT, PODMAN, PYXIS)
 PLACE = Placement(
     Worker(3, Role.aggregated, (Shard(0, (0, 1)),)),
     "10.0.0.7",
@@ -146,6 +156,49 @@ def test_pyxis_command(name: str) -> None:
     assert whole.files == bare.files
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_charliecloud_command(name: str) -> None:
+    bare, whole = commands(config(CHARLIECLOUD, name))
+    values = {"HOME": "/tmp/private", **bare.env}
+    assert whole.argv == (
+        "ch-run",
+        *(f"--bind={path}" for path in (INJECTED, "/runs/x/logs", "/tmp/private")),
+        *("--bind=/shared/llama", "--bind=/scratch", "--bind=/data/hub:/hub"),
+        "--unset-env=!(HPC_DYNAMO_SET_*)",
+        f"--set-env=PATH={DEFAULT_PATH}",
+        "--write-fake",
+        *(f"--set-env={name}=$HPC_DYNAMO_SET_{name}" for name in values),
+        *("--unset-env=HPC_DYNAMO_SET_*", "/shared/vllm.sqfs", "--"),
+        *("python3", *bare.argv[1:]),
+    )
+    copies = {f"HPC_DYNAMO_SET_{name}": value for name, value in values.items()}
+    assert whole.env == {"TMPDIR": "/tmp", **copies}
+    assert whole.files == bare.files
+
+
+def test_engine_in_charliecloud_has_the_home_of_the_user() -> None:
+    _, whole = commands(config(CHARLIECLOUD, env={"HOME": "/scratch/me"}))
+    assert whole.env["HPC_DYNAMO_SET_HOME"] == "/scratch/me"
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_podman_command(name: str) -> None:
+    bare, whole = commands(config(PODMAN, name))
+    own, same = "/tmp/private/podman-3-0", (str(INJECTED), "/runs/x/logs", "/tmp/private")
+    assert whole.argv == (
+        *("sh", "-c", START, "podman", f"--root={own}/root", f"--runroot={own}/run"),
+        *("--log-level=error", "--cgroup-manager=cgroupfs"),
+        *("run", "--rm", "--replace", "--name=engine", "--log-driver=none"),
+        *("--http-proxy=false", *HOST, *ACCESS, GPUS),
+        *(f"--volume={path}:{path}" for path in (*same, "/shared/llama", "/scratch")),
+        "--volume=/data/hub:/hub:ro",
+        *(f"--env={name}" for name in bare.env),
+        *("--init", "--rootfs", "/shared/vllm:O", "python3", *bare.argv[1:]),
+    )
+    assert whole.env == {"XDG_RUNTIME_DIR": own, **bare.env}
+    assert whole.files == bare.files
+
+
 def test_engine_under_pyxis_is_a_step_on_its_node() -> None:
     _, whole = commands(config(PYXIS, python="/env/bin/python"))
     step = WorkerStep(PLACE.worker, 0, whole.container_args)
@@ -169,17 +222,18 @@ def test_pyxis_without_slurm_is_rejected(tmp_path: Path) -> None:
     assert "engine.container.kind=apptainer" in refused.stderr
 
 
-@pytest.mark.parametrize("container", [APPTAINER, ENROOT, PYXIS], ids=lambda c: c.kind)
+@pytest.mark.parametrize("container", ALL, ids=lambda c: c.kind)
 def test_cpu_engine_gets_no_gpus_in_container(container: Container) -> None:
     c = config(container, device=Device.cpu, env={"A": "$HOME, as it is"}, python="/env/bin/python")
     _, whole = commands(c)
     assert "--nv" not in whole.argv
+    assert GPUS not in whole.argv
     assert whole.env.get("NVIDIA_VISIBLE_DEVICES", "void") == "void"
     assert "/env/bin/python" in whole.argv
     assert "$HOME, as it is" in whole.env.values()
 
 
-@pytest.mark.parametrize("container", [APPTAINER, ENROOT, PYXIS], ids=lambda c: c.kind)
+@pytest.mark.parametrize("container", ALL, ids=lambda c: c.kind)
 @pytest.mark.parametrize("name", ENGINES)
 def test_token_is_not_on_container_command_line(name: str, container: Container) -> None:
     _, whole = commands(config(container, name))
@@ -207,6 +261,22 @@ REFUSED = [
         "docker://nvcr.io#nvidia/vllm:1",
     ),
     (replace(ENROOT, image="docker://vllm/vllm"), "Enroot starts files", " docker://vllm/vllm"),
+    (replace(CHARLIECLOUD, image=""), "engine.container.image is not set", "/shared/vllm.sqfs"),
+    (replace(PODMAN, image=""), "engine.container.image is not set", "image=/shared/vllm"),
+    (
+        replace(CHARLIECLOUD, image="docker://vllm/vllm"),
+        "no URLs",
+        "ch-image pull vllm/vllm, ch-convert vllm/vllm",
+    ),
+    (
+        replace(CHARLIECLOUD, mounts=("/a:/b:ro",)),
+        "Charliecloud mounts nothing read-only",
+        "engine.container.mounts=/a:/b",
+    ),
+    *(
+        (replace(PODMAN, image=image), f"image={image} is not the absolute path", "podman export")
+        for image in ("/x/vllm.tar", "/x/vllm.sif", "docker.io/vllm/vllm", "images/vllm")
+    ),
     *(
         (
             replace(APPTAINER, mounts=(mount,)),
@@ -247,7 +317,7 @@ def test_relative_model_path_in_container_is_rejected(
 def test_valid_containers_are_accepted() -> None:
     fetched = replace(APPTAINER, image="docker://vllm/vllm-openai")
     named = replace(PYXIS, image="nvcr.io#nvidia/vllm:1")
-    for container in (APPTAINER, ENROOT, PYXIS, fetched, named):
+    for container in (*ALL, fetched, named):
         validate(config(container))
 
 
@@ -263,6 +333,20 @@ def test_valid_containers_are_accepted() -> None:
         ("srun: unrecognized option '--container-image=/x.sqsh'", "Pyxis in every node's Slurm"),
         ("slurmstepd: error: pyxis: failed to import docker image", "enroot import -o"),
         ("[ERROR] enroot-mount: failed to mount: /x at /y: No such file", "model.path and"),
+        ("sh: 1: exec: podman: not found", "install Podman"),
+        ("ch-run cannot be run: No such file or directory", "module load charliecloud"),
+        ("ch-run[7]: error: can't bind: source not found: /x (ch_core.c:104)", "model.path and"),
+        ("ch-run[7]: error: can't mkdir: /x: Read-only file system (30)", "--write-fake"),
+        ("ch-run: unrecognized option '--write-fake'", "older than 0.36"),
+        ("ch-run[7]: error: can't execve(2): python3: No such file", "engine.python"),
+        ('Error: rootfs-overlay: creating overlay failed "/x": chown', "belong to you"),
+        ("Error: OCI runtime error: crun: cgroups in hybrid mode not supported", "runc"),
+        ("Error: statfs /x: no such file or directory", "model.path and"),
+        ("crun: executable file `python3` not found in $PATH: No such file", "engine.python"),
+        (
+            "Error: setting up CDI devices: unresolvable CDI devices nvidia.com/gpu=all",
+            "nvidia-ctk",
+        ),
         ("CUDA out of memory", "gpu-memory-utilization"),  # the engine's own
     ],
 )

@@ -185,7 +185,7 @@ def test_trtllm_over_nodes_in_enroot_is_rejected() -> None:
     given = config("trtllm", Pool(1, pipeline_parallel=6))
     image = Container(kind=ContainerKind.enroot, image="/i.sqsh")
     given = replace(given, engine=replace(given.engine, container=image))
-    with pytest.raises(ConfigError, match="cannot run over several nodes in Enroot") as refused:
+    with pytest.raises(ConfigError, match="cannot run over several nodes in enroot") as refused:
         engine("trtllm").check(given, plan(given))
     assert "engine.container.kind=pyxis or apptainer" in refused.value.hint
 

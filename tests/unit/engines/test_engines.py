@@ -17,6 +17,7 @@ from hpc_dynamo.config import (
     Engine,
     KvLoadFailurePolicy,
     Model,
+    ParallelSizes,
     Policy,
     Pool,
     Role,
@@ -317,14 +318,24 @@ def test_kv_events_config_of_user_disables_event_endpoints(name: str, spelling: 
     assert json.loads(options(engine(name).command(config, where))["--kv-events-config"]) == mine
 
 
-def test_data_parallel_vllm_publishes_no_kv_events() -> None:
-    """All ranks but the first accept only tcp endpoints, which have no access control."""
-    wide = replace(SPLIT, prefill=Pool(workers=1, data_parallel=2))
-    config = replace(CONFIG, topology=wide)
+@pytest.mark.parametrize("name", ["sglang", "vllm"])
+def test_each_data_parallel_rank_has_endpoints_in_the_private_folder(name: str) -> None:
+    """The engines append the suffix if the name contains inproc, and refuse other ipc endpoints."""
     where = replace(place(Role.prefill), events_folder="/tmp/x")
-    where = replace(where, worker=replace(where.worker, parallel=wide.prefill.parallel))
-    assert engine("vllm").event_endpoints(config, where) is None
-    assert "--kv-events-config" not in engine("vllm").command(config, where).argv
+    where = replace(where, worker=replace(where.worker, parallel=ParallelSizes(data=3)))
+    config = replace(CONFIG, engine=replace(CONFIG.engine, name=name))
+    endpoints = engine(name).event_endpoints(config, where)
+    assert endpoints
+    told = json.loads(options(engine(name).command(config, where))["--kv-events-config"])
+    assert told["endpoint"] == "ipc:///tmp/x/inproc-3"
+    assert {rank: (own.live, own.replay) for rank, own in endpoints.by_rank().items()} == {
+        0: ("ipc:///tmp/x/inproc-3", "ipc:///tmp/x/inproc-3r"),
+        1: ("ipc:///tmp/x/inproc-3_dp1", "ipc:///tmp/x/inproc-3r_dp1"),
+        2: ("ipc:///tmp/x/inproc-3_dp2", "ipc:///tmp/x/inproc-3r_dp2"),
+    }
+    shards = (*where.worker.shards, *where.worker.shards)
+    spread = replace(where, worker=replace(where.worker, shards=shards))
+    assert engine(name).event_endpoints(config, spread) is None, "ranks are on other nodes"
 
 
 @pytest.mark.parametrize(

@@ -178,16 +178,14 @@ def test_unsupported_sglang_settings_are_rejected(change: dict[str, Any], what: 
     engine("sglang").check(CONFIG, plan(CONFIG))
 
 
-def test_data_parallel_sglang_publishes_no_kv_events() -> None:
-    """SGLang's other ranks refuse ipc endpoints."""
-    wide = replace(SPLIT, prefill=Pool(workers=1, data_parallel=2))
+@pytest.mark.parametrize("name", ["attn-dp-size", "attention_data_parallel_size"])
+def test_ranks_of_attention_have_endpoints_of_their_own(name: str) -> None:
     where = replace(place(Role.prefill), events_folder="/tmp/x")
-    of_two = replace(where, worker=replace(where.worker, parallel=wide.prefill.parallel))
-    assert engine("sglang").event_endpoints(CONFIG, where) is not None
-    assert engine("sglang").event_endpoints(replace(CONFIG, topology=wide), of_two) is None
-    for name in ("attn-dp-size", "attention_data_parallel_size"):
-        of_attention = replace(CONFIG, engine=Engine(name="sglang", args={name: 2}))
-        assert engine("sglang").event_endpoints(of_attention, where) is None
+    of_attention = replace(CONFIG, engine=Engine(name="sglang", args={name: 2}))
+    for config, ranks in ((CONFIG, 1), (of_attention, 2)):
+        endpoints = engine("sglang").event_endpoints(config, where)
+        assert endpoints
+        assert endpoints.ranks == ranks
 
 
 PAGE = """\

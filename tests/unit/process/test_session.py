@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 
-from hpc_dynamo.process.session import NO_PROCESSES, SessionMonitor, session_usages
+from hpc_dynamo.process.session import NO_PROCESSES, SessionMonitor, members, session_usages
 
 BUSY = "import os\nwhile os.times().user < 0.3: pass\nprint(flush=True)\ninput()"
 
@@ -71,3 +71,17 @@ def test_threads_that_wait_for_a_cpu() -> None:
         assert sum(each.waited_s for each in times) > 0.05
         assert all(each.ran_s > 0 for each in times)
         child.kill()
+
+
+def test_descendants_that_left_the_session_belong_to_it() -> None:
+    """As the engine of a Podman container, whose parent is in a session of its own."""
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', {!r}], {})"
+    inner = start.format(BUSY, "")
+    pipe = subprocess.PIPE
+    argv = [sys.executable, "-c", start.format(inner, "start_new_session=True")]
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, start_new_session=True) as child:
+        assert child.stdout
+        child.stdout.readline()
+        pids = {int(process.name) for process, _ in members([child.pid])[child.pid]}
+        assert len(pids) == 3
+        assert session_usages([child.pid])[child.pid].cpu_s >= 0.3

@@ -15,7 +15,7 @@ from hpc_dynamo.router import (
     Target,
 )
 from hpc_dynamo.router.scheduling.queue import MAX_WORKER_SETS
-from hpc_dynamo.router.scheduling.worker import RoutedWorker
+from hpc_dynamo.router.scheduling.worker import RoutingTarget
 from tests.unit.router.requests import (
     DEADLINE_S,
     ONE,
@@ -238,9 +238,9 @@ class CountingLimits(AdmissionLimits):
 
     asked = 0
 
-    def has_room(self, worker: RoutedWorker, ready: int) -> bool:
+    def has_room(self, target: RoutingTarget, max_requests: float) -> bool:
         type(self).asked += 1
-        return super().has_room(worker, ready)
+        return super().has_room(target, max_requests)
 
 
 def for_worker(*ranks: int) -> RoutingRequest:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpc_dynamo.config import Policy, Role
-from hpc_dynamo.router import RoutedWorker
-from hpc_dynamo.router.scheduling.policy import POLICIES, CostInputs, select_worker
+from hpc_dynamo.router import RoutedWorker, TargetKey
+from hpc_dynamo.router.scheduling.policy import POLICIES, CostInputs, select_target
 from tests.unit.router.requests import BLOCK
 
 Loads = list[dict[str, Any]]
@@ -45,32 +45,32 @@ def new_worker(rank: int, load: dict[str, Any]) -> RoutedWorker:
     ],
 )
 def test_policy_selects_the_cheapest_worker(
-    policy: Policy, loads: Loads, overlaps: dict[int, int], chosen: int
+    policy: Policy, loads: Loads, overlaps: dict[TargetKey, int], chosen: int
 ) -> None:
     workers = [new_worker(rank, load) for rank, load in enumerate(loads)]
     inputs = CostInputs(5 * BLOCK, overlaps, BLOCK)
-    assert select_worker(POLICIES[policy], workers, inputs).rank == chosen
-    assert select_worker(POLICIES[policy], workers[::-1], inputs).rank == chosen
+    assert select_target(POLICIES[policy], workers, inputs).worker.rank == chosen
+    assert select_target(POLICIES[policy], workers[::-1], inputs).worker.rank == chosen
 
 
 def test_weights_scale_the_terms_of_the_cost() -> None:
     workers = [new_worker(0, {"blocks": 4}), new_worker(1, {"prefill_tokens": 3 * BLOCK})]
     for overlap, decode, chosen in ((1.0, 1.0, 1), (2.0, 1.0, 0), (1.0, 0.5, 0), (0.0, 0.0, 0)):
         inputs = CostInputs(0, {}, BLOCK, overlap_weight=overlap, decode_weight=decode)
-        assert select_worker(POLICIES[Policy.kv], workers, inputs).rank == chosen
+        assert select_target(POLICIES[Policy.kv], workers, inputs).worker.rank == chosen
 
 
 def test_session_keeps_its_worker_when_others_change() -> None:
     workers = [new_worker(rank, {"active": rank}) for rank in range(8)]
     rule = POLICIES[Policy.session]
     needs = [CostInputs(0, {}, BLOCK, session=f"s{i}") for i in range(200)]
-    before = [select_worker(rule, workers, inputs).rank for inputs in needs]
+    before = [select_target(rule, workers, inputs).worker.rank for inputs in needs]
     assert set(before) == set(range(8))
-    without = [select_worker(rule, workers[:7], inputs).rank for inputs in needs]
+    without = [select_target(rule, workers[:7], inputs).worker.rank for inputs in needs]
     moved = [i for i, (a, b) in enumerate(zip(before, without, strict=True)) if a != b]
     assert moved == [i for i, rank in enumerate(before) if rank == 7]
     assert (
-        select_worker(rule, workers[::-1], CostInputs(0, {}, BLOCK)).rank == 0
+        select_target(rule, workers[::-1], CostInputs(0, {}, BLOCK)).worker.rank == 0
     )  # no session: by load
 
 
@@ -92,7 +92,8 @@ def selected_ranks(sessions: list[str], ranks: list[int]) -> list[int]:
     workers = [new_worker(rank, {}) for rank in ranks]
     rule = POLICIES[Policy.session]
     return [
-        select_worker(rule, workers, CostInputs(0, {}, BLOCK, session=s)).rank for s in sessions
+        select_target(rule, workers, CostInputs(0, {}, BLOCK, session=s)).worker.rank
+        for s in sessions
     ]
 
 
@@ -137,11 +138,12 @@ def test_random_reaches_all_workers_and_power_of_two_avoids_the_busiest() -> Non
     workers = [new_worker(rank, {"active": rank}) for rank in range(4)]
     inputs = CostInputs(0, {}, BLOCK)
     drawn = Counter(
-        select_worker(POLICIES[Policy.random], workers, inputs).rank for _ in range(400)
+        select_target(POLICIES[Policy.random], workers, inputs).worker.rank for _ in range(400)
     )
     assert set(drawn) == {0, 1, 2, 3}
     drawn = Counter(
-        select_worker(POLICIES[Policy.power_of_two], workers, inputs).rank for _ in range(400)
+        select_target(POLICIES[Policy.power_of_two], workers, inputs).worker.rank
+        for _ in range(400)
     )
     assert set(drawn) == {0, 1, 2}
     assert drawn[0] > drawn[2]
@@ -151,7 +153,7 @@ def test_random_reaches_all_workers_and_power_of_two_avoids_the_busiest() -> Non
 def test_temperature_selects_only_usable_workers(blocks: list[int], temperature: float) -> None:
     workers = [new_worker(rank, {"blocks": n}) for rank, n in enumerate(blocks)]
     assert (
-        select_worker(POLICIES[Policy.kv], workers, CostInputs(0, {}, BLOCK), temperature)
+        select_target(POLICIES[Policy.kv], workers, CostInputs(0, {}, BLOCK), temperature)
         in workers
     )
 
@@ -159,6 +161,6 @@ def test_temperature_selects_only_usable_workers(blocks: list[int], temperature:
 def test_temperature_spreads_requests_by_cost() -> None:
     workers = [new_worker(rank, {"blocks": 10 * rank}) for rank in range(3)]
     inputs, rule = CostInputs(0, {}, BLOCK), POLICIES[Policy.kv]
-    warm = Counter(select_worker(rule, workers, inputs, 0.5).rank for _ in range(1000))
+    warm = Counter(select_target(rule, workers, inputs, 0.5).worker.rank for _ in range(1000))
     assert warm[0] > warm[1] > warm[2] > 0
-    assert {select_worker(rule, workers, inputs, 0.001).rank for _ in range(100)} == {0}
+    assert {select_target(rule, workers, inputs, 0.001).worker.rank for _ in range(100)} == {0}

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from hpc_dynamo.config import Role
+from hpc_dynamo.messages import PrefixCaches
 from hpc_dynamo.planner.signals import ExpectedLoad, PlannerDecision, RoleMove, Signals, TargetSplit
 from hpc_dynamo.simulation import (
     EngineModel,
@@ -129,3 +130,14 @@ def test_search_finds_the_obvious_split(prompt: int, answer: int, best: int) -> 
     assert len(tried) == len(said) == 6
     split = next(t.workers for t in tried if Role.prefill in t.workers)
     assert split[Role.prefill] == best, [(t.workers, t.outcome.goodput_hz) for t in tried]
+
+
+def test_steered_ranks_hit_like_workers_and_unsteered_ones_less() -> None:
+    """Each of 16 prompts is repeated; a rank has room for four of them."""
+    groups = [TraceRequest(i * 0.02, 1024, 30, (i % 16, 16 + i % 16)) for i in range(200)]
+    engine = replace(ENGINE, sizes=replace(ENGINE.sizes, cache_tokens=4096))
+    one = SimulatedJob(engine, {Role.aggregated: 8}, TARGETS)
+    ranked = replace(one, workers={Role.aggregated: 2}, caches=PrefixCaches(4))
+    unsteered = replace(ranked, caches=PrefixCaches(4, steered=False))
+    rates = [simulate(each, groups).hit_rate for each in (one, ranked, unsteered)]
+    assert rates[0] == rates[1] > 0.4 > rates[2]
