@@ -93,10 +93,10 @@ async def test_stream_ends_with_the_second_dead_worker(client: MigratingClient, 
 async def test_typed_stream_is_unbroken(client: MigratingClient, path: str) -> None:
     body = TYPED[path]
     whole = await client.whole(path, body)
-    for cuts in ((300,), (900,), (1900,), (3000,)):
-        await client.unbroken(path, body, whole, *cuts)
+    for cut in (300, 900, 1900, 2400, 2700, 3000):
+        await client.unbroken(path, body, whole, cut)
     # A stream that is cut before the client has anything is repeated.
-    assert client.migrator.outcomes["completed"] >= 2
+    assert client.migrator.outcomes["completed"] >= 3
 
 
 @pytest.fixture

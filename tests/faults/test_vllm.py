@@ -66,7 +66,13 @@ def disaggregated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def all_ready(served: Served) -> None:
-    until("all workers", lambda: served.ask("GET", "/ready").status == 200, READY_S, POLL_S)
+    """Wait for all workers; `/ready` answers 200 if one of each role is ready."""
+
+    def ready() -> bool:
+        rows = served.ask("GET", "/v1/workers").json["data"]
+        return all(row["state"] == "ready" for row in rows)
+
+    until("all workers", ready, READY_S, POLL_S)
 
 
 def cases(served: Served) -> list[Case]:
