@@ -66,7 +66,7 @@ class Engine:
         return web.json_response(self.called)
 
     async def version(self, request: web.Request) -> web.Response:
-        return web.json_response({"version": f"of {self.name}"})
+        return web.json_response({"version": "1.0", "engine": self.name})
 
     async def administer(self, request: web.Request) -> web.Response:
         self.called.append(request.path)
