@@ -35,11 +35,15 @@ def contain_defects(
 
 
 async def contain_defects_of(
-    work: Awaitable[object], log: Logger, message: object, then: Callable[[], object] | None = None
+    work: Callable[[], Awaitable[object]],
+    log: Logger,
+    message: object,
+    then: Callable[[], object] | None = None,
 ) -> None:
-    """Await `work`, which may be a task of its own, with its defects contained."""
+    """Call and await `work` with its defects contained. A task that is cancelled before its first
+    step does not call it."""
     with contain_defects(log, message, then=then):
-        await work
+        await work()
 
 
 def report_defect(log: Logger, message: object, error: BaseException) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
 
 from hpc_dynamo.defects import contain_defects_of
 from hpc_dynamo.engines import EventEndpoints
@@ -45,9 +46,9 @@ class KvEventRelay:
     async def _follow(self, rank: Source, endpoints: EventEndpoints | None) -> AsyncIterator[None]:
         requests = self._requests[rank] = asyncio.Queue()
         subscriber = KvEventSubscriber(endpoints.live, endpoints.replay) if endpoints else None
-        loops = [self._answer(rank, requests, subscriber)]
+        loops = [partial(self._answer, rank, requests, subscriber)]
         if subscriber:
-            loops.append(self._relay_all(rank, subscriber))
+            loops.append(partial(self._relay_all, rank, subscriber))
         # A defect ends a loop, and not the engines of the node.
         what = f"the KV events of worker {rank} are no longer relayed"
         contained = [contain_defects_of(loop, log, what) for loop in loops]

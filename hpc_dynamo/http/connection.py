@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections import deque
+from functools import partial
 from typing import cast
 
 import httptools
@@ -230,8 +231,8 @@ class HttpConnection(asyncio.Protocol):
             else:
                 # A client that waits for a connection gets the place of this one.
                 kept = keep_alive and not (self._closing or self._context.connections.awaited)
-                serving, what = self._serve(item, kept, http10), (item.method, item.path)
-                contained = contain_defects_of(serving, log, what, then=self.abort)
+                serve, what = partial(self._serve, item, kept, http10), (item.method, item.path)
+                contained = contain_defects_of(serve, log, what, then=self.abort)
                 self._task = self._context.tasks.create_task(contained)
 
     async def _serve(self, request: HttpRequest, keep_alive: bool, http10: bool) -> None:

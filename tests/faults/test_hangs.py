@@ -218,7 +218,7 @@ def is_follower(pid: int) -> bool:
 
 
 def test_batch_with_stopped_engine_ends(tmp_path: Path, fault: FaultRecorder) -> None:
-    words = (*SIMULATOR, *PAIR, *HANG, "engine.args.time-scale=2", "batch.concurrency=16")
+    words = (*SIMULATOR, *PAIR, *HANG, "engine.args.time-scale=6", "batch.concurrency=16")
     with background_batch(tmp_path, 300, *words) as batch:
         batch.wait_for_results(fault.chance.randrange(21, 41))
         row = fault("SIGSTOP of one of two engines of a batch of 300", "it ends within 60 s")

@@ -70,7 +70,8 @@ def test_traps_of_other_users_are_not_followed(tmp_path: Path) -> None:
     theirs.mkdir(mode=0o700)
     (theirs / "link").symlink_to(mine)
     os.chown(theirs, OTHER, OTHER)
-    (tmp_path / f"{PREFIX}open").mkdir(mode=0o755)
+    (tmp_path / f"{PREFIX}open").mkdir()
+    (tmp_path / f"{PREFIX}open").chmod(0o755)
     inside = tmp_path / f"{PREFIX}dead"
     inside.mkdir(mode=0o700)
     (inside / "link").symlink_to(mine)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from hpc_dynamo.defects import COUNTS
+from hpc_dynamo.defects import COUNTS, contain_defects_of
 from hpc_dynamo.http import Header, HttpLimits, HttpRequest, HttpServer, ResponseWriter
 from tests.unit.http.test_http import HOST, SOON_S, post, raw
 
@@ -53,3 +53,14 @@ async def test_defect_ends_one_connection(name: str, caplog: pytest.LogCaptureFi
     assert COUNTS.total() > before or "of an error for" in name
     assert "ValueError: defect" in caplog.text
     assert any(record.levelno == logging.ERROR for record in caplog.records)
+
+
+async def test_work_that_is_cancelled_before_its_start_is_not_called() -> None:
+    async def work() -> None:
+        raise ValueError("started")
+
+    task = asyncio.create_task(contain_defects_of(work, logging.getLogger(__name__), "work"))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert COUNTS[__name__] == 0
