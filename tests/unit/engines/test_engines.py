@@ -284,8 +284,8 @@ KV_EVENTS = {
 @pytest.mark.parametrize("name", PUBLISHING)
 def test_kv_events_use_private_folder(name: str) -> None:
     adapter, where = engine(name), replace(place(Role.prefill, "0"), events_folder="/tmp/x")
-    told = options(adapter.command(CONFIG, where))["--kv-events-config"]
-    assert json.loads(told) == KV_EVENTS
+    published = options(adapter.command(CONFIG, where))["--kv-events-config"]
+    assert json.loads(published) == KV_EVENTS
     assert adapter.event_endpoints(CONFIG, where) == EventEndpoints(
         "ipc:///tmp/x/3", "ipc:///tmp/x/3r"
     )
@@ -326,8 +326,8 @@ def test_each_data_parallel_rank_has_endpoints_in_the_private_folder(name: str) 
     config = replace(CONFIG, engine=replace(CONFIG.engine, name=name))
     endpoints = engine(name).event_endpoints(config, where)
     assert endpoints
-    told = json.loads(options(engine(name).command(config, where))["--kv-events-config"])
-    assert told["endpoint"] == "ipc:///tmp/x/inproc-3"
+    published = json.loads(options(engine(name).command(config, where))["--kv-events-config"])
+    assert published["endpoint"] == "ipc:///tmp/x/inproc-3"
     assert {rank: (own.live, own.replay) for rank, own in endpoints.by_rank().items()} == {
         0: ("ipc:///tmp/x/inproc-3", "ipc:///tmp/x/inproc-3r"),
         1: ("ipc:///tmp/x/inproc-3_dp1", "ipc:///tmp/x/inproc-3r_dp1"),
