@@ -6,6 +6,9 @@ import subprocess
 from pathlib import Path
 
 PACKAGES = ("slurm-wlm", "munge", "libopenmpi-dev", "openmpi-bin", "iproute2")
+# Container runtimes for an ordinary user; without recommended packages, which add 400 MB.
+CONTAINER_PACKAGES = ("charliecloud-runtime", "podman", "crun", "uidmap")
+_CONTAINER_PROGRAMS = ("ch-run", "podman", "crun")
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "mpirun", "ip", "nsenter")
 _SPACES = ("--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # daemons live in sbin
@@ -13,6 +16,14 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # daemon
 
 def missing_programs() -> list[str]:
     return [program for program in _PROGRAMS if not shutil.which(program, path=_PATH)]
+
+
+def missing_containers() -> str:
+    """Return the container runtimes that are not installed and how to get them, or an empty text.
+    The suite does not install them."""
+    missing = [name for name in _CONTAINER_PROGRAMS if not shutil.which(name, path=_PATH)]
+    install = f"apt-get install --no-install-recommends {' '.join(CONTAINER_PACKAGES)}"
+    return f"needs {', '.join(missing)}: {install}" if missing else ""
 
 
 def unavailable() -> str:
