@@ -10,16 +10,11 @@ import pytest
 from tests.support import tiny_models
 from tests.support.vllm import provisioned
 from tests.support.vllm_serve import MODEL, Served, serving
+from tests.vllm.test_kv import BLOCK, prompt
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
 
-BLOCK = 128  # tokens, of vLLM's KV cache on the CPU
 RANKS = 2
-
-
-def prompt(name: str) -> str:
-    """Return a prompt of three whole blocks and a part of the next."""
-    return " ".join(f"{name} number {i} of the list." for i in range(100, 140))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ MAX_BYTES = 256 << 10
 MAX_DEPTH = 32  # mappings and lists inside of each other
 # Values in a file with its aliases replaced, and in a configuration with its references replaced.
 MAX_VALUES = 20_000
-CHARACTERS = 32  # so many of a text count as one value
+CHARACTERS = 32  # length of text that counts as one value
 REFERENCE = re.compile(r"\$\{([^${}]*)\}")
 NESTED = re.compile(r"\$\{[^{}:]*\$\{")
 
