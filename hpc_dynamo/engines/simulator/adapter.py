@@ -26,7 +26,7 @@ from hpc_dynamo.engines.trtllm.adapter import TrtllmAdapter
 from hpc_dynamo.engines.vllm.adapter import SLEEP_ENDPOINTS, VLLM_METRICS, VllmAdapter
 from hpc_dynamo.engines.vllm.lora import vllm_options
 from hpc_dynamo.errors import unknown_name
-from hpc_dynamo.messages import ONE_CACHE, PrefixCaches
+from hpc_dynamo.messages import PrefixCaches
 from hpc_dynamo.topology import Plan, Worker
 
 # Start of a multi-node worker: one process on each node, or MPI ranks as TensorRT-LLM's.
@@ -138,9 +138,7 @@ class SimulatorAdapter(EngineAdapter):
         return ipc_event_endpoints(config.router, placement, caches.count)
 
     def prefix_caches(self, engine: Engine, role: Role, sizes: ParallelSizes) -> PrefixCaches:
-        """Return a cache for each rank of an aggregated worker; others have one."""
-        if role is not Role.aggregated:
-            return ONE_CACHE
+        """Return those of the simulated engine."""
         return simulated_engine(engine).prefix_caches(engine, role, sizes)
 
     def serves_both_roles(self, config: Config) -> bool:

@@ -40,8 +40,7 @@ def test_prefix_caches(name: str, args: dict[str, Any], data: int, expected: Pre
     own = Engine(name=name, args=args)
     sizes = ParallelSizes(data=data)
     assert engine(name).prefix_caches(own, Role.aggregated, sizes) == expected
-    prefill = ONE_CACHE if name == "simulator" else expected
-    assert engine(name).prefix_caches(own, Role.prefill, sizes) == prefill
+    assert engine(name).prefix_caches(own, Role.prefill, sizes) == expected
 
 
 def config(name: str, policy: Policy = Policy.kv) -> Config:
