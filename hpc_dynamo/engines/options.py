@@ -75,3 +75,13 @@ def require_json(engine: Engine, name: str, example: str) -> None:
     if not isinstance(parse_json(value), Mapping | None):
         field = f"engine.args.{name}"
         raise ConfigError(f"{field}={value} must be JSON", hint=quoted_override(field, example))
+
+
+def sequences_per_rank(engine: Engine, ranks: int) -> int:
+    """Return the share of one data-parallel rank in `engine.max_num_seqs`, which counts a worker.
+
+    It is rounded up. The limits of vLLM 0.32 (config/scheduler.py) and TensorRT-LLM count each
+    rank. SGLang 0.5.23 divides its own among the ranks of data-parallel attention
+    (model_executor/pool_configurator.py), but not among the replicas of dp-size.
+    """
+    return -(-engine.max_num_seqs // ranks)

@@ -17,7 +17,12 @@ from hpc_dynamo.engines.compat_checks import check_block_size, refuse_disaggrega
 from hpc_dynamo.engines.environment import device_environment, python_executable
 from hpc_dynamo.engines.event_options import ipc_event_endpoints, kv_events_config
 from hpc_dynamo.engines.option_names import tuning_options
-from hpc_dynamo.engines.options import command_line, positive_option, user_options
+from hpc_dynamo.engines.options import (
+    command_line,
+    positive_option,
+    sequences_per_rank,
+    user_options,
+)
 from hpc_dynamo.engines.pd_protocol import Body, ConcurrentProtocol, PdProtocol
 from hpc_dynamo.engines.sglang.adapter import SglangAdapter
 from hpc_dynamo.engines.sglang.role_switch import has_bootstrap_server
@@ -89,7 +94,7 @@ class SimulatorAdapter(EngineAdapter):
             "port": placement.ports[0],
             "model": config.model.served_name,
             "role": "both" if self.serves_both_roles(config) else str(placement.worker.role),
-            "max-num-seqs": config.engine.max_num_seqs,
+            "max-num-seqs": sequences_per_rank(config.engine, ranks),
             "enable-prompt-tokens-details": True,
             "kv-load-failure-policy": str(self._load_failure_policy(config.engine)),
             **({"data-parallel-size": ranks} if ranks > 1 else {}),
