@@ -12,7 +12,7 @@ from tests.support.runs import hpc_dynamo
 from tests.support.vllm import provisioned
 from tests.support.vllm_serve import START_ONCE
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(580)]
+pytestmark = pytest.mark.cluster
 
 TWO_NODES = ("topology.nodes=2", "topology.prefill.workers=1", "topology.decode.workers=2")
 FLIP_S = 120.0
