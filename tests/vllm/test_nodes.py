@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.runs import answers, hpc_dynamo, latest
 from tests.support.vllm import provisioned
+from tests.support.vllm_serve import SMALL_CACHE
 
 pytestmark = pytest.mark.vllm
 
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.vllm
 THREE_PARTS = (
     *("engine=vllm-cpu", "engine.device=cuda", "cluster.launcher=local", "cluster.preflight=false"),
     *("cluster.gpus_per_node=1", "topology=aggregated", "topology.aggregated.tensor_parallel=3"),
-    *("router=least_loaded", "input=questions.jsonl"),
+    *("router=least_loaded", "input=questions.jsonl", SMALL_CACHE),
 )
 
 
