@@ -28,7 +28,7 @@ KINDS = frozenset(
 ) | {"input_audio", "input_image", "input_video"}
 OPTIONS = ("media_io_kwargs", "mm_processor_kwargs")
 
-# Stands for media in a text. Clients cannot guess it, and templates print it unchanged.
+# Stands for media in a text. No client knows it, and templates print it unchanged.
 _SECRET = secrets.token_hex(16)
 _MARK = re.compile(f"{_SECRET}-([0-9]+);")
 

@@ -88,7 +88,7 @@ async def test_engine_divides_media(engine: dict[str, Any], divided: bool) -> No
 
 
 def test_kind_that_no_worker_can_serve_is_refused() -> None:
-    """A worker of SGLang in a disaggregated topology serves no request alone."""
+    """A worker of SGLang in a disaggregated topology serves no request without the other."""
     sglang = MediaExecution(pd_protocol_of(Engine(name="sglang")), frozenset({"audio"}))
     with pytest.raises(RequestFailed, match=r"image between .* run topology=aggregated") as refused:
         sglang.of(raw(IMAGE), DISAGGREGATED)
@@ -99,7 +99,7 @@ def test_kind_that_no_worker_can_serve_is_refused() -> None:
     assert vllm.of(raw(IMAGE), DISAGGREGATED) == AGGREGATED
 
 
-def test_every_recorded_version_says_which_media_it_divides() -> None:
+def test_recorded_versions_list_media_that_they_divide() -> None:
     for name in ("sglang", "trtllm", "vllm"):
         for contract in contracts(name):
             kinds = disaggregated_media(name, contract.version)
