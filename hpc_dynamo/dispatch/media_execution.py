@@ -71,7 +71,7 @@ class MediaExecution:
             named = " and ".join(sorted(other))
             raise refusal(
                 f"this engine cannot divide a prompt with {named} between a prefill and a decode "
-                "worker, and its workers serve no request without the other; run topology=aggregated",
+                "worker, and neither serves it without the other; run topology=aggregated",
                 "messages",
             )
         return AGGREGATED if other else execution
