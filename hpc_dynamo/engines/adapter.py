@@ -17,6 +17,7 @@ from hpc_dynamo.config import (
     Role,
     TopologyKind,
 )
+from hpc_dynamo.engines.contract import disaggregated_media
 from hpc_dynamo.engines.diagnostics import find_hint
 from hpc_dynamo.engines.pd_protocol import Body, PdProtocol
 from hpc_dynamo.messages import PrefixCaches
@@ -225,6 +226,10 @@ class EngineAdapter(ABC):
     def truncates_prompts(self, engine: Engine) -> bool:
         """Return True if the engine shortens requests that are too long for the model."""
         return False
+
+    def disaggregated_media(self, engine: Engine) -> frozenset[str]:
+        """Return the kinds of media (audio, image, video) in prompts that two workers can share."""
+        return disaggregated_media(engine.name, engine.version)
 
     def diagnose(self, log_tail: str) -> str:
         """Return what to try, from the last lines of a failed engine's log; empty if unknown."""

@@ -18,6 +18,7 @@ from hpc_dynamo.engines.compat_checks import (
     refuse_disaggregated_profile,
     refuse_host_cache,
 )
+from hpc_dynamo.engines.contract import disaggregated_media
 from hpc_dynamo.engines.environment import device_environment, python_executable
 from hpc_dynamo.engines.event_options import ipc_event_endpoints, kv_events_config
 from hpc_dynamo.engines.option_names import tuning_options
@@ -46,12 +47,17 @@ SIMULATED: dict[str, EngineAdapter] = {
 }
 
 
-def simulated_engine(engine: Engine) -> EngineAdapter:
-    """Return the adapter that `engine.args.pd-protocol` names. Raises ConfigError."""
+def simulated_name(engine: Engine) -> str:
+    """Return the engine that `engine.args.pd-protocol` names. Raises ConfigError."""
     name = str(user_options(engine).get("pd-protocol") or "vllm")
     if name not in SIMULATED:
         raise unknown_name("engine.args.pd-protocol", name, SIMULATED)
-    return SIMULATED[name]
+    return name
+
+
+def simulated_engine(engine: Engine) -> EngineAdapter:
+    """Return the adapter of the simulated engine. Raises ConfigError."""
+    return SIMULATED[simulated_name(engine)]
 
 
 def shard_start(engine: Engine) -> str:
@@ -75,6 +81,9 @@ class SimulatorAdapter(EngineAdapter):
 
     def pd_protocol(self, engine: Engine) -> PdProtocol:
         return simulated_engine(engine).pd_protocol(engine)
+
+    def disaggregated_media(self, engine: Engine) -> frozenset[str]:
+        return disaggregated_media(simulated_name(engine))
 
     def check(self, config: Config, plan: Plan) -> None:
         """Raise ConfigError for settings that the simulator does not simulate."""
