@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Engine
-from hpc_dynamo.config.merge import parse_json
 from hpc_dynamo.engines.option_names import multi_value
-from hpc_dynamo.errors import ConfigError, quoted_override
+from hpc_dynamo.errors import ConfigError
 
 
 def user_options(engine: Engine) -> dict[str, Any]:
@@ -67,14 +66,6 @@ def positive_int(name: str, value: Any, default: int) -> int:
 def positive_option(engine: Engine, name: str, default: int) -> int:
     """Return the option `name` of `engine.args` as a positive integer. Raises ConfigError."""
     return positive_int(f"engine.args.{name}", user_options(engine).get(name), default)
-
-
-def require_json(engine: Engine, name: str, example: str) -> None:
-    """Raise ConfigError if an option whose keys are merged with defaults is not a mapping."""
-    value = user_options(engine).get(name)
-    if not isinstance(parse_json(value), Mapping | None):
-        field = f"engine.args.{name}"
-        raise ConfigError(f"{field}={value} must be JSON", hint=quoted_override(field, example))
 
 
 def sequences_per_rank(engine: Engine, ranks: int) -> int:

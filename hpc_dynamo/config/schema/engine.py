@@ -112,6 +112,13 @@ class Engine:
         unit="GB",
         gt=0,
     )
+    kv_host_cache_gb: float = setting(
+        0.0,
+        "Host memory for KV blocks that the device cache of a worker evicts: for each GPU, or of a "
+        "worker that uses no GPU. Requested from Slurm in addition to `memory_gb`. 0: none.",
+        unit="GB",
+        ge=0,
+    )
     ready_timeout_s: float = setting(
         1800.0, "Maximum time from the start of a worker until it is ready.", unit="s", gt=0
     )

@@ -55,6 +55,7 @@ def server_flags(config: Config, placement: Placement, events: EventEndpoints | 
         "enable-cache-report": True,
         **({"lora-paths": adapters} if adapters else {}),
         **(SLEEP_OPTIONS if config.engine.sleep_mode else {}),
+        **_host_cache(config.engine, role),
     }
     if role is not Role.aggregated:
         options["disaggregation-mode"] = str(role)
@@ -73,6 +74,19 @@ def server_flags(config: Config, placement: Placement, events: EventEndpoints | 
 def sglang_command_line(args: dict[str, Any]) -> list[str]:
     """Return the arguments for a mapping. SGLang has no `--no-` forms: False omits a flag."""
     return command_line({name: value for name, value in args.items() if value is not False})
+
+
+def _host_cache(engine: Engine, role: Role) -> dict[str, Any]:
+    """Return the options of HiCache, whose size is in whole GB for each GPU. Decode workers get
+    none, since they cache no prefixes by default."""
+    if not engine.kv_host_cache_gb or role is Role.decode:
+        return {}
+    return {"enable-hierarchical-cache": True, "hicache-size": host_cache_gb(engine)}
+
+
+def host_cache_gb(engine: Engine) -> int:
+    """Return SGLang's size of HiCache, in units of 1e9 bytes."""
+    return int(engine.kv_host_cache_gb * 2**30 / 1e9)
 
 
 def _cpu_options(config: Config, role: Role) -> dict[str, Any]:

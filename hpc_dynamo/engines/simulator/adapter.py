@@ -13,7 +13,11 @@ from hpc_dynamo.engines.adapter import (
     SleepEndpoints,
     roles_can_change,
 )
-from hpc_dynamo.engines.compat_checks import check_block_size, refuse_disaggregated_profile
+from hpc_dynamo.engines.compat_checks import (
+    check_block_size,
+    refuse_disaggregated_profile,
+    refuse_host_cache,
+)
 from hpc_dynamo.engines.contract import disaggregated_media
 from hpc_dynamo.engines.environment import device_environment, python_executable
 from hpc_dynamo.engines.event_options import ipc_event_endpoints, kv_events_config
@@ -87,9 +91,11 @@ class SimulatorAdapter(EngineAdapter):
         return disaggregated_media(simulated_name(engine))
 
     def check(self, config: Config, plan: Plan) -> None:
+        """Raise ConfigError for settings that the simulator does not simulate."""
         for worker in multi_node_workers(plan):
             require_equal_shards("simulator", worker)
         shard_start(config.engine)
+        refuse_host_cache("the simulator", config.engine)
         check_block_size(config.router, self.block_tokens(config.engine))
         if self._is_concurrent(config.engine):
             refuse_disaggregated_profile("SGLang", config)

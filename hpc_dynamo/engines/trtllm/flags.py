@@ -92,6 +92,8 @@ def _llm_args(engine: Engine, placement: Placement) -> dict[str, Any]:
     role = worker.role
     if worker.parallel.data > 1:
         fields["enable_attention_dp"] = True
+    if host_cache := int(engine.kv_host_cache_gb * 2**30):  # bytes for each GPU
+        fields["kv_cache_config"] = {"host_cache_size": host_cache}
     if role is not Role.aggregated:
         timeout = {"kv_transfer_timeout_ms": KV_TRANSFER_TIMEOUT_MS}
         fields["cache_transceiver_config"] = {"backend": "NIXL", **timeout}
