@@ -42,7 +42,7 @@ def ipc_event_endpoints(
     dp_ranks = shard_ranks(placement.worker, ranks, placement.shard_index) if ranks > 1 else ()
     if not (uses_kv_events(router) and placement.events_folder):
         return None
-    if placement.shard_index and not dp_ranks:
+    if not dp_ranks and (ranks > 1 or placement.shard_index):
         return None
     name = f"inproc-{placement.worker.rank}" if ranks > 1 else str(placement.worker.rank)
     base = f"ipc://{placement.events_folder}/{name}"
