@@ -188,7 +188,7 @@ sys.exit("in use")
 
 
 def steals_port(cwd: Path, port: int) -> str:
-    """Return what another user gets who binds a port with all options and addresses."""
+    """Return what another user gets that binds a port with all options and addresses."""
     tries = {
         as_user(ATTACKER, "/usr/bin/python3", "-c", STEAL, str(port), option, cwd=cwd).stderr
         for option in ("0", "1")
