@@ -15,6 +15,7 @@ import msgspec
 from hpc_dynamo.config import Config, Policy, TopologyKind
 from hpc_dynamo.dispatch.context_limit import count_ids, least_tokens, require_context
 from hpc_dynamo.dispatch.execution import AGGREGATED, Execution, choose_execution
+from hpc_dynamo.dispatch.media_execution import MediaExecution
 from hpc_dynamo.dispatch.media_sources import MediaSources
 from hpc_dynamo.dispatch.request_context import RequestContext
 from hpc_dynamo.dispatch.reserved_fields import check_fields, check_form
@@ -24,6 +25,7 @@ from hpc_dynamo.engines import (
     COMPLETIONS,
     MAX_IDS,
     Body,
+    disaggregated_media_of,
     pd_protocol_of,
     prompt_check_of,
     truncates_prompts,
@@ -77,6 +79,8 @@ class RequestBuilder:
         self._model, self._protocol = model, pd_protocol_of(config.engine)
         self._prompt_check = prompt_check_of(config)
         self._media = MediaSources(config.engine.allowed_media)
+        shared = disaggregated_media_of(config.engine)
+        self._media_execution = MediaExecution(self._protocol, shared)
         self._truncates = truncates_prompts(config.engine)
         self._policy, self._block_tokens = config.router.policy, config.router.block_tokens
         self._disaggregated = config.topology.kind is TopologyKind.disaggregated
@@ -99,7 +103,7 @@ class RequestBuilder:
         await off_loop(len(content), partial(self._check, bare, body, context))
         prompts = await self._tokenize(bare, body, context)
         if bare in (CHAT, COMPLETIONS) and not self._truncates:
-            require_context(body, len(_longest(prompts)), context.max_context_tokens)
+            require_context(body, _longest(prompts).least, context.max_context_tokens)
         route = partial(self._route_and_execution, bare, body, context, prompts)
         routing, execution = await off_loop(len(content), route)
         samples = execution.samples
@@ -136,7 +140,7 @@ class RequestBuilder:
         self, path: str, body: Body, context: RequestContext, prompts: Sequence[Tokens]
     ) -> tuple[RoutingRequest, Execution]:
         longest = _longest(prompts)
-        execution = self._execution(path, body, context, len(longest))
+        execution = self._execution(path, body, context, longest.least)
         routing = RoutingRequest(
             prompt_tokens=sum(map(len, prompts)),
             block_hashes=self._block_hashes(longest, context),
@@ -144,6 +148,7 @@ class RequestBuilder:
             timeout_s=context.timeout_s,
             hints=context.hints,
             model=self._model,
+            confirmable_blocks=self._confirmable_blocks(longest),
         )
         return routing, execution
 
@@ -153,7 +158,10 @@ class RequestBuilder:
         if not self._disaggregated:
             return AGGREGATED
         limit = context.context_tokens
-        return choose_execution(path, body, self._protocol, tokens=tokens, context_tokens=limit)
+        execution = choose_execution(
+            path, body, self._protocol, tokens=tokens, context_tokens=limit
+        )
+        return self._media_execution.of(body, execution)
 
     def _routes_by_cache(self, context: RequestContext) -> bool:
         return (context.hints.policy or self._policy) is Policy.kv
@@ -162,6 +170,9 @@ class RequestBuilder:
         if not self._routes_by_cache(context):
             return b""
         return block_hashes(prompt.data, self._block_tokens, adapter_root(context.adapter))
+
+    def _confirmable_blocks(self, prompt: Tokens) -> int:
+        return -1 if prompt.text_end < 0 else prompt.text_end // self._block_tokens
 
     async def _tokenize(self, path: str, body: Body, context: RequestContext) -> list[Tokens]:
         """Return the token ids of each prompt.

@@ -14,6 +14,7 @@ from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.preprocess.begun_output import BegunOutput, after_text
 from hpc_dynamo.preprocess.completion_prompts import completion_token_ids
 from hpc_dynamo.preprocess.encoder import choose_encoder
+from hpc_dynamo.preprocess.media_prompt import MediaPrompt
 from hpc_dynamo.preprocess.model_folder import ModelFolder
 from hpc_dynamo.preprocess.tokens import PromptTooLong, Tokens, UnknownTokens, is_failure
 
@@ -60,18 +61,24 @@ class Preprocessor:
         return self._encoder.name
 
     async def chat(self, body: Mapping[str, Any], max_tokens: int = 0) -> Tokens | UnknownTokens:
-        """Return the token ids of a body of /v1/chat/completions.
+        """Return the token ids of a body of /v1/chat/completions. See MediaPrompt for its media.
 
         Texts that may take longer than half a millisecond are tokenized in a thread.
         Raises PromptRejected if the template rejects the messages, and TemplateFailed if it exceeds
         a limit. Raises PromptTooLong if their length in characters already exceeds `max_tokens` of
         the longest token (0: no limit).
         """
-        text = await self.render(body)
+        media = MediaPrompt.of(body)
+        text = await self.render(media.body if media else body)
         if isinstance(text, UnknownTokens):
             return text
         special = bool(body.get("add_special_tokens", False))
-        return await self._tokens(text, special, max_tokens)
+        encode = partial(self._tokens, special=special, max_tokens=max_tokens)
+        if media is None:
+            return await encode(text)
+        if special:
+            return UnknownTokens("special tokens around a prompt with media")
+        return await media.tokens(text, encode)
 
     async def completion(
         self, body: Mapping[str, Any], max_tokens: int = 0
