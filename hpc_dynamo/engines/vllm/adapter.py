@@ -5,7 +5,6 @@ a module, since the `vllm` script of the CPU build looks for metadata that it do
 """
 
 from hpc_dynamo.config import Config, Device, Engine, ParallelSizes, Role
-from hpc_dynamo.config.merge import parse_json
 from hpc_dynamo.engines.adapter import (
     EngineAdapter,
     EngineCommand,
@@ -21,15 +20,15 @@ from hpc_dynamo.engines.diagnostics import COMMON, NO_MODEL, OLD_GPU
 from hpc_dynamo.engines.environment import python_executable
 from hpc_dynamo.engines.event_options import ipc_event_endpoints
 from hpc_dynamo.engines.option_names import tuning_options
-from hpc_dynamo.engines.options import positive_option, require_json, user_options
+from hpc_dynamo.engines.options import positive_option, user_options
 from hpc_dynamo.engines.vllm.flags import (
     CONTROLLED_OPTIONS,
     server_environment,
     server_flags,
 )
+from hpc_dynamo.engines.vllm.kv_connectors import check_connectors, user_nixl
 from hpc_dynamo.engines.vllm.pd_protocol import VllmPdProtocol
 from hpc_dynamo.engines.vllm.shards import (
-    NIXL,
     RENDEZVOUS_PORT_COUNT,
     check_shards,
     check_stages,
@@ -104,8 +103,8 @@ class VllmAdapter(EngineAdapter):
         """Raise ConfigError for settings that vLLM 0.32 cannot run."""
         require_model(config.model)
         check_shards(config, plan)
+        check_connectors(config)
         check_stages(config)
-        require_json(config.engine, "kv-transfer-config", '{"kv_port": 14579}')
         if config.engine.sleep_mode and config.engine.device is Device.cpu:
             what = "engine.sleep_mode=true: vLLM's workers can sleep only on GPUs"
             raise ConfigError(what, hint="engine.sleep_mode=false")
@@ -141,10 +140,9 @@ class VllmAdapter(EngineAdapter):
         Source: vLLM 0.32 and 0.33, kv_connector/v1/nixl/metadata.py
         (compute_nixl_compatibility_hash) and base_worker.py (enforce_handshake_compat).
         """
-        transfer = parse_json(user_options(engine).get("kv-transfer-config")) or {}
-        extra = transfer.get("kv_connector_extra_config") or {}
-        nixl = transfer.get("kv_connector", NIXL) == NIXL
-        return nixl and bool(extra.get("enforce_handshake_compat", True))
+        nixl = user_nixl(engine)
+        extra = (nixl or {}).get("kv_connector_extra_config") or {}
+        return nixl is not None and bool(extra.get("enforce_handshake_compat", True))
 
     def sleep_endpoints(self, engine: Engine) -> SleepEndpoints | None:
         return SLEEP_ENDPOINTS if engine.sleep_mode else None

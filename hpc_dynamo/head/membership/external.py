@@ -24,12 +24,12 @@ from hpc_dynamo.agent.probe import (
     query_models,
 )
 from hpc_dynamo.agent.progress_watch import ProgressWatch, WatchedEngine
-from hpc_dynamo.config import Config, Role
+from hpc_dynamo.config import Config, ParallelSizes, Role
 from hpc_dynamo.engines import EventEndpoints, engine, pd_protocol_of, probe_fields
 from hpc_dynamo.head.membership.versions import VersionCheck
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import KvEvents, WorkerReport, WorkerState
-from hpc_dynamo.router import RequestRouter
+from hpc_dynamo.router import RequestRouter, target_key
 
 CHECK_INTERVAL_S = 1.0
 TIMEOUT_S = 10.0  # a busy engine may answer /health late
@@ -54,13 +54,13 @@ class ExternalWorkers:
         self._model, self._engines = config.model.name, config.route.engines
         self._pd_protocol, self._versions = pd_protocol_of(config.engine), VersionCheck(config)
         pairs = [pair.split("|") for pair in config.route.events]
-        self._events = dict(enumerate(EventEndpoints(live, replay) for live, replay in pairs))
+        ranks = config.route.data_parallel
+        ends = (EventEndpoints(live, replay, ranks) for live, replay in pairs)
+        self._events = dict(enumerate(ends))
         if not config.router.kv_events:
             self._events.clear()
-        self._metrics, self._hang_timeout_s = (
-            engine(config.engine.name).metrics,
-            config.engine.hang_timeout_s,
-        )
+        adapter = engine(config.engine.name)
+        self._metrics, self._hang_timeout_s = adapter.metrics, config.engine.hang_timeout_s
         self._watches = dict[int, ProgressWatch]()  # by rank
         self._serving = dict[int, WorkerReport]()  # also those that others refuse
         self._router, self._http = router, http
@@ -73,6 +73,7 @@ class ExternalWorkers:
                 host=urlsplit(url).netloc,
                 state=WorkerState.starting,
                 url=url,
+                caches=adapter.prefix_caches(config.engine, role, ParallelSizes(data=ranks)),
             )
             for rank, (role, url) in enumerate(self._engines)
         }
@@ -117,10 +118,12 @@ class ExternalWorkers:
     ) -> AsyncIterator[None]:
         """Keep a worker in the router, with its KV events, while the context is open."""
         self._update(rank, WorkerState.ready, start_s=start_s, models=models)
-        await self._router.add_worker(rank, role, url)
+        caches = self.workers[rank].caches
+        await self._router.add_worker(rank, role, url, caches=caches)
         try:
             async with self._relay.follow(rank, self._events.get(rank)):
-                self._relay.replay(rank, 0)  # earlier events were not received
+                for dp_rank in caches.dp_ranks:  # earlier events were not received
+                    self._relay.replay(rank, 0, dp_rank)
                 yield
         finally:
             self._router.remove_worker(rank)
@@ -144,9 +147,10 @@ class ExternalWorkers:
 
     async def _receive_kv_events(self, events: KvEvents) -> None:
         state = self._router.kv_state
-        first_missing = state.receive_events(events.rank, events.seq, events.payload)
+        key = target_key(events.rank, events.dp_rank)
+        first_missing = state.receive_events(key, events.seq, events.payload)
         if first_missing is not None:
-            self._relay.replay(events.rank, first_missing)
+            self._relay.replay(events.rank, first_missing, events.dp_rank)
 
     # Queries to an engine, with a deadline.
 

@@ -38,6 +38,7 @@ from hpc_dynamo.engines.sglang.adapter import SGLANG_METRICS
 from hpc_dynamo.engines.sglang.pd_protocol import SglangPdProtocol
 from hpc_dynamo.errors import ConfigError, RequestFailed
 from hpc_dynamo.topology import Shard, Worker, plan
+from tests.support.runs import HANG_S
 from tests.unit.engines.test_engines import options
 
 POOL = Pool(workers=1, tensor_parallel=2)
@@ -157,7 +158,7 @@ def test_token_reaches_sglang_inside_process(tmp_path: Path) -> None:
     command = engine("sglang").command(CONFIG, place(Role.prefill))
     path = f"{command.env['PYTHONPATH']}:{tmp_path}"
     env = {**os.environ, **command.env, "PYTHONPATH": path}
-    done = subprocess.run(command.argv, env=env, capture_output=True, text=True, timeout=90)
+    done = subprocess.run(command.argv, env=env, capture_output=True, text=True, timeout=HANG_S)
     words = [*command.argv[3:], "--api-key", "secret-token"]
     assert done.stdout == f"{words} sglang.launch_server\n", done.stderr
 
