@@ -18,6 +18,9 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
+# Both engines give the media to both workers, and read them there: vLLM for their positions, SGLang
+# for the number of tokens (srt/disaggregation/utils.py).
+MEDIA = ["audio", "image", "video"]
 VLLM_PARSERS = ("vllm.entrypoints.common.cli_args", "vllm.entrypoints.launchers.cli_args")
 
 
@@ -62,7 +65,8 @@ def lines(
     engine: str, version: str, options: dict[str, Any], fields: dict[str, list[str]]
 ) -> Iterator[str]:
     """Yield the record with one option a line, so that a difference is easy to read."""
-    about = {"engine": engine, "version": version, "source": "its own parser"}
+    about: dict[str, Any] = {"engine": engine, "version": version, "source": "its own parser"}
+    about["disaggregated_media"] = MEDIA
     yield f'{json.dumps(about)[:-1]}, "options": {{'
     yield ",\n".join(f"{json.dumps(n)}: {json.dumps(options[n])}" for n in sorted(options))
     yield '}, "fields": {'

@@ -92,6 +92,9 @@ def record(checkout: Path, source: str) -> dict[str, Any]:
         "engine": "trtllm",
         "version": (checkout / VERSION).read_text().rpartition("__version__ = ")[2].strip(' "\n'),
         "source": source,
+        # The decode worker gets token ids without media. 1.4 adds the positions of mRoPE models, as
+        # a handle that is valid on one node; 1.3 has no such field (llmapi/llm.py, `_preprocess`).
+        "disaggregated_media": [],
         "options": dict(sorted(found)),
         "fields": {
             model: sorted(set(fields(trees[path], model)))

@@ -99,9 +99,10 @@ def _content(role: str, content: object, parts: bool) -> str | list[dict[str, An
 def _part(part: object) -> dict[str, Any] | None:
     """Return a part as text, with the fields that are not OpenAI's; None if it is empty."""
     kind = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(part, dict) or kind not in _TEXT_OF or part.get("uuid") is not None:
+    name = _TEXT_OF.get(kind) if isinstance(kind, str) else None
+    if not isinstance(part, dict) or name is None or part.get("uuid") is not None:
         raise UnsupportedPrompt(f"a content part of type {kind!r}")
-    text = part.get(_TEXT_OF[kind])
+    text = part.get(name)
     if text is None:
         return None
     if not isinstance(text, str):

@@ -50,6 +50,7 @@ from hpc_dynamo.engines.option_check import check_options
 from hpc_dynamo.engines.pd_protocol import (
     CHAT,
     COMPLETIONS,
+    MAX_IDS,
     MESSAGES,
     RESPONSES,
     Body,
@@ -137,6 +138,11 @@ def pd_protocol_of(engine_config: Engine) -> PdProtocol:
     return adapter_of(engine_config).pd_protocol(engine_config)
 
 
+def disaggregated_media_of(engine_config: Engine) -> frozenset[str]:
+    """Return the kinds of media with which two of these workers can share a request."""
+    return adapter_of(engine_config).disaggregated_media(engine_config)
+
+
 def adapter_fields(config: Config, adapter: str) -> Body:
     """Return the fields of a request for a LoRA adapter that replace those of the client."""
     return adapter_of(config.engine).adapter_fields(config, adapter)
@@ -182,6 +188,7 @@ __all__ = [
     "CHAT",
     "COMPLETIONS",
     "ENGINES",
+    "MAX_IDS",
     "MESSAGES",
     "RESPONSES",
     "Body",
@@ -199,6 +206,7 @@ __all__ = [
     "adapter_fields",
     "check",
     "diagnose",
+    "disaggregated_media_of",
     "engine",
     "field_value",
     "in_container",

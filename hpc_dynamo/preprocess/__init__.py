@@ -4,11 +4,13 @@
 
 The ids are used for routing by prefix and for rejecting prompts that are too long, so they must
 equal the engine's. If that cannot be guaranteed, the result is `UnknownTokens`, never an estimate.
-Chats and completions are checked against vLLM 0.32.
+Only media are represented by other ids, and `Tokens` has their position. Chats and completions
+are checked against vLLM 0.32.
 
 - `preprocessor`: the class that frontends use; `tokens`: its results and errors
 - `loading`: finds the tokenizer of a configured model; `model_folder` reads its files
 - `completion_prompts`: prompts that are texts or token ids
+- `media_prompt`: chats with images, audio or video
 - `begun_output`: prompt and begun output, to continue a stream on another worker
 - `encoder`: text to token ids
 """

@@ -14,6 +14,7 @@ from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.preprocess.begun_output import BegunOutput, after_text
 from hpc_dynamo.preprocess.completion_prompts import completion_token_ids
 from hpc_dynamo.preprocess.encoder import choose_encoder
+from hpc_dynamo.preprocess.media_prompt import MediaPrompt
 from hpc_dynamo.preprocess.model_folder import ModelFolder
 from hpc_dynamo.preprocess.tokens import PromptTooLong, Tokens, UnknownTokens, is_failure
 
@@ -60,24 +61,34 @@ class Preprocessor:
         return self._encoder.name
 
     async def chat(self, body: Mapping[str, Any], max_tokens: int = 0) -> Tokens | UnknownTokens:
-        """Return the token ids of a body of /v1/chat/completions.
+        """Return the token ids of a body of /v1/chat/completions. See MediaPrompt for its media.
 
         Texts that may take longer than half a millisecond are tokenized in a thread.
         Raises PromptRejected if the template rejects the messages, and TemplateFailed if it exceeds
         a limit. Raises PromptTooLong if their length in characters already exceeds `max_tokens` of
         the longest token (0: no limit).
         """
-        text = await self.render(body)
+        media = MediaPrompt.of(body)
+        text = await self.render(media.body if media else body)
         if isinstance(text, UnknownTokens):
             return text
         special = bool(body.get("add_special_tokens", False))
-        return await self._tokens(text, special, max_tokens)
+        encode = partial(self._tokens, special=special, max_tokens=max_tokens)
+        if media is None:
+            return await encode(text)
+        if special:
+            return UnknownTokens("special tokens around a prompt with media")
+        return await media.tokens(text, encode)
 
     async def completion(
         self, body: Mapping[str, Any], max_tokens: int = 0
     ) -> list[Tokens] | UnknownTokens:
         """Return the token ids of each prompt of a body of /v1/completions. See `chat`."""
-        return await completion_token_ids(body, partial(self._tokens, max_tokens=max_tokens))
+        prompts = body.get("prompt")
+        texts = (t for t in prompts if isinstance(t, str)) if isinstance(prompts, list) else ()
+        inline = sum(map(len, texts)) <= self._encoder.inline_chars
+        encode = partial(self._tokens, max_tokens=max_tokens, inline=inline)
+        return await completion_token_ids(body, encode)
 
     async def begun(self, body: Mapping[str, Any], text: str) -> BegunOutput | UnknownTokens:
         """Return the token ids of the prompt of a chat or a completion, and of the output `text`.
@@ -144,8 +155,11 @@ class Preprocessor:
     def _encode(self, text: str, special: bool) -> Tokens:
         return self.encode(text, special=special)
 
-    async def _tokens(self, text: str, special: bool, max_tokens: int = 0) -> Tokens:
-        if len(text) <= self._encoder.inline_chars:
+    async def _tokens(
+        self, text: str, special: bool, max_tokens: int = 0, *, inline: bool = True
+    ) -> Tokens:
+        """`inline` is False if other texts are encoded right before and after this one."""
+        if inline and len(text) <= self._encoder.inline_chars:
             return self.encode(text, special=special)
         if 0 < max_tokens * self._longest_token < len(text):
             raise PromptTooLong(max_tokens)

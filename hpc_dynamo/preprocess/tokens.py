@@ -11,8 +11,9 @@ from hpc_dynamo.errors import ConfigError, RequestFailed
 PROMPT_FIELDS = frozenset(
     {
         "add_generation_prompt", "add_special_tokens", "chat_template", "chat_template_kwargs",
-        "continue_final_message", "documents", "messages", "prompt", "prompt_embeds",
-        "reasoning_effort", "suffix", "tools", "truncate_prompt_tokens",
+        "continue_final_message", "documents", "media_io_kwargs", "messages",
+        "mm_processor_kwargs", "prompt", "prompt_embeds", "reasoning_effort", "suffix", "tools",
+        "truncate_prompt_tokens",
     }
 )  # fmt: skip
 
@@ -23,9 +24,14 @@ class Tokens:
 
     `data` holds them as uint32 in the byte order of the machine, four bytes per token. A block of n
     tokens is the slice `data[4 * n * i : 4 * n * (i + 1)]`, which can be hashed without a copy.
+
+    `placeholders` of the ids stand for media (media_prompt.py). The ids before `text_end` are those
+    of the engine; -1: all.
     """
 
     data: bytes
+    text_end: int = -1
+    placeholders: int = 0
 
     @classmethod
     def of(cls, ids: Iterable[int]) -> Self:
@@ -34,6 +40,11 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.data) >> 2
+
+    @property
+    def least(self) -> int:
+        """Return the number of tokens that the prompt has at least, without those of media."""
+        return len(self) - self.placeholders
 
     @property
     def ids(self) -> memoryview:

@@ -262,7 +262,7 @@ class RequestRouter:
         lease = Lease(id_, selection.leased_prefill, selection.leased_decode, self)
         self._leases[id_] = ActiveLease.start(lease, selection, blocks, cost, arrived_at)
         for target in selection.targets:
-            self.kv_state.expect(target.key, selection.hashes)
+            self.kv_state.expect(target.key, selection.hashes, selection.confirmable_blocks)
         return lease
 
     def on_lease_event(self, lease: int, event: LeaseEvent, value: int) -> None:

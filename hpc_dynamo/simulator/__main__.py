@@ -7,9 +7,7 @@ import logging
 import os
 import signal
 import sys
-import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
@@ -17,8 +15,7 @@ import uvloop
 
 from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.errors import EngineError, HpcDynamoError
-from hpc_dynamo.http import HttpClient, HttpServer
-from hpc_dynamo.kv.agent import KvAgent
+from hpc_dynamo.http import HttpServer
 from hpc_dynamo.printable import LineFormatter
 from hpc_dynamo.simulator.adapters import parse_lora_modules
 from hpc_dynamo.simulator.bad_answers import BadAnswer
@@ -26,8 +23,8 @@ from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
 from hpc_dynamo.simulator.data_parallel import DataParallelScheduler
 from hpc_dynamo.simulator.engine_context import EngineContext
 from hpc_dynamo.simulator.events import KvEventJournal, KvEventsConfig
+from hpc_dynamo.simulator.handoffs import with_handoffs
 from hpc_dynamo.simulator.injected_failures import InjectedFailures
-from hpc_dynamo.simulator.kv_handoff import NixlHandoff, SideChannel
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.model import SimulatedModel
 from hpc_dynamo.simulator.nodes import follow, followers
@@ -35,12 +32,6 @@ from hpc_dynamo.simulator.options import KEY_VARIABLE, check, parser, set_nodes_
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.server import HttpApi, malformed_request
 from hpc_dynamo.simulator.sglang_api import SglangApi
-from hpc_dynamo.simulator.sglang_bootstrap import (
-    BootstrapHandoff,
-    BootstrapRooms,
-    SglangRank,
-    bootstrap_server,
-)
 from hpc_dynamo.simulator.sglang_requests import SglangRequests
 from hpc_dynamo.simulator.step import SchedulerLimits
 from hpc_dynamo.timing_model import load_timing
@@ -125,37 +116,15 @@ async def running_engine(
     loops = [engine.scheduler.run()]
     async with contextlib.AsyncExitStack() as stack:
         if args.role != "aggregated":
-            engine, watch = await stack.enter_async_context(with_handoff(engine, args, port, key))
-            loops.append(watch)
+            added = with_handoffs(engine, args, port, key)
+            engine, watches = await stack.enter_async_context(added)
+            loops += watches
         loops += stack.enter_context(event_publishing(args, engine.scheduler))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         running = [tasks.create_task(each) for each in loops]
         yield engine
         for task in running:
             task.cancel()
-
-
-@contextlib.asynccontextmanager
-async def with_handoff(
-    engine: EngineContext, args: argparse.Namespace, port: int, key: str
-) -> AsyncIterator[tuple[EngineContext, Coroutine[None, None, None]]]:
-    """Add a hand-off to the engine. Yield the new engine and the task that ends leases."""
-    scheduler, memory = engine.scheduler, engine.scheduler.model.memory
-    agent = KvAgent(f"{args.role}-{uuid.uuid4()}", memory.buffer, memory.block_bytes)
-    host = args.advertise_host or args.host
-    channel = SideChannel(host, port, args.kv_lease_s, args.kv_transfer_timeout_s)
-    corrupt = memory.corrupt if args.damage_kv else None
-    async with HttpClient.bearer(key) as client, contextlib.AsyncExitStack() as stack:
-        release, flush = scheduler.release, memory.flush
-        parts = (agent, channel, client, engine.metrics, release, flush, corrupt)
-        handoff, sglang = NixlHandoff(*parts), None
-        if args.pd_protocol == "sglang":
-            rooms, wanted = BootstrapRooms(args.kv_lease_s), args.disaggregation_bootstrap_port
-            handoff = BootstrapHandoff(*parts, rooms=rooms)
-            server = bootstrap_server(rooms, args.host, wanted, key)
-            sglang = SglangRank(args.role, await stack.enter_async_context(server))
-        scheduler.handoff = handoff
-        yield replace(engine, agent=agent, sglang=sglang), handoff.watch()
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ async def serving(
     cluster: SlurmCluster, folder: Path, *words: str, workers: int, model: str = "simulated"
 ) -> AsyncIterator[Serving]:
     """Start `hpc-dynamo serve`, wait for `workers` ready workers, and stop it at the end."""
-    done = hpc_dynamo(*SERVE, *words, cwd=folder, env=cluster.env, timeout_s=100)
+    done = hpc_dynamo(*SERVE, *words, cwd=folder, env=cluster.env)
     assert done.returncode == 0, done.stdout + done.stderr
     attempt = latest(folder / "runs" / "s")
     try:
@@ -50,7 +50,7 @@ async def serving(
         until("all workers", lambda: ready(attempt.run) == workers, START_S)
         yield Serving(attempt, endpoint.url, model)
     finally:
-        hpc_dynamo("stop", "name=s", cwd=folder, env=cluster.env, timeout_s=100)
+        hpc_dynamo("stop", "name=s", cwd=folder, env=cluster.env)
 
 
 def ready(run: Run) -> int:

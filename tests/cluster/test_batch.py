@@ -20,7 +20,7 @@ from tests.support.runs import (
     write_prompts,
 )
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.cluster
 
 THREE_NODES = (
     "engine=simulator",
@@ -36,7 +36,7 @@ SILENCE = ("cluster.heartbeat_timeout_s=4", "cluster.reconnect_timeout_s=4")
 
 
 def batch(cluster: SlurmCluster, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return hpc_dynamo("batch", *THREE_NODES, *words, cwd=folder, env=cluster.env, timeout_s=200)
+    return hpc_dynamo("batch", *THREE_NODES, *words, cwd=folder, env=cluster.env)
 
 
 @pytest.mark.parametrize("method", ["mpi", "tcp"])

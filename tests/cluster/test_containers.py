@@ -17,9 +17,9 @@ from hpc_dynamo.run import Run
 from tests.cluster.install import missing_containers
 from tests.cluster.slurm import SlurmCluster
 from tests.support.container_image import PYTHON, build_image
-from tests.support.runs import answers, latest, until, write_prompts
+from tests.support.runs import HANG_S, answers, latest, until, write_prompts
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.cluster
 
 # An ordinary user of every Debian, without subordinate user ids: `games`.
 USER = 5
@@ -83,7 +83,7 @@ class Site:
         script = f"{self._mounting()} && {' '.join(command)}"
         argv = ("unshare", "--mount", "--ipc", "sh", "-c", script, "sh", *words)
         return subprocess.run(
-            argv, cwd=self.folder, env=env, capture_output=True, text=True, timeout=240
+            argv, cwd=self.folder, env=env, capture_output=True, text=True, timeout=HANG_S
         )
 
 
@@ -165,7 +165,7 @@ def test_endpoint_in_containers(kind: str, site: Site, cluster: SlurmCluster) ->
     attempt = latest(run.path)
     endpoint = attempt.endpoint()
     assert endpoint, attempt.outcome()
-    client = openai.OpenAI(base_url=endpoint.url, api_key=run.api_key(), timeout=60)
+    client = openai.OpenAI(base_url=endpoint.url, api_key=run.api_key(), timeout=HANG_S)
 
     def answer() -> str:
         made = client.completions.create(model="simulated", prompt="Hello " * 40, max_tokens=4)

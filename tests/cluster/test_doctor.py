@@ -12,7 +12,7 @@ from tests.cluster.namespaces import run
 from tests.cluster.slurm import SlurmCluster
 from tests.support.runs import hpc_dynamo, write_prompts
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.cluster
 
 THREE = ("engine=simulator", "cluster.launcher=slurm", "topology.nodes=3")
 WORLD = (
@@ -27,7 +27,7 @@ MAKE_MODEL = ("sh", "-c", "mkdir /tmp/model && touch /tmp/model/tokenizer_config
 def run_doctor(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[int, DoctorReport, str]:
     file = folder / "found.json"
     argv = ("doctor", *THREE, *words, "--json", str(file))
-    done = hpc_dynamo(*argv, cwd=folder, env=cluster.env, timeout_s=200)
+    done = hpc_dynamo(*argv, cwd=folder, env=cluster.env)
     assert file.exists(), done.stdout + done.stderr
     return done.returncode, msgspec.json.decode(file.read_bytes(), type=DoctorReport), done.stdout
 
@@ -120,7 +120,7 @@ def test_preflight_fault_names_node(cluster: SlurmCluster, shared_dir: Path) -> 
         run(*cluster.on(node, *MAKE_MODEL))
     words = ("input=prompts.jsonl", "model.path=/tmp/model", "topology.decode.workers=2")
     try:
-        done = hpc_dynamo("batch", *THREE, *words, cwd=shared_dir, env=cluster.env, timeout_s=120)
+        done = hpc_dynamo("batch", *THREE, *words, cwd=shared_dir, env=cluster.env)
     finally:
         for node in cluster.nodes[:2]:
             run(*cluster.on(node, "rm", "-r", "/tmp/model"))

@@ -15,7 +15,7 @@ from hpc_dynamo.run import Run
 from tests.cluster.slurm import SlurmCluster
 from tests.support.runs import hpc_dynamo, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(560)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 WORDS = (
     *("engine=simulator", "engine.args.timing=h100-8b", "topology=aggregated", "topology.nodes=1"),
@@ -83,7 +83,7 @@ async def run_until_handed_over(
     cluster: SlurmCluster, folder: Path, words: tuple[str, ...], timeout_s: float
 ) -> Steady:
     """Run from the first job's start until the next job has answered for a while."""
-    done = hpc_dynamo("serve", *WORDS, *words, cwd=folder, env=cluster.env, timeout_s=100)
+    done = hpc_dynamo("serve", *WORDS, *words, cwd=folder, env=cluster.env)
     assert done.returncode == 0, done.stdout + done.stderr
     run = Run(folder / "runs" / "s")
     until("an endpoint", run.attempt(1).endpoint)
@@ -99,7 +99,7 @@ async def run_until_handed_over(
     try:
         await steady.keep_sending(single, timeout_s)
     finally:
-        hpc_dynamo("stop", "name=s", cwd=folder, env=cluster.env, timeout_s=100)
+        hpc_dynamo("stop", "name=s", cwd=folder, env=cluster.env)
     outcome = run.attempt(1).outcome()
     assert outcome
     assert (outcome.exit_code, outcome.next_attempt) == (0, 2), outcome

@@ -18,7 +18,7 @@ from tests.support.runs import (
     write_prompts,
 )
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.cluster
 
 # The head is on `west`, whose nodes come after that of `east` by their names.
 HARDWARE = (
@@ -32,7 +32,7 @@ SLOW = ("engine.args.time-scale=20", "batch.concurrency=4")
 
 
 def batch(cluster: SlurmCluster, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    done = hpc_dynamo("batch", *HARDWARE, *words, cwd=folder, env=cluster.env, timeout_s=200)
+    done = hpc_dynamo("batch", *HARDWARE, *words, cwd=folder, env=cluster.env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 

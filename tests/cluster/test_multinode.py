@@ -15,7 +15,7 @@ from tests.support.runs import (
     write_prompts,
 )
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.cluster
 
 # Two simulated GPUs per node.
 TWO_NODES = (

@@ -11,10 +11,10 @@ from hpc_dynamo.messages import Status, WorkerReport
 from hpc_dynamo.run import Attempt
 from tests.cluster.serving import serving
 from tests.cluster.slurm import SlurmCluster
-from tests.support.runs import SIMULATOR, answers, hpc_dynamo, latest, until, write_prompts
+from tests.support.runs import HANG_S, SIMULATOR, answers, hpc_dynamo, latest, until, write_prompts
 
 pytestmark = [
-    *(pytest.mark.cluster, pytest.mark.timeout(300)),
+    pytest.mark.cluster,
     pytest.mark.parametrize("protocol", ["vllm", "sglang", "trtllm"]),
 ]
 
@@ -37,7 +37,7 @@ def test_disaggregated_batch_equals_aggregated_batch(
     assert hpc_dynamo(*alone, cwd=shared_dir).returncode == 0
     shared = (*words, *SIMULATED, *TWO_DECODE, "cluster.launcher=slurm", "name=shared")
     argv = (*shared, f"engine.args.pd-protocol={protocol}")
-    done = hpc_dynamo(*argv, cwd=shared_dir, env=cluster.env, timeout_s=200)
+    done = hpc_dynamo(*argv, cwd=shared_dir, env=cluster.env)
     assert done.returncode == 0, done.stdout + done.stderr
     runs = shared_dir / "runs"
     found = answers(runs / "shared/output.jsonl")
@@ -60,7 +60,7 @@ async def test_endpoint_survives_lost_decode_node(
     )
     async with serving(cluster, shared_dir, *words, workers=3) as job:
         key = job.attempt.run.api_key()
-        client = openai.AsyncOpenAI(base_url=job.url, api_key=key, max_retries=0, timeout=60)
+        client = openai.AsyncOpenAI(base_url=job.url, api_key=key, max_retries=0, timeout=HANG_S)
         async with client:
             pieces = await _streamed(client)
             assert pieces > 1

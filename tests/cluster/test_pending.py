@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.slurm import SlurmCluster
-from tests.support.runs import hpc_dynamo, until, write_prompts
+from tests.support.runs import HANG_S, hpc_dynamo, until, write_prompts
 from tests.support.terminal import ends, on_a_terminal, rest_of
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.cluster
 
 BATCH = ("batch", "engine=simulator", "cluster.launcher=slurm", "input=prompts.jsonl")
 SOON_S = 60.0  # to cancel a job on a busy machine
@@ -40,7 +40,7 @@ def test_job_that_cannot_start_is_reported(cluster: SlurmCluster, shared_dir: Pa
     # Without the check of the layout, which refuses it before Slurm is asked.
     words = (*BATCH, "--no-preflight", "topology.nodes=5", "topology.decode.workers=4")
     with on_a_terminal(words, shared_dir, cluster.env, columns=80) as batch:
-        batch.expect(r"cannot\s+start: ", timeout=100)
+        batch.expect(r"cannot\s+start: ", timeout=HANG_S)
         batch.expect_exact("try: ")
         batch.sendintr()
         pressed = time.monotonic()
@@ -57,8 +57,8 @@ def test_pending_job_shows_expected_start(cluster: SlurmCluster, shared_dir: Pat
     """`stop` in another shell cancels it, and both commands report the end."""
     write_prompts(shared_dir / "prompts.jsonl", 3)
     with occupied(cluster), on_a_terminal(BATCH, shared_dir, cluster.env, columns=80) as batch:
-        batch.expect(r"nodes have to become\s+free", timeout=100)
-        batch.expect(r"Slurm\s+expects\s+to\s+start\s+it\s+at\s+\d\d:\d\d", timeout=100)
+        batch.expect(r"nodes have to become\s+free", timeout=HANG_S)
+        batch.expect(r"Slurm\s+expects\s+to\s+start\s+it\s+at\s+\d\d:\d\d", timeout=HANG_S)
         began = time.monotonic()
         done = hpc_dynamo("stop", "prompts", cwd=shared_dir, env=cluster.env)
         assert time.monotonic() - began < SOON_S
@@ -73,7 +73,7 @@ def test_ctrl_c_cancels_pending_job(verb: str, cluster: SlurmCluster, shared_dir
     write_prompts(shared_dir / "prompts.jsonl", 3)
     words = (verb, *BATCH[1:3], *(BATCH[3:] if verb == "batch" else ()))
     with occupied(cluster), on_a_terminal(words, shared_dir, cluster.env, columns=80) as process:
-        process.expect(r"nodes have to become\s+free", timeout=100)
+        process.expect(r"nodes have to become\s+free", timeout=HANG_S)
         process.sendintr()
         pressed = time.monotonic()
         said = rest_of(process)

@@ -10,9 +10,9 @@ from tests.cluster.slurm import SlurmCluster
 from tests.support.load import flips
 from tests.support.runs import hpc_dynamo
 from tests.support.vllm import provisioned
-from tests.support.vllm_serve import START_ONCE
+from tests.support.vllm_serve import SMALL_ENGINE
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(580)]
+pytestmark = pytest.mark.cluster
 
 TWO_NODES = ("topology.nodes=2", "topology.prefill.workers=1", "topology.decode.workers=2")
 FLIP_S = 120.0
@@ -49,6 +49,6 @@ async def test_vllm_workers_follow_the_load(cluster: SlurmCluster, shared_dir: P
     vllm = provisioned()
     words = (
         *("engine=vllm-cpu", f"engine.python={vllm.python}", f"model.path={vllm.model}"),
-        *("model.name=smol", "engine.args.num-gpu-blocks-override=24", *START_ONCE),
+        *("model.name=smol", *SMALL_ENGINE, "engine.args.num-gpu-blocks-override=24"),
     )
     await change_roles_both_ways(cluster, shared_dir, words, "smol", prompts=300)

@@ -17,7 +17,7 @@ from tests.support.runs import (
     write_prompts,
 )
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.cluster
 
 # Takes Pyxis' options off the line, as the plugin does, and writes them down.
 SRUN = r"""#!/bin/bash

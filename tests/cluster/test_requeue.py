@@ -17,7 +17,7 @@ from tests.support.runs import (
     write_prompts,
 )
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 WORDS = ("engine=simulator", "topology=aggregated", "topology.nodes=1", "input=prompts.jsonl")
 SLOW = ("engine.args.time-scale=10", "batch.concurrency=4")

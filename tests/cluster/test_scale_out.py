@@ -14,7 +14,7 @@ from tests.cluster.slurm import SlurmCluster
 from tests.support.load import Load, wait
 from tests.support.runs import hpc_dynamo, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(580)]
+pytestmark = pytest.mark.cluster
 
 WORDS = (
     *("cluster.heartbeat_timeout_s=4", "cluster.reconnect_timeout_s=4", "topology.nodes=1"),

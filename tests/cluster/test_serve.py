@@ -15,9 +15,9 @@ import pytest
 from hpc_dynamo.messages import Endpoint
 from hpc_dynamo.run import Run
 from tests.cluster.slurm import SlurmCluster
-from tests.support.runs import hpc_dynamo, latest, until
+from tests.support.runs import HANG_S, hpc_dynamo, latest, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.cluster
 
 WORDS = (
     "engine=simulator",
@@ -36,7 +36,7 @@ ASKED: Any = [{"role": "user", "content": "hello"}]
 def start(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[Run, openai.OpenAI]:
     """A detached serving job, when it serves, and a client of it."""
     argv = ("serve", *WORDS, "cluster.launcher=slurm", "--detach", *words)
-    done = hpc_dynamo(*argv, cwd=folder, env=cluster.env, timeout_s=100)
+    done = hpc_dynamo(*argv, cwd=folder, env=cluster.env)
     assert done.returncode == 0, done.stdout + done.stderr
     run = Run(folder / "runs" / "s")
     return run, client(run)
@@ -44,7 +44,7 @@ def start(cluster: SlurmCluster, folder: Path, *words: str) -> tuple[Run, openai
 
 def client(run: Run) -> openai.OpenAI:
     until("an endpoint", lambda: run.attempts() and latest(run.path).endpoint() is not None)
-    return openai.OpenAI(base_url=endpoint(run).url, api_key=run.api_key(), timeout=60)
+    return openai.OpenAI(base_url=endpoint(run).url, api_key=run.api_key(), timeout=HANG_S)
 
 
 def endpoint(run: Run) -> Endpoint:
@@ -65,7 +65,7 @@ def say(asked: openai.OpenAI, **more: Any) -> str:
 
 
 def stop(cluster: SlurmCluster, folder: Path) -> None:
-    done = hpc_dynamo("stop", "name=s", cwd=folder, env=cluster.env, timeout_s=60)
+    done = hpc_dynamo("stop", "name=s", cwd=folder, env=cluster.env)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -79,7 +79,7 @@ def gone(cluster: SlurmCluster) -> None:
 
 def ready_roles(run: Run) -> list[str]:
     asked = Request(f"{endpoint(run).url}/workers", headers=_key(run))
-    with urlopen(asked, timeout=60) as got:
+    with urlopen(asked, timeout=HANG_S) as got:
         rows = json.loads(got.read())["data"]
     return sorted(row["role"] for row in rows if row["state"] == "ready")
 
@@ -152,7 +152,7 @@ def test_interactively_under_salloc(cluster: SlurmCluster, shared_dir: Path) -> 
         assert say(client(run))
         until("the curl line", lambda: "curl " in log.read_text())
         os.killpg(shell.pid, signal.SIGINT)
-        shell.wait(timeout=60)
+        shell.wait(timeout=HANG_S)
     finally:
         if shell.poll() is None:
             os.killpg(shell.pid, signal.SIGKILL)

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.slurm import SlurmCluster
-from tests.support.runs import answers, hpc_dynamo, latest, until, write_prompts
+from tests.support.runs import HANG_S, answers, hpc_dynamo, latest, until, write_prompts
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.cluster
 
 Done = subprocess.CompletedProcess[str]
 WORDS = ("engine=simulator", "topology.nodes=2", "input=prompts.jsonl")
@@ -35,7 +35,7 @@ def run(
 ) -> Done:
     environment = {**os.environ, "COLUMNS": "200", **cluster.env, **(env or {})}
     return subprocess.run(
-        argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=200
+        argv, cwd=folder, env=environment, capture_output=True, text=True, timeout=HANG_S
     )
 
 

@@ -6,7 +6,15 @@ from pathlib import Path
 
 from hpc_dynamo.messages import Outcome
 from tests.support.fault_rows import FaultRecorder
-from tests.support.runs import SIMULATOR, each_once, hpc_dynamo, latest, until, write_prompts
+from tests.support.runs import (
+    HANG_S,
+    SIMULATOR,
+    each_once,
+    hpc_dynamo,
+    latest,
+    until,
+    write_prompts,
+)
 
 BATCH = ("batch", *SIMULATOR, "input=p.jsonl", "topology=aggregated")
 
@@ -36,7 +44,7 @@ def changed_input(tmp_path: Path, run: Path) -> None:
     text = file.read_text()
     file.write_text(text.replace("number 3", "number 4"))
     submit = (sys.executable, "-m", "hpc_dynamo.launch.next_attempt", str(attempt.path))
-    subprocess.run(submit, check=True, capture_output=True, timeout=120)
+    subprocess.run(submit, check=True, capture_output=True, timeout=HANG_S)
     outcome: Outcome = until("the outcome", lambda: latest(run).outcome())
     assert outcome.exit_code == 3
     assert f"{file} was changed after the job was submitted: its SHA-256 is " in outcome.message

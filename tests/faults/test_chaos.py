@@ -17,6 +17,7 @@ from tests.cluster.slurm import SlurmCluster
 from tests.integration.serving.served import Served, serving
 from tests.support.fault_rows import FaultRecorder
 from tests.support.runs import (
+    HANG_S,
     each_once,
     hpc_dynamo,
     latest,
@@ -93,7 +94,7 @@ def test_interrupt_resumes_stopped_processes(served: Served) -> None:
     process = subprocess.Popen(chaos(served, *words), stdout=subprocess.PIPE, text=True)
     until("the SIGSTOP", lambda: _state(served.head) == "T", 30)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=HANG_S)
     assert "interrupted" in output
     assert _state(served.head) != "T"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hpc_dynamo.run import Run
 from tests.support.fault_rows import FaultRecorder
-from tests.support.runs import SIMULATOR, until, write_prompts
+from tests.support.runs import HANG_S, SIMULATOR, until, write_prompts
 
 AGGREGATED = (*SIMULATOR, "topology=aggregated")
 
@@ -52,7 +52,7 @@ def test_batch_ends_with_a_clear_error(tmp_path: Path, fault: FaultRecorder) -> 
         until("a result", lambda: part.exists() and part.stat().st_size)
         row = fault("run folder of a batch deleted", "it ends with a clear error")
         delete(tmp_path / "runs")
-        output, _ = command.communicate(timeout=200)
+        output, _ = command.communicate(timeout=HANG_S)
     row.recovered()
     assert command.returncode == 1
     assert f"the run folder {tmp_path}/runs/p was deleted while the job ran" in output
@@ -74,11 +74,11 @@ def test_serve_continues(tmp_path: Path, fault: FaultRecorder) -> None:
             until("a warning", lambda: "status not written" in log.read())
             direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             request = urllib.request.Request(f"{endpoint.url}/models", headers=headers)
-            with direct.open(request, timeout=60) as response:
+            with direct.open(request, timeout=HANG_S) as response:
                 assert response.status == 200
             row.requests(1)
             command.send_signal(signal.SIGINT)
-            output, _ = command.communicate(timeout=200)
+            output, _ = command.communicate(timeout=HANG_S)
             log.seek(0)
             assert log.read().count("status not written") <= 2
     until("the end of the agent", lambda: str(run.path) not in command_lines())

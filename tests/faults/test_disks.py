@@ -13,6 +13,7 @@ import pytest
 from tests.integration.serving.served import Served, serving
 from tests.support.fault_rows import FaultRecorder
 from tests.support.runs import (
+    HANG_S,
     SIMULATOR,
     each_once,
     hpc_dynamo,
@@ -80,7 +81,7 @@ def test_batch_on_full_disk_is_completed_later(tmp_path: Path, fault: FaultRecor
             promise = "it ends and names the cause; the same command completes it"
             row = fault("disk full in a batch", promise)
             filler = fill(runs)
-            _, error = command.communicate(timeout=200)
+            _, error = command.communicate(timeout=HANG_S)
         assert command.returncode == 1
         assert "no space left on the device" in error
         assert "Traceback" not in error
@@ -100,7 +101,7 @@ def test_batch_on_read_only_disk_is_completed_later(tmp_path: Path, fault: Fault
             until_results(run, fault.chance.randrange(1, 20))
             row = fault("run folder read-only for the second try of a batch", "as for a full disk")
             command.send_signal(signal.SIGINT)
-            command.communicate(timeout=200)
+            command.communicate(timeout=HANG_S)
         job = Served(latest(run))
         until("the end of the job", lambda: not job.processes())
         remount(runs, "ro")
@@ -145,7 +146,7 @@ def test_input_that_vanishes_or_changes_in_a_running_batch(
         until_results(run, fault.chance.randrange(1, 20))
         row = fault("input deleted while its batch runs", "it continues")
         file.unlink()
-        output, error = command.communicate(timeout=200)
+        output, error = command.communicate(timeout=HANG_S)
     assert command.returncode == 0, output + error
     row.requests(len(ids))
     each_once(run, ids)
@@ -160,7 +161,7 @@ def test_input_edited_in_place_in_a_running_batch(tmp_path: Path, fault: FaultRe
         fault("input edited in place while its batch runs", "it ends and names the file")
         with file.open("r+b") as opened:
             opened.truncate(file.stat().st_size // 2)
-        _, error = command.communicate(timeout=200)
+        _, error = command.communicate(timeout=HANG_S)
     assert command.returncode
     assert str(file) in error, error
     assert "Traceback" not in error
@@ -175,7 +176,7 @@ def test_second_batch_of_one_name_is_refused(tmp_path: Path, fault: FaultRecorde
         second = hpc_dynamo(*BATCH, cwd=tmp_path)
         assert second.returncode
         assert "is in use" in second.stderr
-        output, error = command.communicate(timeout=200)
+        output, error = command.communicate(timeout=HANG_S)
     assert command.returncode == 0, output + error
     row.requests(len(ids))
     each_once(run, ids)
@@ -186,7 +187,7 @@ def test_two_batches_of_one_name_started_at_once(tmp_path: Path, fault: FaultRec
     ids, run = write_prompts(tmp_path / "p.jsonl", 20), tmp_path / "runs/p"
     row = fault("two batches of one name started at once", "one is refused")
     with running(tmp_path) as one, running(tmp_path) as two:
-        errors = [command.communicate(timeout=200)[1] for command in (one, two)]
+        errors = [command.communicate(timeout=HANG_S)[1] for command in (one, two)]
     codes = sorted(command.returncode for command in (one, two))
     assert codes[0] == 0, errors
     assert results_on_disk(run) == len(ids)

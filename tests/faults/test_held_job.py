@@ -14,7 +14,7 @@ from tests.faults.test_other_users import ATTACKER, Payload
 from tests.support.fault_rows import FaultRecorder
 from tests.support.runs import hpc_dynamo, latest, until, write_prompts
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.cluster
 
 BATCH = ("batch", "--detach", "engine=simulator", "cluster.launcher=slurm", "topology=aggregated")
 

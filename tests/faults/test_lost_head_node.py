@@ -22,14 +22,14 @@ from tests.support.runs import (
     write_prompts,
 )
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.cluster
 
 WORDS = ("engine=simulator", "cluster.launcher=slurm", "--detach", "topology=aggregated")
 ONE_NODE = ("topology.nodes=1", "cluster.preflight=false")
 
 
 def start(cluster: SlurmCluster, folder: Path, *words: str) -> None:
-    done = hpc_dynamo(*words, *WORDS, *ONE_NODE, cwd=folder, env=cluster.env, timeout_s=100)
+    done = hpc_dynamo(*words, *WORDS, *ONE_NODE, cwd=folder, env=cluster.env)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -88,7 +88,7 @@ def test_endpoint_returns_under_the_same_url_file_after_a_power_failure(
     until("an answer", lambda: answers(run), 100)
     row.recovered()
     assert head_host(attempt, 1) != lost
-    stopped = hpc_dynamo("stop", "s", cwd=shared_dir, env=cluster.env, timeout_s=100)
+    stopped = hpc_dynamo("stop", "s", cwd=shared_dir, env=cluster.env)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     until("no jobs", lambda: not cluster.slurm("squeue", "--noheader").strip(), 60)
     outcome = attempt.outcome()

@@ -16,7 +16,7 @@ from tests.support.runs import (
     write_prompts,
 )
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
+pytestmark = pytest.mark.cluster
 
 SHORT = ("cluster.heartbeat_timeout_s=4", "cluster.reconnect_timeout_s=6")
 SPARE = (*BATCH, *SLOW, *SHORT, "cluster.spare_nodes=1")

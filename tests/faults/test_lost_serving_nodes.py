@@ -22,7 +22,7 @@ from tests.support.fault_rows import FaultMeasurement, FaultRecorder
 from tests.support.runs import hpc_dynamo, latest, until
 from tests.support.traffic import Answered, Traffic
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow_fault, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow_fault]
 
 SERVE = (
     *("serve", "name=s", "engine=simulator", "cluster.launcher=slurm", "--detach", *SHORT),
@@ -70,13 +70,13 @@ class FollowedUrl(Served):
 @contextmanager
 def serving(cluster: SlurmCluster, folder: Path, *words: str) -> Iterator[FollowedUrl]:
     """Serve on two nodes; stop the run at the end, and require that its job succeeded."""
-    done = hpc_dynamo(*SERVE, *words, cwd=folder, env=cluster.env, timeout_s=100)
+    done = hpc_dynamo(*SERVE, *words, cwd=folder, env=cluster.env)
     assert done.returncode == 0, done.stdout + done.stderr
     served = FollowedUrl(latest(folder / "runs/s"))
     until("the endpoint", lambda: served.attempt.outcome() or served.attempt.endpoint(), 100)
     until("both workers", lambda: len(hosts_of_ready(served.attempt.run.path)) == 2, 100)
     yield served
-    stopped = hpc_dynamo("stop", "s", cwd=folder, env=cluster.env, timeout_s=100)
+    stopped = hpc_dynamo("stop", "s", cwd=folder, env=cluster.env)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     until("no jobs", lambda: not cluster.slurm("squeue", "--noheader").strip(), 60)
     outcome = served.attempt.outcome()

@@ -19,7 +19,7 @@ from hpc_dynamo.process.listeners import listeners
 from hpc_dynamo.process.node_folder import PREFIX
 from hpc_dynamo.process.port_guard import PortGuard
 from hpc_dynamo.run import Run
-from tests.support.runs import SIMULATOR, until, write_prompts
+from tests.support.runs import HANG_S, SIMULATOR, until, write_prompts
 
 VICTIM, ATTACKER = 41001, 41002
 # The victim may read all files: Python may be in a folder of root, as on a build machine.
@@ -41,7 +41,7 @@ def as_user(uid: int, *argv: str, cwd: Path, umask: str = "022") -> Done:
         env=env,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=HANG_S,
     )
 
 

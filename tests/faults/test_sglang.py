@@ -27,7 +27,7 @@ from tests.faults.test_vllm import (
 from tests.integration.serving.served import Served
 from tests.support.cut_streams import assert_unbroken, text_of
 from tests.support.fault_rows import FaultRecorder
-from tests.support.runs import latest, until
+from tests.support.runs import HANG_S, latest, until
 from tests.support.vllm import provisioned_sglang
 from tests.support.vllm_serve import MODEL, POLL_S, engine_pid, process_of, serving
 
@@ -83,7 +83,7 @@ def held(served: Served) -> dict[str, float]:
     found, token = dict[str, float](), served.attempt.run.secrets().token
     for worker in (row for rows in served.workers().values() for row in rows):
         address = urlsplit(worker["url"]).netloc
-        with closing(http.client.HTTPConnection(address, timeout=90)) as engine:
+        with closing(http.client.HTTPConnection(address, timeout=HANG_S)) as engine:
             engine.request("GET", "/v1/loads", headers={"Authorization": f"Bearer {token}"})
             (load,) = json.loads(engine.getresponse().read())["loads"]
             found[worker["url"]] = sum(int(load[name]) for name in HELD)

@@ -9,7 +9,7 @@ from tests.faults.test_slurm_jobs import BATCH, command, job_id
 from tests.support.fault_rows import FaultRecorder
 from tests.support.runs import each_once, until, until_results, write_prompts
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow_fault, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow_fault]
 
 PACE = ("engine.args.time-scale=10", "batch.concurrency=4")
 ONCE = "the same command completes it, each request once"

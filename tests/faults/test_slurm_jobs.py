@@ -19,7 +19,7 @@ from tests.support.runs import (
     write_prompts,
 )
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.cluster
 
 BATCH = (
     *("batch", "engine=simulator", "cluster.launcher=slurm", "--detach", "input=prompts.jsonl"),
@@ -29,7 +29,7 @@ SLOW = ("engine.args.time-scale=30", "batch.concurrency=4")
 
 
 def command(cluster: SlurmCluster, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return hpc_dynamo(*words, cwd=folder, env=cluster.env, timeout_s=100)
+    return hpc_dynamo(*words, cwd=folder, env=cluster.env)
 
 
 def job_id(folder: Path) -> str:

@@ -13,7 +13,7 @@ from tests.cluster.test_batch import THREE_NODES, batch
 from tests.support.fault_rows import FaultRecorder
 from tests.support.runs import answers, hpc_dynamo, latest, results_on_disk, until, write_prompts
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 SLOW = (
     "engine.args.time-scale=10",

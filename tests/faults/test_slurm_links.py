@@ -17,7 +17,7 @@ from tests.support.fault_rows import FaultRecorder
 from tests.support.runs import hpc_dynamo, latest, until
 from tests.support.traffic import Traffic
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow_fault, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow_fault]
 
 WORDS = (
     *("serve", "name=s", "engine=simulator", "cluster.launcher=slurm", "--detach"),
@@ -89,7 +89,7 @@ CASES = (
 @pytest.fixture(scope="module")
 def served(cluster: SlurmCluster) -> Iterator[Served]:
     folder = Path(mkdtemp(dir=cluster.shared))
-    done = hpc_dynamo(*WORDS, cwd=folder, env=cluster.env, timeout_s=100)
+    done = hpc_dynamo(*WORDS, cwd=folder, env=cluster.env)
     assert done.returncode == 0, done.stdout + done.stderr
     attempt = latest(folder / "runs/s")
     try:
@@ -98,7 +98,7 @@ def served(cluster: SlurmCluster) -> Iterator[Served]:
         until("all workers", lambda: complete(served), 60)
         yield served
     finally:
-        hpc_dynamo("stop", "name=s", cwd=folder, env=cluster.env, timeout_s=100)
+        hpc_dynamo("stop", "name=s", cwd=folder, env=cluster.env)
 
 
 def complete(served: Served) -> bool:

@@ -30,7 +30,7 @@ from tests.support.vllm_serve import (
     MODEL,
     POLL_S,
     READY_S,
-    START_ONCE,
+    SMALL_ENGINE,
     engine_pid,
     process_of,
     serving,
@@ -207,7 +207,7 @@ def test_batch_survives_its_only_worker_of_a_role(
 ) -> None:
     vllm = provisioned()
     model = tiny_models.llama(tmp_path / "tiny", vllm.model)
-    words = ("engine=vllm-cpu", "cluster.launcher=local", "topology=disaggregated", *START_ONCE)
+    words = ("engine=vllm-cpu", "cluster.launcher=local", "topology=disaggregated", *SMALL_ENGINE)
     own = (f"engine.python={vllm.python}", f"model.path={model}")
     with background_batch(tmp_path, 200, *words, *own, timeout_s=900) as batch:
         batch.wait_for_results(fault.chance.randrange(2, 61), READY_S)

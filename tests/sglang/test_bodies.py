@@ -31,7 +31,7 @@ from tests.support.unusual_bodies import CASES, MODEL, QUESTIONS, Case
 from tests.support.vllm import provisioned_sglang
 from tests.support.vllm_serve import Served
 
-pytestmark = [pytest.mark.sglang, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.sglang
 
 RECORDED = Path(__file__).with_name("conversation.jsonl.gz")
 

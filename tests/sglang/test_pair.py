@@ -12,7 +12,7 @@ from tests.support.runs import until
 from tests.support.unusual_bodies import said
 from tests.support.vllm_serve import MODEL, REQUEST_S, Served, send
 
-pytestmark = [pytest.mark.sglang, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.sglang
 
 ASKED: Any = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 TRANSFERRED_MB = "sglang:kv_transfer_total_mb_sum"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.runs import each_once, hpc_dynamo, until_results, write_prompts
+from tests.support.runs import HANG_S, each_once, hpc_dynamo, until_results, write_prompts
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class BackgroundBatch:
 
 @contextmanager
 def background_batch(
-    folder: Path, requests: int, *words: str, timeout_s: float = 240
+    folder: Path, requests: int, *words: str, timeout_s: float = HANG_S
 ) -> Iterator[BackgroundBatch]:
     """Run a batch of `requests` prompts; wait for its end on leaving the context."""
     ids = write_prompts(folder / "p.jsonl", requests)

@@ -12,14 +12,16 @@ from typing import Any
 from hpc_dynamo.run import Attempt, Run
 
 SIMULATOR = ("engine=simulator", "cluster.launcher=local")
-BUSY_FACTOR, BUSY_S = 3.0, 60.0
+BUSY_FACTOR, BUSY_S = 4.0, 120.0
+# Limit of a child process or a request. Only a hang reaches it, also on a busy machine.
+HANG_S = 600.0
 
 
 def hpc_dynamo(
     *words: str,
     cwd: Path,
     env: Mapping[str, str] | None = None,
-    timeout_s: float = 240,
+    timeout_s: float = HANG_S,
     open_files: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command to its end. `open_files` is its soft and hard limit."""
@@ -88,7 +90,8 @@ def until(
 ) -> Any:
     """Poll until a condition holds. Files have no events across nodes.
 
-    `timeout_s` is for a quiet machine; a busy one gets three times as long, and at least a minute.
+    `timeout_s` is for a quiet machine; a busy one gets four times as long, and at least two
+    minutes.
     """
     deadline = time.monotonic() + max(BUSY_FACTOR * timeout_s, BUSY_S)
     while not (value := condition()):

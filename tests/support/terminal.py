@@ -29,6 +29,7 @@ from hpc_dynamo.messages import (
 )
 from hpc_dynamo.run import Attempt, Run, Secrets, write_json
 from hpc_dynamo.topology import Plan, Shard, Worker
+from tests.support.runs import HANG_S
 
 Done = subprocess.CompletedProcess[str]
 Call = Callable[..., Done]
@@ -90,7 +91,7 @@ def on_a_terminal(
         argv,
         cwd=str(cwd),
         env=own,
-        timeout=120,
+        timeout=HANG_S,
         dimensions=(50, columns),
         encoding="utf-8",
     )

@@ -29,7 +29,9 @@ REQUEST_S = 200.0  # on a busy machine
 # vLLM's choice on GPUs for a worker of one process. On CPUs it starts another process, only to set
 # the number of OpenMP threads. conf/engine/vllm-cpu.yaml sets it, and a start costs 7 core-s less.
 ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-START_ONCE = (f"engine.args.distributed-executor-backend={ONE_PROCESS}",)
+# 12,288 tokens. By default each engine holds 1 GiB of blocks, and ten engines run at the same time.
+SMALL_CACHE = "engine.args.num-gpu-blocks-override=96"
+SMALL_ENGINE = (f"engine.args.distributed-executor-backend={ONE_PROCESS}", SMALL_CACHE)
 
 
 @dataclass
@@ -78,7 +80,7 @@ class Served:
 def serving(engine: DemoEngine, folder: Path, *words: str) -> Iterator[Served]:
     """Yield `hpc-dynamo serve` of the small model, from its endpoint to the end of its engines."""
     own = [f"engine.python={engine.python}", f"model.path={engine.model}", f"model.name={MODEL}"]
-    own += START_ONCE if engine.config == "vllm-cpu" else ()
+    own += SMALL_ENGINE if engine.config == "vllm-cpu" else ()
     argv = [sys.executable, "-m", "hpc_dynamo", "serve", f"engine={engine.config}", "name=v"]
     argv += ["cluster.launcher=local", *own, *words]
     with (folder / "serve.log").open("wb") as out:

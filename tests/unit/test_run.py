@@ -18,6 +18,7 @@ from hpc_dynamo.launch.exit_code import exit_code
 from hpc_dynamo.messages import BatchSummary, NodeRecord, Outcome, Progress
 from hpc_dynamo.run import Attempt, Run, Secrets, new_token, read_json, write_atomic, write_json
 from hpc_dynamo.topology import Plan, Shard, Worker
+from tests.support.runs import HANG_S
 
 
 def mode(path: Path) -> int:
@@ -144,7 +145,7 @@ def test_concurrent_attempts_get_different_numbers(run: Run) -> None:
         assert claimer.stdin
         claimer.stdin.write("go\n")
         claimer.stdin.flush()
-    numbers = [int(n) for c in claimers for n in c.communicate(timeout=90)[0].split()]
+    numbers = [int(n) for c in claimers for n in c.communicate(timeout=HANG_S)[0].split()]
     assert sorted(numbers) == list(range(1, 61))
 
 

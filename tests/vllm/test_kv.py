@@ -13,7 +13,7 @@ from tests.support.runs import until
 from tests.support.vllm import provisioned
 from tests.support.vllm_serve import MODEL, POLL_S, READY_S, Served, engine_pid, serving
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.vllm
 
 BLOCK = 128  # tokens, of vLLM's KV cache on the CPU
 BLOCKS = 10  # per worker: room for two of these prompts

@@ -25,7 +25,7 @@ from tests.support.vllm import provisioned
 from tests.support.vllm_serve import Served, send, serving
 from tests.vllm.test_kv import prompt
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.vllm
 
 REPLAY_S = 90.0
 BLOCK = VllmAdapter().block_tokens(Engine(device=Device.cpu))

@@ -7,14 +7,15 @@ import pytest
 
 from tests.support.runs import answers, hpc_dynamo, latest
 from tests.support.vllm import provisioned
+from tests.support.vllm_serve import SMALL_CACHE
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.vllm
 
 # The model has nine heads, and what vLLM's CPU build computes on it takes for a node's one GPU.
 THREE_PARTS = (
     *("engine=vllm-cpu", "engine.device=cuda", "cluster.launcher=local", "cluster.preflight=false"),
     *("cluster.gpus_per_node=1", "topology=aggregated", "topology.aggregated.tensor_parallel=3"),
-    *("router=least_loaded", "input=questions.jsonl"),
+    *("router=least_loaded", "input=questions.jsonl", SMALL_CACHE),
 )
 
 
@@ -28,7 +29,7 @@ def test_worker_over_three_nodes_answers(tmp_path: Path) -> None:
     }
     (tmp_path / "questions.jsonl").write_text(f"{json.dumps(ask)}\n")
     words = (f"engine.python={vllm.python}", f"model.path={vllm.model}")
-    done = hpc_dynamo("batch", *THREE_PARTS, *words, cwd=tmp_path, timeout_s=500)
+    done = hpc_dynamo("batch", *THREE_PARTS, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "runs/questions"
     assert "Paris" in answers(run / "output.jsonl")["q"]

@@ -12,7 +12,7 @@ from tests.support.vllm import provisioned
 from tests.support.vllm_serve import MODEL, Served, serving
 from tests.vllm.test_kv import BLOCK, prompt
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 RANKS = 2
 

@@ -30,6 +30,8 @@ class Contract(msgspec.Struct, frozen=True):
     options: dict[str, RecordedOption]  # by the first name, with dashes
     fields: dict[str, tuple[str, ...]] = {}  # fields of JSON options and of requests, by class
     metrics: tuple[str, ...] = ()
+    # Kinds of media with which a prefill and a decode worker can share a request.
+    disaggregated_media: tuple[str, ...] = ()
 
     def by_name(self) -> dict[str, RecordedOption]:
         """Return the options by all their names."""
@@ -48,6 +50,13 @@ def contracts(engine: str, version: str = "") -> tuple[Contract, ...]:
     ]
     same = [c for c in found if version_key(c.version) == version_key(version)]
     return tuple(sorted(same or found, key=lambda contract: version_key(contract.version)))
+
+
+@cache
+def disaggregated_media(engine: str, version: str = "") -> frozenset[str]:
+    """Return the kinds of media with which two workers of any of these versions share a request."""
+    kinds = [frozenset(contract.disaggregated_media) for contract in contracts(engine, version)]
+    return frozenset.intersection(*kinds) if kinds else frozenset()
 
 
 def version_key(version: str) -> tuple[int, ...]:

@@ -35,7 +35,8 @@ class KvState:
 
     `confirmed` holds the blocks of KV events. A prompt that was just sent to a worker is expected
     there before its events arrive. It stays in `pending` for PENDING_S if the worker publishes
-    events, else in `approximate` for `router.approximate_ttl_s`. Events override expectations:
+    events, else in `approximate` for `router.approximate_ttl_s`. Blocks after an image or another
+    medium are also kept there, because no event confirms them. Events override expectations:
     - The first event of a worker ends its approximate blocks.
     - An eviction ends the expectation of the evicted blocks.
     - A cleared cache, an engine restart or lost events end all expectations of the worker.
@@ -49,8 +50,8 @@ class KvState:
         self.approximate = ApproximateIndex(capacity, config.approximate_ttl_s, clock)
         self._streams = dict[TargetKey, EventStream]()
         self._groups = dict[TargetKey, AttentionGroup]()
-        # (time, prompt), for workers that have not published an event.
-        self._recent_prompts = dict[TargetKey, deque[tuple[float, Sequence[int]]]]()
+        # (time, prompt, confirmable blocks), for workers that have not published an event.
+        self._recent_prompts = dict[TargetKey, deque[tuple[float, Sequence[int], int]]]()
         self._caches = dict[TargetKey, int]()  # number of caches, if several
         self._former_gaps = self._former_resyncs = 0  # counts of removed workers
         self.batches = self.unreadable_batches = 0
@@ -100,23 +101,33 @@ class KvState:
         """Keep only the prompts that the worker may not have computed yet as expected."""
         self.approximate.add_worker(rank)
         sent, since = self._recent_prompts.get(rank, deque()), self._clock() - PENDING_S
-        for at, hashes in sent:
+        for at, hashes, confirmable in sent:
             if at > since:
-                self.pending.add(rank, hashes)
+                self._expect_events(rank, hashes, confirmable)
         sent.clear()
 
-    def expect(self, rank: TargetKey, hashes: Sequence[int]) -> None:
-        """Expect the blocks of a prompt that was sent to the worker."""
+    def expect(self, rank: TargetKey, hashes: Sequence[int], confirmable: int = -1) -> None:
+        """Expect the blocks of a prompt that was sent to the worker.
+
+        KV events confirm only the first `confirmable` blocks; -1: all.
+        """
         stream = self._streams.get(rank)
         if stream and stream.started:
-            self.pending.add(rank, hashes)
+            self._expect_events(rank, hashes, confirmable)
             return
         self.approximate.add(rank, hashes)
         if (sent := self._recent_prompts.get(rank)) is not None:
             now = self._clock()
-            sent.append((now, hashes))
+            sent.append((now, hashes, confirmable))
             while sent[0][0] < now - PENDING_S:
                 sent.popleft()
+
+    def _expect_events(self, rank: TargetKey, hashes: Sequence[int], confirmable: int) -> None:
+        """Expect the blocks of a prompt on a worker that publishes events."""
+        if 0 <= confirmable < len(hashes):
+            self.approximate.add(rank, hashes)
+            hashes = hashes[:confirmable]
+        self.pending.add(rank, hashes)
 
     def overlaps(self, hashes: Sequence[int]) -> dict[TargetKey, int]:
         """Return rank -> number of blocks from the start, confirmed or expected, if above 0."""
@@ -125,9 +136,11 @@ class KvState:
             for rank, blocks in index.overlaps(hashes).items():
                 if blocks > cached.get(rank, 0):
                     cached[rank] = blocks
-        for rank, caches in self._caches.items():
-            if rank in cached:
-                cached[rank] //= caches
+        for rank in self._caches.keys() & cached.keys():
+            if share := cached[rank] // self._caches[rank]:
+                cached[rank] = share
+            else:
+                del cached[rank]
         return cached
 
     @property
@@ -160,13 +173,16 @@ class KvState:
         group = self._groups[rank]
         if group.learn(event):
             self.confirmed.add_worker(rank)
-        if not (group.includes(event.group_idx) and _depends_on_tokens_only(event)):
+        if not group.includes(event.group_idx):
+            return
+        blocks, tokens = _plain_blocks(event)
+        if not blocks:
             return
         self.confirmed.store(
             rank,
-            event.block_hashes,
+            event.block_hashes[:blocks],
             event.parent_block_hash,
-            array("I", event.token_ids).tobytes(),
+            tokens,
             event.block_size,
             event.medium or "",
             adapter_root(event.lora_name),
@@ -176,13 +192,25 @@ class KvState:
         if self._groups[rank].includes(event.group_idx):
             removed = self.confirmed.remove(rank, event.block_hashes, event.medium or "")
             self.pending.discard(rank, removed)
+            self.approximate.discard(rank, removed)
 
 
-def _depends_on_tokens_only(event: BlockStored) -> bool:
-    """Return True if the block's hash is known from its tokens and adapter.
+def _plain_blocks(event: BlockStored) -> tuple[int, bytes]:
+    """Return the number of blocks, from the first, that depend only on tokens and adapter, and
+    their tokens.
 
-    Salts and images change a block, but not the hashes used here.
+    Salts and media change a block, but not the hashes used here. SGLang 0.5.23 puts ids made from
+    a medium's digest in the place of its tokens. They have up to 62 bits.
     """
-    known = [event.lora_name]
-    others = (keys for keys in event.extra_keys or () if keys and keys != known)
-    return event.cache_salt is None and not any(others)
+    if event.cache_salt is not None:
+        return 0, b""
+    known, blocks, ids = [event.lora_name], len(event.block_hashes), event.token_ids
+    changed = (i for i, keys in enumerate(event.extra_keys or ()) if keys and keys != known)
+    if (plain := next(changed, blocks)) < blocks:
+        blocks, ids = plain, ids[: plain * event.block_size]
+    try:
+        return blocks, array("I", ids).tobytes()
+    except OverflowError:
+        first = next(i for i, token in enumerate(ids) if not 0 <= token < 1 << 32)
+        blocks = first // max(event.block_size, 1)
+        return blocks, array("I", ids[: blocks * event.block_size]).tobytes()

@@ -42,6 +42,8 @@ class RoutingRequest(msgspec.Struct, frozen=True, array_like=True):
     timeout_s: float = 0.0  # limit of the wait for a worker; 0: serve.queue_timeout_s
     hints: RoutingHints = RoutingHints()
     model: str = ""  # see topology.Worker
+    # Blocks from the start that KV events can confirm, -1: all. Later ones depend on media.
+    confirmable_blocks: int = -1
 
     def __post_init__(self) -> None:
         if len(self.block_hashes) % HASH_BYTES:

@@ -37,6 +37,7 @@ class Selection:
     hashes: list[int]  # prompt blocks; empty unless the policy is kv
     policy: Policy
     reason: str
+    confirmable_blocks: int = -1  # see RoutingRequest
 
     @property
     def prompt_target(self) -> RoutingTarget:
@@ -125,7 +126,8 @@ class WorkerSelector:
         prefill = prefill if reason == DISAGGREGATED else None
         target = prefill or decode
         uncached, overlap = inputs.uncached_tokens(target), inputs.overlaps.get(target.key, 0)
-        return Selection(decode, prefill, uncached, overlap, hashes, policy, reason)
+        end = request.confirmable_blocks
+        return Selection(decode, prefill, uncached, overlap, hashes, policy, reason, end)
 
     def _cheapest(
         self, request: RoutingRequest, usable: Sequence[RoutingTarget], inputs: CostInputs

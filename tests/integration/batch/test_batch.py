@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.runs import (
+    HANG_S,
     SIMULATOR,
     answers,
     hpc_dynamo,
@@ -50,7 +51,9 @@ def test_modules_in_current_folder_are_not_imported(tmp_path: Path) -> None:
     words = (*SIMULATOR, *TWO_NODES, "input=prompts.jsonl")
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "elsewhere")}
     argv = [command, "batch", *words]
-    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=90)
+    done = subprocess.run(
+        argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANG_S
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(answers(tmp_path / "runs/prompts/output.jsonl")) == ids
 
@@ -245,7 +248,7 @@ def test_ctrl_c_ends_the_job(tmp_path: Path) -> None:
     run = tmp_path / "runs/prompts"
     until_results(run, 1)
     os.killpg(process.pid, signal.SIGINT)  # a terminal signals the whole foreground group
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=HANG_S)
     assert process.returncode == 130, said
     assert "stopping the job" in said
     assert "run the same command again to resume" in said

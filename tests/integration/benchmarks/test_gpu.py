@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.support.runs import HANG_S
+
 GPU_PARTS = ("nixl", "binding", "doctor", "vllm")
 
 
 def check(folder: Path, env: Mapping[str, str], *words: str) -> tuple[int, dict[str, Any]]:
     argv = (sys.executable, "-m", "benchmarks.gpu", "--out", f"{folder}/out", *words)
-    done = subprocess.run(argv, env={**os.environ, **env}, capture_output=True, timeout=120)
+    done = subprocess.run(argv, env={**os.environ, **env}, capture_output=True, timeout=HANG_S)
     return done.returncode, json.loads((folder / "out/results.json").read_text())
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.kv.__main__ import MODELS
+from tests.support.runs import HANG_S
 
 ROOT = Path(__file__).parents[3]
 
@@ -20,7 +21,7 @@ def test_bytes_a_token_are_those_of_the_models() -> None:
 def test_each_size_has_a_row_with_shares() -> None:
     argv = [sys.executable, "-m", "benchmarks.kv", "--quick", "--repeats", "1"]
     env = {**os.environ, "COLUMNS": "200"}
-    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("│ Llama")]
     assert len(rows) == 2
@@ -30,6 +31,6 @@ def test_each_size_has_a_row_with_shares() -> None:
 def test_gpu_option_without_gpu_is_an_error() -> None:
     argv = [sys.executable, "-m", "benchmarks.kv", "--quick", "--gpu"]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 1
     assert "torch sees no GPU here" in done.stderr

@@ -27,7 +27,7 @@ from hpc_dynamo.errors import InputError, UsageError
 from hpc_dynamo.http import HttpClient, HttpServer, ResponseWriter
 from hpc_dynamo.http import HttpRequest as Asked
 from hpc_dynamo.timing_model import load_timing
-from tests.support.runs import until
+from tests.support.runs import HANG_S, until
 from tests.support.tiny_models import byte_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -332,7 +332,7 @@ def test_short_replay_runs(small: tuple[str, ...], tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ("--systems", "kv-approximate", "round_robin", "--out", str(out))
     with command(tmp_path, *small, *words) as running:
-        shown, err = running.communicate(timeout=110)
+        shown, err = running.communicate(timeout=HANG_S)
     assert running.returncode == 0, shown + err
     found = msgspec.json.decode((out / "replay.json").read_bytes(), type=Found)
     assert [(r.topology, r.system) for r in found.runs] == [
@@ -362,7 +362,7 @@ def test_ctrl_c_ends_the_replayed_job(small: tuple[str, ...], tmp_path: Path) ->
             lambda: running.poll() is not None or list(tmp_path.glob(f"{made}endpoint.json")),
         )
         running.send_signal(signal.SIGINT)
-        shown, err = running.communicate(timeout=60)
+        shown, err = running.communicate(timeout=HANG_S)
     assert running.returncode == 130, shown + err
     assert "interrupted" in err
     assert list(tmp_path.glob(f"{made}outcome.json"))
@@ -370,7 +370,7 @@ def test_ctrl_c_ends_the_replayed_job(small: tuple[str, ...], tmp_path: Path) ->
 
 def test_missing_input_is_reported_at_once(tmp_path: Path) -> None:
     with command(tmp_path, "--trace", "nowhere.jsonl", "--model", ".") as running:
-        _, err = running.communicate(timeout=60)
+        _, err = running.communicate(timeout=HANG_S)
     assert running.returncode not in (0, 1)
     assert "the trace nowhere.jsonl: No such file" in err
     assert "Traceback" not in err

@@ -15,7 +15,7 @@ from benchmarks.soak.checks import checks, memory_growth
 from benchmarks.soak.clients import STREAMED, LoadClients
 from benchmarks.soak.results import ProcessUsage, SoakResults, SoakSample
 from hpc_dynamo.http import HttpClient, HttpRequest, HttpServer, ResponseWriter
-from tests.support.runs import until
+from tests.support.runs import HANG_S, until
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def test_seconds_of_it(model: Path, tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     words = ("--minutes", "0.1", "--leave", "0.3", "--frontends", "2", "--json", str(file))
     with soak(model, *words) as running:
-        out, err = running.communicate(timeout=120)
+        out, err = running.communicate(timeout=HANG_S)
     assert running.returncode == 0, out + err
     found = msgspec.json.decode(file.read_bytes(), type=SoakResults)
     assert found.sent > 50
@@ -72,7 +72,7 @@ def test_ctrl_c_ends_the_job_and_prints_what_there_is(model: Path, tmp_path: Pat
     with soak(model, "--minutes", "30") as running:
         until("the job", lambda: running.poll() is not None or list(tmp_path.glob(announced)))
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=60)
+        out, err = running.communicate(timeout=HANG_S)
     assert running.returncode == 130, out + err
     assert "interrupted" in err
     assert "the run is complete" in out

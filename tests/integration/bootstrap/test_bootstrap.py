@@ -19,7 +19,7 @@ from hpc_dynamo.bootstrap.tcp import HeadAddress
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import new_keys
-from tests.support.runs import until
+from tests.support.runs import HANG_S, until
 
 # An agent that prints its roster, or the error, as JSON. Its last argument is the command of a
 # launcher of MPI ranks, such as mpirun, for node 0.
@@ -97,7 +97,7 @@ def let_start(*agents: "subprocess.Popen[str]") -> None:
 def results(process: "subprocess.Popen[str]") -> tuple[list[Result], str]:
     """Return what the agents of a process printed, and their log."""
     with process:
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=HANG_S)
     found, rest = list[Result](), out[out.find("{") :].strip() if "{" in out else ""
     while rest:  # mpirun may join the lines of two ranks
         record, end = json.JSONDecoder().raw_decode(rest)

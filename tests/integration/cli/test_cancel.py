@@ -11,7 +11,7 @@ import pytest
 
 from hpc_dynamo.cli.cancel import Cancellation
 from hpc_dynamo.cli.render.console import OUT
-from tests.support.runs import SIMULATOR, hpc_dynamo, latest, until, write_prompts
+from tests.support.runs import HANG_S, SIMULATOR, hpc_dynamo, latest, until, write_prompts
 from tests.support.terminal import (
     Call,
     end,
@@ -134,4 +134,4 @@ def test_ignored_sigint_stays_ignored(tmp_path: Path) -> None:
         assert shell.stdout
         assert shell.stdout.readline() == b"ready\n"
         os.killpg(shell.pid, signal.SIGINT)
-        assert b"prefill" in shell.communicate(timeout=60)[0]
+        assert b"prefill" in shell.communicate(timeout=HANG_S)[0]

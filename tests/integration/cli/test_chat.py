@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hpc_dynamo.config import Config
-from tests.support.runs import hpc_dynamo, until
+from tests.support.runs import HANG_S, hpc_dynamo, until
 from tests.support.simulator import KEY, MODEL, Rank, simulator
 from tests.support.terminal import (
     Call,
@@ -204,7 +204,7 @@ def certificate(tmp_path: Path) -> Callable[[str], Path]:
         file = tmp_path / f"{name}.pem"
         argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
         argv += ["-subj", f"/CN={name}", "-keyout", str(tmp_path / "k"), "-out", str(file)]
-        subprocess.run(argv, check=True, capture_output=True, timeout=120)
+        subprocess.run(argv, check=True, capture_output=True, timeout=HANG_S)
         file.write_text(file.read_text() + (tmp_path / "k").read_text())
         return file
 

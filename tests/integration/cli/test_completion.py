@@ -11,6 +11,7 @@ import pexpect  # type: ignore[import-untyped]  # it has no type information
 import pytest
 
 from hpc_dynamo.cli.completion.scripts import SCRIPTS
+from tests.support.runs import HANG_S
 from tests.support.terminal import Call, Process, new_run, printed
 
 PROMPT = "READY> "
@@ -66,7 +67,7 @@ def interactive(program: str, options: Sequence[str], setup: str, cwd: Path) -> 
     stub.chmod(0o755)
     env = {**os.environ, "PATH": f"{cwd}/bin:{os.environ['PATH']}", "TERM": "dumb"}
     process: Process = pexpect.spawn(
-        program, list(options), cwd=str(cwd), env=env, encoding="utf-8", timeout=60,
+        program, list(options), cwd=str(cwd), env=env, encoding="utf-8", timeout=HANG_S,
         dimensions=(50, 200),
     )  # fmt: skip
     try:

@@ -17,7 +17,7 @@ from hpc_dynamo.errors import FileError, FileRefused, file_error, file_error_in
 from hpc_dynamo.messages import Outcome
 from hpc_dynamo.run import write_atomic
 from hpc_dynamo.tasks.node import run_to_outcome
-from tests.support.runs import SIMULATOR, hpc_dynamo, latest, until, write_prompts
+from tests.support.runs import HANG_S, SIMULATOR, hpc_dynamo, latest, until, write_prompts
 from tests.support.terminal import Done, new_run, on_a_terminal, rest_of
 
 NOBODY = 65534
@@ -95,7 +95,7 @@ def as_stranger(tmp_path: Path) -> Callable[..., Done]:
 
     def call(*words: str) -> Done:
         argv = [*drop, "-m", "hpc_dynamo", *words]
-        return subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=90)
+        return subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S)
 
     return call
 

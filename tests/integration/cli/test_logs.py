@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hpc_dynamo.cli.log_tail import LogTail
 from hpc_dynamo.run import Attempt
+from tests.support.runs import HANG_S
 from tests.support.terminal import (
     Call,
     end,
@@ -149,6 +150,6 @@ def test_follow_all_logs_including_new_ones(attempt: Attempt, tmp_path: Path) ->
 def test_logs_ends_quietly_when_its_reader_ends(attempt: Attempt, tmp_path: Path) -> None:
     attempt.worker_log(0).write_text("x" * 99 + "\n" + "y\n" * 100_000)
     line = f"{sys.executable} -m hpc_dynamo logs 0 -n 200000 | head -1"
-    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, timeout=90)
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, timeout=HANG_S)
     assert done.stdout.startswith(b"==> ")
     assert done.stderr == b""

@@ -17,7 +17,7 @@ import pytest
 
 from hpc_dynamo.config import Serve, Task
 from hpc_dynamo.run import Attempt, Run
-from tests.support.runs import SIMULATOR, hpc_dynamo, latest, until
+from tests.support.runs import HANG_S, SIMULATOR, hpc_dynamo, latest, until
 from tests.support.terminal import Process, announce, end, ends, on_a_terminal, report
 
 pytestmark = pytest.mark.slow
@@ -155,7 +155,7 @@ def test_real_endpoint_answers_until_ctrl_c(tmp_path: Path) -> None:
         serve.expect_exact("simulated answers on")
         serve.expect("curl [^\r\n]*")
         answer = json.loads(
-            subprocess.check_output(["bash", "-c", f"{serve.after} -s"], timeout=90)
+            subprocess.check_output(["bash", "-c", f"{serve.after} -s"], timeout=HANG_S)
         )
         assert answer["choices"][0]["message"]["content"]
         done = hpc_dynamo("chat", "name=real", "--max-tokens=1", "Hello", cwd=tmp_path)

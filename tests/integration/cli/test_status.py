@@ -13,7 +13,7 @@ import pytest
 from hpc_dynamo.cli.render.endpoint import instructions, ssh_tunnel
 from hpc_dynamo.messages import Endpoint, Progress, Status
 from hpc_dynamo.run import Attempt, write_json
-from tests.support.runs import hpc_dynamo
+from tests.support.runs import HANG_S, hpc_dynamo
 from tests.support.simulator import MODEL, simulator
 from tests.support.terminal import (
     Call,
@@ -157,7 +157,9 @@ def test_printed_commands_work_when_pasted(attempt: Attempt, tmp_path: Path) -> 
 
 
 def shell(line: str, cwd: Path) -> str:
-    done = subprocess.run(["bash", "-c", line], cwd=cwd, capture_output=True, text=True, timeout=90)
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=cwd, capture_output=True, text=True, timeout=HANG_S
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -23,7 +23,7 @@ from hpc_dynamo.demo.steps import (
     run_steps,
 )
 from hpc_dynamo.errors import HpcDynamoError
-from tests.support.runs import until
+from tests.support.runs import HANG_S, until
 
 
 def python(code: str, *args: str) -> tuple[str, ...]:
@@ -220,4 +220,4 @@ def test_second_installer_waits_for_first(tmp_path: Path) -> None:
     other = holder(tmp_path, 0.5)
     with exclusive_lock(tmp_path, InstallProgress(), 20):
         assert (tmp_path / "hold.done").exists(), "the other one was not finished"
-    assert other.wait(timeout=60) == 0
+    assert other.wait(timeout=HANG_S) == 0

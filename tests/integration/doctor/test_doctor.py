@@ -45,7 +45,7 @@ from hpc_dynamo.errors import KvTransferError
 from hpc_dynamo.run import Attempt, write_json
 from hpc_dynamo.wire import ControlClient, ControlServer
 from tests.support.doctor import HEALTHY, HERE, HOSTS
-from tests.support.runs import hpc_dynamo, latest, write_prompts
+from tests.support.runs import HANG_S, hpc_dynamo, latest, write_prompts
 
 LOCAL = ("engine=simulator", "cluster.launcher=local")
 # Code of a process whose limits, mounts and variables are the injected fault.
@@ -67,7 +67,7 @@ def findings_after(before: str = "true", **env: str) -> list[Finding]:
     """Return the findings of a process that a shell starts after `before`."""
     argv = ["sh", "-c", f'{before} && exec "$0" -c "$1"', sys.executable, LOOK]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "0,1", **env}
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     return msgspec.json.decode(done.stdout, type=list[Finding])
 
@@ -108,7 +108,7 @@ def test_full_memory_file_system_is_a_fault(folder: str) -> None:
     code = f"{PREPARE}\nsubprocess.run({mount}, check=True)\n{LOOK}"
     argv = ["unshare", "-m", sys.executable, "-c", code]
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "0,1"}
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=HANG_S)
     found = faults(msgspec.json.decode(done.stdout, type=list[Finding]))
     assert found == {folder: f"{folder} has 1 MiB free"}, done.stderr
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.runs import answers, hpc_dynamo
+from tests.support.runs import HANG_S, answers, hpc_dynamo
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 # The scripts use `hpc-dynamo` and `python3` of this environment, and no Slurm of this machine.
@@ -18,7 +18,7 @@ ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ
 def run(*argv: str, cwd: Path) -> str:
     """Run a command to its end and return what it printed."""
     done = subprocess.run(
-        argv, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=90, check=False
+        argv, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=HANG_S, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

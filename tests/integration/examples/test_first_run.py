@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.runs import until
+from tests.support.runs import HANG_S, until
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs/getting-started/first-run.md").read_text()
@@ -26,7 +26,12 @@ def paste(commands: str, cwd: Path) -> str:
     """Run the commands in one shell and return what they printed."""
     argv = ["bash", "-euo", "pipefail", "-c", commands]
     done = subprocess.run(
-        argv, cwd=cwd, env=os.environ | {"PATH": PATH}, capture_output=True, text=True, timeout=110
+        argv,
+        cwd=cwd,
+        env=os.environ | {"PATH": PATH},
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -20,6 +20,7 @@ import pytest
 
 from hpc_dynamo.errors import KvTransferError, MissingDependency
 from hpc_dynamo.kv.agent import KvAgent
+from tests.support.runs import HANG_S
 
 BLOCKS = 64
 SOON_S = 60.0
@@ -189,7 +190,9 @@ CASES = [
 def test_kv_agent_scenario(scenario: str, block_bytes: int, transports: str) -> None:
     argv = [sys.executable, __file__, scenario, str(block_bytes)]
     env = os.environ | {"UCX_TLS": transports}
-    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        argv, env=env, capture_output=True, text=True, timeout=HANG_S, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

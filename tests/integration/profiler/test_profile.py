@@ -17,10 +17,10 @@ from hpc_dynamo.planner.profile import (
 )
 from hpc_dynamo.profiler.client import TimedStream
 from hpc_dynamo.profiler.grid import ProfileLimits, operating_points
-from tests.support.runs import SIMULATOR, hpc_dynamo, latest, until, until_results
+from tests.support.runs import HANG_S, SIMULATOR, hpc_dynamo, latest, until, until_results
 from tests.support.terminal import ends, on_a_terminal
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 # The smallest worker with points of every metric.
 SMALL = (
@@ -93,9 +93,9 @@ def test_profile_on_a_terminal_shows_a_bar_and_needs_no_matplotlib(tmp_path: Pat
     environment = {"PYTHONPATH": str(tmp_path / "without")}
     words = (*WORDS, "engine.args.max-model-len=128", "topology=aggregated")
     with on_a_terminal(words, tmp_path, environment) as process:
-        process.expect("points/s", timeout=240)
+        process.expect("points/s", timeout=HANG_S)
         said = r"no plot: pictures need matplotlib, pip install 'hpc-dynamo\[draw\]'"
-        process.expect(said, timeout=240)
+        process.expect(said, timeout=HANG_S)
         process.expect("ITL, interpolated")
         assert ends(process) == 0
     profile = complete(tmp_path / "runs/small", transfers=False, context_tokens=128)

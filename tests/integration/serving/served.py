@@ -19,7 +19,7 @@ import trustme
 
 from hpc_dynamo import launch
 from hpc_dynamo.run import Attempt, Run
-from tests.support.runs import SIMULATOR, hpc_dynamo, until
+from tests.support.runs import HANG_S, SIMULATOR, hpc_dynamo, until
 
 MODEL = "simulated"
 TLS = ("serve.tls_cert=cert.pem", "serve.tls_key=key.pem")
@@ -68,21 +68,29 @@ class Served:
         verify = self.tls or True
         http_client = openai.DefaultHttpxClient(verify=verify)
         return openai.OpenAI(
-            base_url=self.url, api_key=self.key, max_retries=0, timeout=90, http_client=http_client
+            base_url=self.url,
+            api_key=self.key,
+            max_retries=0,
+            timeout=HANG_S,
+            http_client=http_client,
         )
 
     def asynchronous(self) -> openai.AsyncOpenAI:
         """Return a client of the caller's event loop; an `async with` closes it."""
         http_client = openai.DefaultAsyncHttpxClient(verify=self.tls or True)
         return openai.AsyncOpenAI(
-            base_url=self.url, api_key=self.key, max_retries=0, timeout=90, http_client=http_client
+            base_url=self.url,
+            api_key=self.key,
+            max_retries=0,
+            timeout=HANG_S,
+            http_client=http_client,
         )
 
     def connect(self) -> http.client.HTTPConnection:
         host, port = urlsplit(self.url).hostname or "", urlsplit(self.url).port
         if self.tls:
-            return http.client.HTTPSConnection(host, port, timeout=90, context=self.tls)
-        return http.client.HTTPConnection(host, port, timeout=90)
+            return http.client.HTTPSConnection(host, port, timeout=HANG_S, context=self.tls)
+        return http.client.HTTPConnection(host, port, timeout=HANG_S)
 
     def ask(
         self,
@@ -145,7 +153,7 @@ class Served:
         return {role: self.engine(rows[0]["url"]) for role, rows in self.workers().items()}
 
     def engine(self, url: str) -> dict[str, float]:
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=90)
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=HANG_S)
         try:
             token = self.attempt.run.secrets().token
             connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {token}"})

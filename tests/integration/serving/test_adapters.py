@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from tests.integration.serving.served import Served, serving
-from tests.support.runs import until
+from tests.support.runs import HANG_S, until
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ def test_adapter_output_is_equal_with_and_without_disaggregation(served: Served)
         body = json.dumps({"model": model, "prompt": f"{STORY}", "max_tokens": 6}).encode()
         headers = {"Authorization": f"Bearer {token}"}
         asked = urllib.request.Request(f"{row['url']}/v1/completions", body, headers)
-        with urllib.request.urlopen(asked, timeout=90) as alone:
+        with urllib.request.urlopen(asked, timeout=HANG_S) as alone:
             assert json.load(alone)["choices"][0]["text"] == answer.choices[0].text
         assert answer.model == model
         texts.add(answer.choices[0].text)

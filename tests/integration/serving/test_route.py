@@ -14,7 +14,7 @@ from hpc_dynamo import launch
 from hpc_dynamo.run import Run
 from tests.integration.serving.routed import routing, rows
 from tests.integration.serving.served import Served
-from tests.support.runs import hpc_dynamo, until
+from tests.support.runs import HANG_S, hpc_dynamo, until
 from tests.support.simulator import KEY, MODEL, Rank, simulator
 from tests.support.terminal import ends, on_a_terminal
 
@@ -104,7 +104,9 @@ def _telling() -> tuple[str, str]:
 
 def compute(rank: Rank, prompt: list[int]) -> None:
     """Send a request directly to an engine."""
-    with openai.OpenAI(base_url=f"{rank.url}/v1", api_key=KEY, max_retries=0, timeout=90) as client:
+    with openai.OpenAI(
+        base_url=f"{rank.url}/v1", api_key=KEY, max_retries=0, timeout=HANG_S
+    ) as client:
         client.completions.create(model=MODEL, prompt=prompt, max_tokens=1)
 
 
@@ -144,11 +146,11 @@ def test_route_reports_why_a_worker_is_excluded(tmp_path: Path, ranks: list[Rank
 
 def test_ctrl_c_ends_endpoint_but_not_engines(tmp_path: Path) -> None:
     with simulator(key="") as rank, on_a_terminal(["route", "--workers", rank.url], tmp_path) as up:
-        up.expect_exact(f"{MODEL} answers on", timeout=60)
+        up.expect_exact(f"{MODEL} answers on", timeout=HANG_S)
         up.expect_exact("base URL: http")
         up.expect("curl [^\r\n]*")
         command = f"{up.after} -s"
-        answer = json.loads(subprocess.check_output(["bash", "-c", command], timeout=90))
+        answer = json.loads(subprocess.check_output(["bash", "-c", command], timeout=HANG_S))
         assert answer["choices"][0]["message"]["content"]
         up.sendintr()
         up.expect_exact("ended: stopped")

@@ -106,7 +106,6 @@ async def test_extra_job_is_added_under_load_and_released_without(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 async def test_extra_jobs_survive_the_head_but_not_its_node(
     tmp_path: Path, model_folder: Path
 ) -> None:

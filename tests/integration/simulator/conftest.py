@@ -7,6 +7,7 @@ import aiohttp
 import openai
 import pytest
 
+from tests.support.runs import HANG_S
 from tests.support.simulator import KEY, REPORT_CACHED, Client, Rank, simulator
 
 
@@ -45,5 +46,5 @@ async def client() -> AsyncIterator[Client]:
 async def ai(aggregated: Rank) -> AsyncIterator[openai.AsyncOpenAI]:
     """Return the official client, connected to the aggregated rank."""
     url = f"{aggregated.url}/v1"
-    async with openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=60) as made:
+    async with openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=HANG_S) as made:
         yield made

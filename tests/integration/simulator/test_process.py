@@ -10,12 +10,13 @@ from collections.abc import Callable
 import aiohttp
 import pytest
 
+from tests.support.runs import HANG_S
 from tests.support.simulator import Body, Client, Rank
 
 
 def run(*options: str, model: str = "demo") -> "subprocess.CompletedProcess[str]":
     argv = [sys.executable, "-m", "hpc_dynamo.simulator", "--model", model, *options]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=HANG_S, check=False)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

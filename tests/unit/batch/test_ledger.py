@@ -18,7 +18,7 @@ from hpc_dynamo.batch.input_file import read_input
 from hpc_dynamo.batch.ledger import SEARCH_BYTES, Ledger, failure_line, success_line
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.run import Run, attempt_of_part
-from tests.support.runs import write_prompts
+from tests.support.runs import HANG_S, write_prompts
 
 
 @contextlib.asynccontextmanager
@@ -349,7 +349,7 @@ except* HpcDynamoError as group:
 
 def test_full_disk_raises_and_keeps_acknowledged_lines(run: Run) -> None:
     argv = [sys.executable, "-c", FULL_DISK, str(run.path)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=90)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=HANG_S)
     *acknowledged, last = done.stdout.splitlines()
     assert last == f"told {run.attempt_results(1)}: the file is larger than its limit", done.stderr
     assert acknowledged

@@ -38,6 +38,7 @@ from hpc_dynamo.engines.sglang.adapter import SGLANG_METRICS
 from hpc_dynamo.engines.sglang.pd_protocol import SglangPdProtocol
 from hpc_dynamo.errors import ConfigError, RequestFailed
 from hpc_dynamo.topology import Shard, Worker, plan
+from tests.support.runs import HANG_S
 from tests.unit.engines.test_engines import options
 
 POOL = Pool(workers=1, tensor_parallel=2)
@@ -157,7 +158,7 @@ def test_token_reaches_sglang_inside_process(tmp_path: Path) -> None:
     command = engine("sglang").command(CONFIG, place(Role.prefill))
     path = f"{command.env['PYTHONPATH']}:{tmp_path}"
     env = {**os.environ, **command.env, "PYTHONPATH": path}
-    done = subprocess.run(command.argv, env=env, capture_output=True, text=True, timeout=90)
+    done = subprocess.run(command.argv, env=env, capture_output=True, text=True, timeout=HANG_S)
     words = [*command.argv[3:], "--api-key", "secret-token"]
     assert done.stdout == f"{words} sglang.launch_server\n", done.stderr
 
@@ -208,6 +209,9 @@ sglang:kv_transfer_total_mb_count 24.0
 sglang:kv_transfer_total_mb_sum 98.4375
 # TYPE sglang:max_total_num_tokens gauge
 sglang:max_total_num_tokens{tp_rank="0"} 16384.0
+# TYPE sglang:num_transfer_failed_reqs_total counter
+sglang:num_transfer_failed_reqs_total{tp_rank="0"} 2.0
+sglang:num_transfer_failed_reqs_total{tp_rank="1"} 1.0
 """
 
 
@@ -218,6 +222,7 @@ def test_metrics() -> None:
     assert (found.prompt_tokens, found.generation_tokens) == (100, 7)
     assert found.kv_bytes == 140 * 16 * 46080, "140 pages of 16 tokens of SmolLM2-135M in float32"
     assert found.kv_tokens == 16384
+    assert found.kv_failures == 3
 
 
 # Prefill/decode protocol

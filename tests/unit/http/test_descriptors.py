@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from hpc_dynamo.http import HttpClient, HttpRequest, ResponseWriter
+from tests.support.runs import HANG_S
 from tests.unit.http.test_http import HOST, echo, serving, status
 
 # Runs in a process of its own: a server, and a client with more requests than descriptors.
@@ -37,7 +38,7 @@ async def main():
 def finished(limit: int, loop: str) -> str:
     """Return the number of answered requests."""
     argv = [sys.executable, "-c", PROGRAM, str(limit), loop]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True).stdout
+    return subprocess.run(argv, capture_output=True, text=True, timeout=HANG_S, check=True).stdout
 
 
 def test_requests_beyond_the_descriptors_wait() -> None:

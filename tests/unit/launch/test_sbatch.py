@@ -19,6 +19,7 @@ from hpc_dynamo.launch.srun import srun_command
 from hpc_dynamo.run import Attempt, Run
 from hpc_dynamo.tasks import node
 from hpc_dynamo.topology import plan
+from tests.support.runs import HANG_S
 
 FOLDER = Path(__file__).parents[3] / "sbatch"
 HOW = "HPC_DYNAMO_ACCEPT=1 pytest tests/unit/launch/test_sbatch.py"
@@ -194,7 +195,7 @@ ODD = ['input=it\'s my "file" $HOME.jsonl', "model.path=/a b", "name=x;y"]
 @pytest.mark.parametrize("name", ALL)
 def test_golden_scripts_are_valid_shell(name: str) -> None:
     bash = ["bash", "-n", str(FOLDER / f"{name}.sbatch")]
-    checked = subprocess.run(bash, capture_output=True, text=True, timeout=90)
+    checked = subprocess.run(bash, capture_output=True, text=True, timeout=HANG_S)
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
@@ -210,7 +211,7 @@ def called(text: str, folder: Path, *arguments: str) -> list[str]:
     path = f"{folder}:{os.environ['PATH']}"
     argv = ["bash", str(folder / "script"), *arguments]
     done = subprocess.run(
-        argv, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=120
+        argv, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=HANG_S
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -233,7 +234,7 @@ def test_task_ignores_signal_until_it_handles_it() -> None:
     config = compose(["engine=simulator"])
     command = srun_command([(config, plan(config))], (sys.executable, "-c", EARLY_SIGNAL))
     task = command[command.index("/bin/sh") :]
-    done = subprocess.run(task, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(task, capture_output=True, text=True, timeout=HANG_S)
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 

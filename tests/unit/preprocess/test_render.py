@@ -82,6 +82,8 @@ FOREIGN: dict[str, dict[str, Any]] = {
     "kwargs": {"messages": USER, "chat_template_kwargs": 1},
     "flag": {"messages": USER, "add_generation_prompt": "yes"},
     "truncated": {"messages": USER, "truncate_prompt_tokens": 5},
+    "list as type": {"messages": [{"role": "user", "content": [{"type": ["text"], "text": "a"}]}]},
+    "object as type": {"messages": [{"role": "user", "content": [{"type": {}, "text": "a"}]}]},
 }
 
 

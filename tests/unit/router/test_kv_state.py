@@ -101,12 +101,37 @@ def test_adapter_blocks_differ_from_base_model_blocks() -> None:
 def test_blocks_with_extra_keys_are_ignored() -> None:
     state = new_state()
     engine = Engine(state, 0)
-    engine.publish(stored(0, 2, extra_keys=[None, ("salt",)]), stored(0, 2, group_idx=1))
+    engine.publish(stored(0, 2, extra_keys=[("salt",), None]), stored(0, 2, group_idx=1))
     assert state.overlaps(hashes()) == {}
     engine.publish(
         stored(0, 2, extra_keys=[None, None], group_idx=0), BlockRemoved([0], group_idx=1)
     )
     assert state.overlaps(hashes()) == {0: 2}
+
+
+def test_blocks_before_a_medium_are_indexed() -> None:
+    """vLLM names the medium in the blocks that contain it. Later blocks have it as an ancestor."""
+    state = new_state()
+    image = ("9f2c", -3)
+    Engine(state, 0).publish(
+        stored(0, 3, extra_keys=[None, None, (image,)]), stored(3, 1, parent=2, extra_keys=[None])
+    )
+    Engine(state, 1).publish(
+        stored(0, 2, lora_name="poet", extra_keys=[("poet",), ("poet", image)])
+    )
+    assert state.overlaps(hashes()) == {0: 2}
+    assert state.overlaps(hashes(adapter="poet")) == {1: 1}
+
+
+@pytest.mark.parametrize("pad", [1 << 32, (1 << 62) + 1_000_000, (1 << 64) - 1, -1])
+def test_ids_that_sglang_makes_from_media_end_the_known_prefix(pad: int) -> None:
+    state = new_state()
+    tokens = [*PROMPT[: 2 * BLOCK + 3], *[pad] * (BLOCK - 3)]
+    media = BlockStored([0, 1, 2], None, tokens, BLOCK)
+    Engine(state, 0).publish(media, BlockStored([3], 2, PROMPT[3 * BLOCK :], BLOCK))
+    engine = Engine(state, 1)
+    engine.publish(BlockStored([9], None, [pad] * BLOCK, BLOCK), stored(0, 2))
+    assert state.overlaps(hashes()) == {0: 2, 1: 2}
 
 
 def test_salted_blocks_of_sglang_are_ignored() -> None:
@@ -306,6 +331,35 @@ def test_block_on_another_medium_is_still_expected() -> None:
     assert state.overlaps(hashes()) == {0: 4}
     engine.publish(BlockRemoved([3], medium="CPU"))
     assert state.overlaps(hashes()) == {0: 3}
+
+
+def test_prompt_with_media_is_expected_although_no_event_confirms_it() -> None:
+    """Blocks 0 and 1 are text, block 2 starts with an image."""
+    state, clock = timed()
+    engine = Engine(state, 0)
+    state.expect(0, hashes(), 2)
+    clock.now += 60
+    engine.publish(stored(0, 2))
+    assert state.overlaps(hashes()) == {0: 2}
+    state.expect(0, hashes(), 2)
+    clock.now += 50
+    assert state.overlaps(hashes()) == {0: 4}
+    engine.publish(BlockRemoved([1, 0]))
+    assert state.overlaps(hashes()) == {}
+    state.expect(0, hashes(), 0)
+    engine.publish(AllBlocksCleared())
+    assert state.overlaps(hashes()) == {}
+
+
+def test_recent_prompt_with_media_outlives_the_first_event() -> None:
+    state, clock = timed()
+    engine = Engine(state, 0)
+    state.expect(0, hashes(), 1)
+    engine.publish(stored(0, 1))
+    clock.now += 30
+    assert state.overlaps(hashes()) == {0: 4}
+    clock.now += 121
+    assert state.overlaps(hashes()) == {0: 1}
 
 
 def test_eviction_keeps_expectations_of_other_workers() -> None:

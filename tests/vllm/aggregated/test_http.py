@@ -9,7 +9,7 @@ import pytest
 from hpc_dynamo.engines.http_paths import is_inference
 from tests.support.vllm_serve import MODEL, Served, send
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.vllm
 
 PROMPT = {"model": MODEL, "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}
 ADMINISTRATION = (

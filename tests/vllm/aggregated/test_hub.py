@@ -6,7 +6,7 @@ from tests.support.runs import until
 from tests.support.vllm_serve import MODEL, Served
 from tests.vllm.aggregated.conftest import FIRST_PROMPT
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.vllm
 
 PROMPT = "A tree is tall and the birds on it are small. " * 12
 OTHER = "A list of rivers, from the longest to the shortest. " * 12

@@ -13,7 +13,7 @@ from tests.support.cut_streams import MigratingClient, assert_unbroken, migratin
 from tests.support.vllm import provisioned
 from tests.support.vllm_serve import MODEL, Served
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.vllm
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"

@@ -17,7 +17,7 @@ from tests.support.unusual_bodies import CASES, MODEL, QUESTIONS, Case, completi
 from tests.support.vllm import provisioned
 from tests.support.vllm_serve import Served
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.vllm
 
 
 @pytest.fixture(scope="module")

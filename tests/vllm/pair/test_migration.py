@@ -16,7 +16,7 @@ from tests.support.cut_streams import MigratingClient, assert_unbroken, migratin
 from tests.support.vllm import provisioned
 from tests.support.vllm_serve import MODEL, Served
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.vllm
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 GREEDY: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_tokens": 24, "ignore_eos": True}

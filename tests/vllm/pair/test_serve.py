@@ -13,7 +13,7 @@ from tests.support.runs import until
 from tests.support.unusual_bodies import CONTEXT
 from tests.support.vllm_serve import MODEL, REQUEST_S, Served, engine_pid, send
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.vllm
 
 RANK = {"X-Data-Parallel-Rank": "7"}  # a header of vLLM
 ASKED: Any = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]

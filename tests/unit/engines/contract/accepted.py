@@ -8,6 +8,7 @@ import msgspec
 
 import tools.record_options
 from hpc_dynamo.engines.contract import Contract, contracts
+from tests.support.runs import HANG_S
 
 
 def newest(engine: str) -> Contract:
@@ -35,7 +36,7 @@ def rejected(contract: Contract, words: Iterable[str]) -> list[str]:
 def recorded_now(engine: str, python: Path | str, folder: Path) -> Contract:
     """Return a new record of an installed engine."""
     argv = [str(python), tools.record_options.__file__, engine]
-    done = subprocess.run(argv, capture_output=True, text=True, cwd=folder, timeout=280)
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=folder, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     record = done.stdout[done.stdout.index('{"engine"') :]  # after messages of the engine
     return msgspec.json.decode(record, type=Contract)

@@ -91,6 +91,5 @@ def test_contract_check_can_fail() -> None:
 
 
 @pytest.mark.sglang
-@pytest.mark.timeout(300)
 def test_record_equals_options_of_installed_sglang(tmp_path: Path) -> None:
     assert recorded_now("sglang", provisioned_sglang().python, tmp_path) == newest("sglang")

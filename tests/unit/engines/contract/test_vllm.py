@@ -97,7 +97,6 @@ def test_contract_check_can_fail() -> None:
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(300)
 def test_record_equals_options_of_installed_vllm(tmp_path: Path) -> None:
     (installed,) = (c for c in VLLM if c.version == provision.VLLM)
     assert recorded_now("vllm", provisioned().python, tmp_path) == installed
