@@ -1,7 +1,8 @@
 """Keep the port of an engine from other users after its process has died.
 
 The head and the frontends connect to the port, with the engines' key and the requests of clients,
-before they know of the death. Another user that waits for the port can have it within a millisecond.
+before they know of the death. Another user that waits for the port could have it within a
+millisecond.
 
 Source: socket(7) for SO_REUSEPORT; Linux, net/ipv4/inet_connection_sock.c.
 """
