@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class ReceivedRequest(NamedTuple):
-    """A request, or why it is rejected; what its head says about the connection."""
+    """A request, or why it is rejected, and what follows for the connection."""
 
     request: HttpRequest | Rejection
     keep_alive: bool = False
