@@ -22,6 +22,7 @@ from hpc_dynamo.engines import Placement, ShardRendezvous, engine, is_mpi_step
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import NodeRecord, PrefixCaches, WorkerReport, WorkerState
 from hpc_dynamo.process.child import Child
+from hpc_dynamo.process.port_guard import PortGuard
 from hpc_dynamo.process.session import SessionMonitor
 from hpc_dynamo.process.stack_traces import abort_session
 from hpc_dynamo.run import Attempt
@@ -83,6 +84,7 @@ class ManagedWorker:
         self.task: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()  # held by the present process
         self._watch = HangWatch(context.token)
+        self._port = PortGuard()
         self._ready_role: Role | None = None  # last role in which it was ready
         self._was_ready = False  # since its last start
         self._hangs = 0
@@ -97,6 +99,7 @@ class ManagedWorker:
     def stop(self) -> None:
         """Stop the worker. `task` ends after its engine."""
         self.report = None
+        self._port.close()
         if self.task:
             self.task.cancel()
 
@@ -168,6 +171,7 @@ class ManagedWorker:
                 start_s = time.monotonic() - began
                 log.info("%s is ready after %.1f s", process.name, start_s)
                 self._ready_role, self._was_ready = worker.role, True
+                self._port.keep(placement.address, placement.ports[0])
                 ready = WorkerState.ready
                 await self._report(worker, ready, url=process.url, start_s=start_s, models=models)
                 hang = await self._watch.wait_for_hang(config, process, child, worker.role, exited)

@@ -135,6 +135,7 @@ class MetricNames:
     cache_info: str  # gauge with the labels num_gpu_blocks and block_size
     kv_bytes_unit: int = 1  # bytes per unit of kv_bytes
     kv_tokens: str = ""  # gauge of the capacity of the KV cache, instead of cache_info
+    kv_failures: str = ""  # counter of failed KV transfers
     path: str = "/metrics"
 
 
@@ -223,6 +224,11 @@ class EngineAdapter(ABC):
     def sleep_endpoints(self, engine: Engine) -> SleepEndpoints | None:
         """Return the paths for sleep and wake; None if workers cannot sleep."""
         return None
+
+    def sleep_obstacle(self, engine: Engine, role: Role) -> str:
+        """Return why a worker with this role and `engine.version` must not sleep; empty if it may.
+        An empty version is unknown."""
+        return ""
 
     def adapter_fields(self, config: Config, adapter: str) -> Body:
         """Return the fields of a request for a LoRA adapter that replace those of the client."""

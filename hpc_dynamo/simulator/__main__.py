@@ -149,7 +149,7 @@ async def serve(args: argparse.Namespace) -> None:
     api = HttpApi(key)
     server = HttpServer(api.handle, format_error=malformed_request)
     async with server, followers(args, key) as nodes:
-        port = await server.listen(args.host, args.port)
+        port = await server.listen(args.host, args.port, reuse_port=True)  # as vLLM does
         await first_of(stop.wait(), nodes.complete.wait(), nodes.lost.wait())
         async with running_engine(args, port, key, nodes) as engine:
             api.open(engine)

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from hpc_dynamo.config import Config
-from hpc_dynamo.engines.pd_protocol import COMPLETIONS, Body, field_value
+from hpc_dynamo.engines.pd_protocol import COMPLETIONS, MAX_IDS, Body, field_value
 from hpc_dynamo.model_files import model_source
 
 # Fields with prompts, as texts or token ids, by path. `input_ids` counts on every path.
@@ -47,6 +49,8 @@ class SglangPromptCheck:
     def refusal(self, path: str, body: Body) -> str:
         """Return why this request must not reach SGLang; empty if it may."""
         for field in (*PROMPTS.get(path, ()), INPUT_IDS):
+            if _many_ids(body.get(field)):
+                return f"{field} has more than {MAX_IDS} token ids"
             prompt = field_value(body.get(field))
             if prompt in ("", []) and path not in CHECKS_EMPTY:
                 return f"{field} is empty"
@@ -93,6 +97,14 @@ class SglangPromptCheck:
             return ""
         what = f"token id {lowest if lowest < 0 else highest} is out of the vocabulary"
         return f"{what} of {self._vocabulary} tokens" if self._vocabulary else what
+
+
+def _many_ids(value: Any) -> bool:
+    """Return True if the ids are too many to check each: it would take seconds."""
+    if not isinstance(value, msgspec.Raw):
+        return False
+    content = bytes(value)
+    return content.startswith(b"[") and content.count(b",") >= MAX_IDS
 
 
 def _integer(value: Any) -> int | None:

@@ -70,7 +70,7 @@ class Membership:
         self._nodes = {node.node: node for node in roster.nodes}
         self._expected = dict[int, tuple[Worker, ...]]()  # workers of extra jobs' nodes
         self._failure = ModelFailure(config, routers, fail_job)
-        self._versions = VersionCheck(config)
+        self._versions, self._updates = VersionCheck(config), asyncio.Lock()
         self._server, self._routers = server, routers
         self._links = AgentLinks(server, self._nodes, config.cluster)
         self._stop_reason = ""  # given to all agents
@@ -214,8 +214,13 @@ class Membership:
             log.error("agents on %s did not confirm their shutdown within %.0f s", hosts, timeout_s)
 
     async def _update_worker(self, worker: WorkerReport) -> None:
-        if conflict := self._versions.conflict(worker, self.workers.values()):
-            worker = replace(worker, state=WorkerState.lost, detail=conflict)
+        """Apply a report, and what follows from it for workers of other versions."""
+        async with self._updates:
+            for report in self._versions.changes(worker, self.workers, self._placed.values()):
+                if report.rank in self._placed:
+                    await self._apply(report)
+
+    async def _apply(self, worker: WorkerReport) -> None:
         self.workers[worker.rank], router = worker, self._router(worker.rank)
         name = f"worker {worker.rank} ({worker.title}) on {worker.host}"
         log.info("%s: %s %s", name, worker.state, worker.detail)
@@ -229,7 +234,9 @@ class Membership:
         if worker.state in EXITED:
             await self._shards.stop_worker(worker.rank)
         self._subscriptions.publish(worker)
-        self._check_model(worker)
+        placed = [w for w in self._placed.values() if w.model == worker.model]
+        same = [self.workers.get(w.rank) for w in placed if self._role(w) is worker.role]
+        self._failure.check(worker, same, self.workers.values())
 
     async def _remove_agent(self, node: int, state: WorkerState, reason: str) -> None:
         """Remove an agent that has exited or is silent; its workers get this state, or move."""
@@ -279,10 +286,3 @@ class Membership:
 
     def _router(self, rank: int) -> RequestRouter:
         return self._routers[self._placed[rank].model]
-
-    def _check_model(self, last: WorkerReport) -> None:
-        same = [rank for rank, w in self._placed.items() if self._same_role(w, last)]
-        self._failure.check(last, [self.workers.get(r) for r in same], self.workers.values())
-
-    def _same_role(self, worker: Worker, other: WorkerReport) -> bool:
-        return worker.model == other.model and self._role(worker) is other.role

@@ -2,7 +2,8 @@
 
 An engine is ready once it has generated a token, or listed its models if `model.name` is not
 set. Its /health is checked every second, and its progress as in agents if it publishes metrics.
-After two failures in a row, or a hang, it is removed until it is ready again.
+After two failures in a row, or a hang, it is removed until it is ready again. One of another
+version than the others is removed as long as they are there.
 """
 
 import asyncio
@@ -62,6 +63,7 @@ class ExternalWorkers:
         adapter = engine(config.engine.name)
         self._metrics, self._hang_timeout_s = adapter.metrics, config.engine.hang_timeout_s
         self._watches = dict[int, ProgressWatch]()  # by rank
+        self._serving = dict[int, WorkerReport]()  # also those that others refuse
         self._router, self._http = router, http
         self._relay = KvEventRelay("", self._receive_kv_events, group)
         self.workers = {
@@ -96,11 +98,14 @@ class ExternalWorkers:
         while True:
             began = time.monotonic()
             while reason := await self._not_serving_reason(role, url):
+                self._serving.pop(rank, None)
                 self._update(rank, state, f"{url} {reason}")
                 await asyncio.sleep(CHECK_INTERVAL_S)
             models = await self._query_models(url)
-            ready = replace(self.workers[rank], state=WorkerState.ready, version=models.version)
-            if reason := self._versions.conflict(ready, self.workers.values()):
+            self._serving[rank] = replace(
+                self.workers[rank], state=WorkerState.ready, version=models.version
+            )
+            if reason := self._refusal(rank):
                 await asyncio.sleep(CHECK_INTERVAL_S)
             else:
                 async with self._routed(rank, role, url, time.monotonic() - began, models):
@@ -164,12 +169,12 @@ class ExternalWorkers:
         return NO_MODELS
 
     async def _wait_for_failure(self, rank: int, role: Role, url: str) -> str:
-        """Return the reason, once an engine does not answer /health or hangs."""
+        """Return the reason, once an engine does not answer /health, hangs or is refused."""
         model = self._model or next(iter(self.workers[rank].models), "")
         fields = probe_fields(self._pd_protocol, role)
         watched = WatchedEngine(url, model, fields, self._metrics)
         watch = self._watches[rank] = ProgressWatch(self._http, watched, self._hang_timeout_s)
-        checks = [asyncio.create_task(self._wait_until_silent(url))]
+        checks = [asyncio.create_task(self._wait_until_unusable(rank, url))]
         try:
             if model and await watch.has_counters():
                 checks.append(asyncio.create_task(watch.wait_for_hang()))
@@ -181,12 +186,17 @@ class ExternalWorkers:
             await asyncio.gather(*checks, return_exceptions=True)
             del self._watches[rank]
 
-    async def _wait_until_silent(self, url: str) -> str:
-        failures = 0
-        while failures < MAX_FAILURES:
+    async def _wait_until_unusable(self, rank: int, url: str) -> str:
+        failures, refusal = 0, ""
+        while failures < MAX_FAILURES and not refusal:
             await asyncio.sleep(CHECK_INTERVAL_S)
             failures = 0 if await self._is_alive(url) else failures + 1
-        return "no longer answers"
+            refusal = self._refusal(rank)
+        return refusal or "no longer answers"
+
+    def _refusal(self, rank: int) -> str:
+        """Return why the other engines refuse this one because of its version."""
+        return self._versions.conflicts(self._serving.values()).get(rank, "")
 
     async def _is_alive(self, url: str) -> bool:
         with suppress(TimeoutError):

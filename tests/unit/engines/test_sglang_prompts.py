@@ -12,7 +12,7 @@ import pytest
 from hpc_dynamo.config import Config, Engine, Model, Pool, Topology, TopologyKind
 from hpc_dynamo.dispatch import RequestBuilder, RequestContext
 from hpc_dynamo.dispatch.worker_client import OBJECT_DECODER
-from hpc_dynamo.engines import CHAT, COMPLETIONS
+from hpc_dynamo.engines import CHAT, COMPLETIONS, MAX_IDS
 from hpc_dynamo.engines.sglang.prompt_check import vocabulary_size
 from hpc_dynamo.errors import RequestFailed
 
@@ -153,3 +153,11 @@ def test_vocabulary_size(tmp_path: Path, content: str, size: int) -> None:
     assert vocabulary_size(tmp_path) == 0
     (tmp_path / "config.json").write_text(content)
     assert vocabulary_size(tmp_path) == size
+
+
+def test_many_token_ids_are_refused_without_a_look_at_each(config: Config) -> None:
+    """The check of 16 million ids took seconds, in which no stream continued."""
+    many = b'{"input": [[%b1]]}' % (b"1," * MAX_IDS)
+    body = OBJECT_DECODER.decode(many)
+    with pytest.raises(RequestFailed, match=f"more than {MAX_IDS} token ids"):
+        asyncio.run(RequestBuilder(config).build(EMBEDDINGS, many, body, RequestContext()))
