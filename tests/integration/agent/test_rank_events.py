@@ -6,6 +6,7 @@ import http.client
 import json
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -150,7 +151,7 @@ def test_events_of_a_rank_on_another_node_reach_the_router(tmp_path: Path) -> No
         for dp_rank in (1, 0):
             prompt = [1000 * dp_rank + token for token in PROMPT]
             _compute(served, worker["url"], prompt, dp_rank)
-            until("events", lambda p=prompt, r=dp_rank: _overlaps(served, p) == {r: 2})
+            until("events", partial(_has_blocks, served, prompt, {dp_rank: 2}))
 
 
 def _compute(served: Served, url: str, prompt: list[int], dp_rank: int) -> None:
@@ -163,6 +164,8 @@ def _compute(served: Served, url: str, prompt: list[int], dp_rank: int) -> None:
         assert connection.getresponse().status == 200
 
 
-def _overlaps(served: Served, prompt: list[int]) -> dict[int, int]:
+def _has_blocks(served: Served, prompt: list[int], expected: dict[int, int]) -> bool:
+    """Return True if the router knows these blocks, by rank, and no others of a prompt."""
     why: Any = served.post("/v1/route", {"model": MODEL, "prompt": prompt}).json
-    return {w["dp_rank"]: w["overlap_blocks"] for w in why["workers"] if w["overlap_blocks"]}
+    cached = {w["dp_rank"]: w["overlap_blocks"] for w in why["workers"] if w["overlap_blocks"]}
+    return cached == expected
