@@ -33,7 +33,7 @@ class CostInputs:
     def uncached_tokens(self, target: RoutingTarget) -> int:
         """Return the prompt tokens that the target must compute or pull.
 
-        What it loads from a lower tier counts with `load_tokens`.
+        Blocks that it loads from a lower tier count with `load_tokens`.
         """
         cached = self.overlaps.get(target.key, 0) * self.block_tokens
         left = max(self.prompt_tokens - cached, 0)
