@@ -2,9 +2,8 @@
 
 SGLang 0.5.23 checks neither token ids nor the elements of a list of prompts. An id outside the
 vocabulary, a prompt without tokens or too many log-probabilities raise an exception in its
-scheduler, which then ends with every request on it.
-It also answers `n: -1`, and its error for `n: 0` does not name the field. Other engines refuse such
-requests with status 400.
+scheduler. It then ends with every request on it. SGLang also answers `n: -1`, and its error for
+`n: 0` does not name the field. Other engines refuse such requests with status 400.
 
 SGLang reads `1e9`, `"7"` and `true` as integers. Here only JSON integers are token ids.
 """
