@@ -16,7 +16,7 @@ from hpc_dynamo.kv.events import (
     KvEventBatch,
     encode_events,
 )
-from hpc_dynamo.router import KvState, RoutingRequest, adapter_root, block_hashes
+from hpc_dynamo.router import KvState, RoutingRequest, TargetKey, adapter_root, block_hashes
 from tests.unit.router.requests import BLOCK, aggregated_router
 
 PROMPT = list(range(100, 100 + 4 * BLOCK))
@@ -208,7 +208,7 @@ def test_blocks_in_lower_tiers_have_a_cost() -> None:
     state = new_state()
     engine = Engine(state, 0)
     engine.publish(stored(0, 4, medium="GPU"), stored(0, 4, medium="CPU"))
-    cached = {0: 4}
+    cached: dict[TargetKey, int] = {0: 4}
     assert state.overlaps(hashes()) == cached
     assert state.load_tokens(hashes(), cached) == {}
     engine.publish(BlockRemoved([3, 2], medium="GPU"))
