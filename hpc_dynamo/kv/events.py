@@ -8,7 +8,6 @@ whether a batch and its events are arrays or maps, and in the number of trailing
 array and each event as a map.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -28,8 +27,8 @@ class BlockStored(msgspec.Struct, frozen=True, tag=True):
 
     block_hashes: list[BlockHash]
     parent_block_hash: BlockHash | None
-    # `block_size` per block. TensorRT-LLM has texts for parts of media.
-    token_ids: Sequence[int | str]
+    # Integers, `block_size` per block. TensorRT-LLM has texts for parts of media.
+    token_ids: list[Any]
     block_size: int  # tokens
     lora_id: int | None = None
     medium: str | None = None  # GPU, CPU, STORAGE; engines without tiers send GPU or nothing

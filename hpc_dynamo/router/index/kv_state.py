@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import mul
-from typing import cast
+from typing import Any
 
 from hpc_dynamo import config as c
 from hpc_dynamo.errors import WireError
@@ -239,10 +239,10 @@ def _plain_blocks(event: BlockStored) -> tuple[int, bytes]:
         return blocks, _packed(ids[: blocks * event.block_size])
 
 
-def _packed(ids: Sequence[int | str]) -> bytes:
+def _packed(ids: list[Any]) -> bytes:
     """Raises OverflowError or TypeError for values that are not ids of tokens."""
-    return array("I", cast("Sequence[int]", ids)).tobytes()
+    return array("I", ids).tobytes()
 
 
-def _is_token(token: int | str) -> bool:
+def _is_token(token: object) -> bool:
     return isinstance(token, int) and 0 <= token < 1 << 32
