@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add("--max-num-batched-tokens", type=int, default=2048, help="tokens per step (%(default)s)")
     add("--max-model-len", type=int, default=8192, help="prompt and output tokens (%(default)s)")
     add("--mean-output-tokens", type=int, default=128, help="mean output length (%(default)s)")
+    add("--tokens-per-step", type=int, default=1, help="as accepted by speculative decoding")
     add("--kv-load-failure-policy", choices=("fail", "recompute"), default="fail")
     add("--kv-lease-s", type=float, default=120.0, help="life of prefilled blocks (%(default)s)")
     add("--kv-transfer-timeout-s", type=float, default=30.0, help="limit of a pull (%(default)s)")
