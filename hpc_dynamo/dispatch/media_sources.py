@@ -3,6 +3,9 @@
 Clients name them. SGLang 0.5 and TensorRT-LLM 1.3 open local paths, with or without `file://`, and
 fetch any URL. vLLM 0.32 fetches any URL, also of hosts that only the node can reach. Therefore a
 request may hold media itself, and `engine.allowed_media` lists other sources.
+
+vLLM keeps media by their `uuid`, in place of a hash of the content. So a client could read a medium
+of another one, or replace it. A `uuid` is therefore refused.
 """
 
 import re
@@ -33,6 +36,7 @@ IGNORED = frozenset(
 _HINTS = (b"url", b"path", b"image", b"video", b"audio", b"ref_", b"_data", b"\\u")
 _URL = re.compile(r"https?://([A-Za-z0-9.-]+)(?::\d{1,5})?(?:[/?#][^\s\\\x00-\x1f]*)?")
 _BASE64 = bytes(range(48, 58)) + bytes(range(65, 91)) + bytes(range(97, 123)) + b"+/=\r\n"
+_LONGEST_URL = 1 << 16
 _LONGEST_PATH = 4096  # bytes; Linux opens no longer one
 _SHOWN_CHARS = 100
 
@@ -79,7 +83,7 @@ class MediaSources:
         # An image may end in `png`, which SGLang then opens as a file.
         if source.startswith("data:"):
             return ".." not in source
-        if url := _URL.fullmatch(source):
+        if url := _url(source):
             return self._allows_host(url[1].lower())
         path = source.removeprefix("file://")
         if path.startswith(self._folders or "\0"):
@@ -92,7 +96,7 @@ class MediaSources:
 
 def _refused(name: str, source: str) -> RequestFailed:
     shown = source if len(source) <= _SHOWN_CHARS else f"{source[:_SHOWN_CHARS]}…"
-    url = _URL.fullmatch(source)
+    url = _url(source)
     what = f"the host {url[1]}" if url else "its folder"
     return refusal(
         f"{name}: engines may not read {shown!r}; send a base64 data: URL, or add {what} to "
@@ -117,7 +121,9 @@ def _media(value: Any, named: bool) -> Iterator[str]:
 
 def _inside(value: dict[str, Any], named: bool) -> Iterator[tuple[Any, bool]]:
     kind = value.get("type")
-    is_medium = named or (isinstance(kind, str) and kind in KINDS)
+    is_medium = named or (isinstance(kind, str) and _is_kind(kind))
+    if value.get("uuid") is not None and (is_medium or any(map(_mentions_media, value))):
+        raise refusal("uuid names a medium that engines keep for all clients; omit it", "uuid")
     for name, inner in value.items():
         # The input of a tool may have any names; a source is an object in Anthropic's format.
         if name in IGNORED or (name == "input" and kind == "tool_use"):
@@ -127,12 +133,27 @@ def _inside(value: dict[str, Any], named: bool) -> Iterator[tuple[Any, bool]]:
         yield inner, _names_media(name) or source or inside
 
 
+def _url(source: str) -> re.Match[str] | None:
+    """Return the parts of an http or https URL; None for a long text, whose search takes long."""
+    return _URL.fullmatch(source) if len(source) <= _LONGEST_URL else None
+
+
+def _is_kind(kind: str) -> bool:
+    """Return True for the type of a medium, such as `image`, `input_file` or `video_url`."""
+    return kind.removeprefix("input_").removesuffix("_url") in KINDS
+
+
+def _mentions_media(name: str) -> bool:
+    return not {"audio", "image", "video"}.isdisjoint(name.split("_"))
+
+
 def _names_media(name: str) -> bool:
     return name in NAMES or name.endswith(ENDINGS)
 
 
 def _may_hold_media(content: bytes) -> bool:
-    return any(hint in content for hint in _HINTS)
+    """Return False if a field, which is not named as media, cannot hold any."""
+    return not content.startswith(b'"') and any(hint in content for hint in _HINTS)
 
 
 def _is_base64(text: str) -> bool:

@@ -29,6 +29,13 @@ def refuse_disaggregated_profile(name: str, config: Config) -> None:
         raise ConfigError(f"{what}does not allow", hint="topology=aggregated")
 
 
+def refuse_host_cache(name: str, engine: Engine) -> None:
+    """Raise ConfigError if a host cache is wanted of workers that cannot have one."""
+    if engine.kv_host_cache_gb:
+        what = f"engine.kv_host_cache_gb={engine.kv_host_cache_gb}: {name} has no host cache"
+        raise ConfigError(what, hint="engine.kv_host_cache_gb=0")
+
+
 def check_block_size(router: Router, engine_tokens: int) -> None:
     """Raise ConfigError if the router cannot read events for blocks of `engine_tokens` tokens."""
     own = router.block_tokens

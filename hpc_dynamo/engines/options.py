@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Engine
-from hpc_dynamo.config.merge import parse_json
 from hpc_dynamo.engines.option_names import multi_value
-from hpc_dynamo.errors import ConfigError, quoted_override
+from hpc_dynamo.errors import ConfigError
 
 
 def user_options(engine: Engine) -> dict[str, Any]:
@@ -69,9 +68,11 @@ def positive_option(engine: Engine, name: str, default: int) -> int:
     return positive_int(f"engine.args.{name}", user_options(engine).get(name), default)
 
 
-def require_json(engine: Engine, name: str, example: str) -> None:
-    """Raise ConfigError if an option whose keys are merged with defaults is not a mapping."""
-    value = user_options(engine).get(name)
-    if not isinstance(parse_json(value), Mapping | None):
-        field = f"engine.args.{name}"
-        raise ConfigError(f"{field}={value} must be JSON", hint=quoted_override(field, example))
+def sequences_per_rank(engine: Engine, ranks: int) -> int:
+    """Return the share of one data-parallel rank in `engine.max_num_seqs`, which counts a worker.
+
+    It is rounded up. The limits of vLLM 0.32 (config/scheduler.py) and TensorRT-LLM count each
+    rank. SGLang 0.5.23 divides its own among the ranks of data-parallel attention
+    (model_executor/pool_configurator.py), but not among the replicas of dp-size.
+    """
+    return -(-engine.max_num_seqs // ranks)

@@ -38,7 +38,7 @@ def required_resources(config: Config, plan: Plan) -> NodeResources:
     loads, cluster = [_engines(config, plan, node) for node in nodes], config.cluster
     set_memory = cluster.memory_gb_per_node
     cpus = max(sum(engine.cpus for engine in load) for load in loads) + AGENT_CPUS
-    memory = max(sum(engine.memory_gb for engine in load) for load in loads) + AGENT_MEMORY_GB
+    memory = max(sum(map(_host_memory_gb, load)) for load in loads) + AGENT_MEMORY_GB
     if plan.first_node == 0:
         cpus += HEAD_CPUS
         memory += HEAD_MEMORY_GB * len(config.by_model)
@@ -49,6 +49,10 @@ def required_resources(config: Config, plan: Plan) -> NodeResources:
         gpus=plan.gpus_per_node,
         time_min=walltime_minutes(cluster.slurm.time),
     )
+
+
+def _host_memory_gb(engine: Engine) -> float:
+    return engine.memory_gb + engine.kv_host_cache_gb
 
 
 def _engines(config: Config, plan: Plan, node: int) -> list[Engine]:

@@ -98,7 +98,10 @@ class Engine:
         "absolute folders. Requests may always hold media as `data:` URLs.",
     )
     max_num_seqs: int = setting(
-        256, "Sequences that one worker decodes at the same time.", unit="sequences", ge=1
+        256,
+        "Sequences that one worker decodes at the same time, shared by its data-parallel ranks.",
+        unit="sequences",
+        ge=1,
     )
     cpus: int = setting(
         4, "CPUs for each GPU of a worker; CPUs of a worker that uses no GPU.", unit="CPUs", ge=1
@@ -108,6 +111,13 @@ class Engine:
         "Host memory for each GPU of a worker; memory of a worker that uses no GPU.",
         unit="GB",
         gt=0,
+    )
+    kv_host_cache_gb: float = setting(
+        0.0,
+        "Host memory for KV blocks that the device cache of a worker evicts: for each GPU, or of a "
+        "worker that uses no GPU. Requested from Slurm in addition to `memory_gb`. 0: none.",
+        unit="GB",
+        ge=0,
     )
     ready_timeout_s: float = setting(
         1800.0, "Maximum time from the start of a worker until it is ready.", unit="s", gt=0

@@ -6,7 +6,7 @@ srt/utils/auth.py. The last leaves /health, /ready and /metrics open to the netw
 key at all with several tokenizer workers.
 """
 
-from hpc_dynamo.config import Config, Engine, ParallelSizes, Role, Topology
+from hpc_dynamo.config import Config, Device, Engine, ParallelSizes, Role, Topology
 from hpc_dynamo.engines.adapter import (
     EngineAdapter,
     EngineCommand,
@@ -20,6 +20,7 @@ from hpc_dynamo.engines.adapter import (
 from hpc_dynamo.engines.compat_checks import (
     check_block_size,
     refuse_disaggregated_profile,
+    refuse_host_cache,
     refuse_recompute,
     require_model,
 )
@@ -32,6 +33,7 @@ from hpc_dynamo.engines.pd_protocol import Body
 from hpc_dynamo.engines.sglang.flags import (
     BLOCK_TOKENS,
     CONTROLLED_OPTIONS,
+    host_cache_gb,
     server_environment,
     server_flags,
 )
@@ -59,6 +61,7 @@ SGLANG_METRICS = MetricNames(
     cache_info="",
     kv_bytes_unit=2**20,
     kv_tokens="sglang:max_total_num_tokens",
+    kv_failures="sglang:num_transfer_failed_reqs",
 )
 
 SLEEP_ENDPOINTS = SleepEndpoints("/release_memory_occupation", "/resume_memory_occupation")
@@ -105,6 +108,7 @@ class SglangAdapter(EngineAdapter):
         _check_shards(config.topology, plan)
         _check_stages(config.topology)
         refuse_recompute("sglang", config.engine)
+        _check_host_cache(config.engine)
         check_block_size(config.router, self.block_tokens(config.engine))
         refuse_disaggregated_profile("SGLang", config)
 
@@ -151,6 +155,16 @@ class SglangAdapter(EngineAdapter):
 
 def _attention_ranks(engine: Engine) -> int:
     return max(positive_option(engine, name, 1) for name in ATTENTION_RANKS)
+
+
+def _check_host_cache(engine: Engine) -> None:
+    """Raise ConfigError for a host cache on the CPU: HiCache has copies only for accelerators
+    (`transfer_kv_direct` in mem_cache/pool_host/mha.py)."""
+    if engine.device is Device.cpu:
+        refuse_host_cache("SGLang on CPUs", engine)
+    if engine.kv_host_cache_gb and not host_cache_gb(engine):
+        what = f"engine.kv_host_cache_gb={engine.kv_host_cache_gb}: SGLang takes whole gigabytes"
+        raise ConfigError(what, hint="engine.kv_host_cache_gb=1")
 
 
 def _check_shards(topology: Topology, plan: Plan) -> None:

@@ -6,7 +6,7 @@ from hpc_dynamo.config import Config, Device, Engine, Role
 from hpc_dynamo.engines.adapter import EventEndpoints, Placement
 from hpc_dynamo.engines.environment import device_environment, network_environment, python_path
 from hpc_dynamo.engines.event_options import kv_events_config
-from hpc_dynamo.engines.options import command_line, user_options
+from hpc_dynamo.engines.options import command_line, sequences_per_rank, user_options
 from hpc_dynamo.engines.sglang.role_switch import OPTION, has_bootstrap_server, switches_roles
 
 # Page size. With SGLang's default of 1 each token is a transfer of its own.
@@ -49,12 +49,13 @@ def server_flags(config: Config, placement: Placement, events: EventEndpoints | 
         "tp-size": sizes.tensor,
         "pp-size": sizes.pipeline,
         "dp-size": sizes.data,
-        "max-running-requests": config.engine.max_num_seqs,
+        "max-running-requests": sequences_per_rank(config.engine, sizes.data),
         "page-size": BLOCK_TOKENS,
         "enable-metrics": True,
         "enable-cache-report": True,
         **({"lora-paths": adapters} if adapters else {}),
         **(SLEEP_OPTIONS if config.engine.sleep_mode else {}),
+        **_host_cache(config.engine, role),
     }
     if role is not Role.aggregated:
         options["disaggregation-mode"] = str(role)
@@ -73,6 +74,19 @@ def server_flags(config: Config, placement: Placement, events: EventEndpoints | 
 def sglang_command_line(args: dict[str, Any]) -> list[str]:
     """Return the arguments for a mapping. SGLang has no `--no-` forms: False omits a flag."""
     return command_line({name: value for name, value in args.items() if value is not False})
+
+
+def _host_cache(engine: Engine, role: Role) -> dict[str, Any]:
+    """Return the options of HiCache, whose size is in whole GB for each GPU. Decode workers get
+    none, since they cache no prefixes by default."""
+    if not engine.kv_host_cache_gb or role is Role.decode:
+        return {}
+    return {"enable-hierarchical-cache": True, "hicache-size": host_cache_gb(engine)}
+
+
+def host_cache_gb(engine: Engine) -> int:
+    """Return SGLang's size of HiCache, in units of 1e9 bytes."""
+    return int(engine.kv_host_cache_gb * 2**30 / 1e9)
 
 
 def _cpu_options(config: Config, role: Role) -> dict[str, Any]:

@@ -5,7 +5,6 @@ a module, since the `vllm` script of the CPU build looks for metadata that it do
 """
 
 from hpc_dynamo.config import Config, Device, Engine, ParallelSizes, Role
-from hpc_dynamo.config.merge import parse_json
 from hpc_dynamo.engines.adapter import (
     EngineAdapter,
     EngineCommand,
@@ -16,19 +15,20 @@ from hpc_dynamo.engines.adapter import (
     roles_can_change,
 )
 from hpc_dynamo.engines.compat_checks import check_block_size, require_model
+from hpc_dynamo.engines.contract import version_key
 from hpc_dynamo.engines.diagnostics import COMMON, NO_MODEL, OLD_GPU
 from hpc_dynamo.engines.environment import python_executable
 from hpc_dynamo.engines.event_options import ipc_event_endpoints
 from hpc_dynamo.engines.option_names import tuning_options
-from hpc_dynamo.engines.options import positive_option, require_json, user_options
+from hpc_dynamo.engines.options import positive_option, user_options
 from hpc_dynamo.engines.vllm.flags import (
     CONTROLLED_OPTIONS,
     server_environment,
     server_flags,
 )
+from hpc_dynamo.engines.vllm.kv_connectors import check_connectors, user_nixl
 from hpc_dynamo.engines.vllm.pd_protocol import VllmPdProtocol
 from hpc_dynamo.engines.vllm.shards import (
-    NIXL,
     RENDEZVOUS_PORT_COUNT,
     check_shards,
     check_stages,
@@ -38,6 +38,8 @@ from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.messages import PrefixCaches
 from hpc_dynamo.topology import Plan
 
+# First version whose prefill and decode workers may sleep.
+SLEEP_VERSION = "0.33"
 BLOCK_TOKENS = {Device.cuda: 16, Device.cpu: 128}
 
 VLLM_METRICS = MetricNames(
@@ -52,6 +54,7 @@ VLLM_METRICS = MetricNames(
     itl="vllm:inter_token_latency_seconds",
     kv_bytes="vllm:nixl_bytes_transferred",
     cache_info="vllm:cache_config_info",
+    kv_failures="vllm:nixl_num_failed_transfers",
 )
 
 # Source: vLLM, entrypoints/serve/dev/sleep/api_router.py.
@@ -100,11 +103,15 @@ class VllmAdapter(EngineAdapter):
         """Raise ConfigError for settings that vLLM 0.32 cannot run."""
         require_model(config.model)
         check_shards(config, plan)
+        check_connectors(config)
         check_stages(config)
-        require_json(config.engine, "kv-transfer-config", '{"kv_port": 14579}')
         if config.engine.sleep_mode and config.engine.device is Device.cpu:
             what = "engine.sleep_mode=true: vLLM's workers can sleep only on GPUs"
             raise ConfigError(what, hint="engine.sleep_mode=false")
+        for role, _ in config.topology.pools if config.engine.sleep_mode else ():
+            if obstacle := self.sleep_obstacle(config.engine, role):
+                hint = f"engine.sleep_mode=false, or vLLM {SLEEP_VERSION} and engine.version="
+                raise ConfigError(f"engine.sleep_mode=true: {obstacle}", hint=hint + SLEEP_VERSION)
         check_block_size(config.router, self.block_tokens(config.engine))
 
     def command(self, config: Config, placement: Placement) -> EngineCommand:
@@ -133,13 +140,25 @@ class VllmAdapter(EngineAdapter):
         Source: vLLM 0.32 and 0.33, kv_connector/v1/nixl/metadata.py
         (compute_nixl_compatibility_hash) and base_worker.py (enforce_handshake_compat).
         """
-        transfer = parse_json(user_options(engine).get("kv-transfer-config")) or {}
-        extra = transfer.get("kv_connector_extra_config") or {}
-        nixl = transfer.get("kv_connector", NIXL) == NIXL
-        return nixl and bool(extra.get("enforce_handshake_compat", True))
+        nixl = user_nixl(engine)
+        extra = (nixl or {}).get("kv_connector_extra_config") or {}
+        return nixl is not None and bool(extra.get("enforce_handshake_compat", True))
 
     def sleep_endpoints(self, engine: Engine) -> SleepEndpoints | None:
         return SLEEP_ENDPOINTS if engine.sleep_mode else None
+
+    def sleep_obstacle(self, engine: Engine, role: Role) -> str:
+        """Refuse sleep with KV transfers below vLLM 0.33.
+
+        Sleep frees the KV cache, and its memory has another address afterwards. vLLM 0.32 does not
+        register it with NIXL again (kv_connector/v1/nixl has no code for it). vLLM 0.33 does, and
+        refuses connectors that do not.
+        """
+        key = version_key(engine.version)
+        if role is Role.aggregated or not key or key >= version_key(SLEEP_VERSION):
+            return ""
+        what = f"vLLM {engine.version} does not register the KV cache for transfers again after "
+        return f"{what}it has slept"
 
     def block_tokens(self, engine: Engine) -> int:
         """Return vLLM 0.32's default, or `block-size`. Some attention backends use another size."""

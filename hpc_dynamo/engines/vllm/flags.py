@@ -1,14 +1,13 @@
 """Command line and environment of a vLLM worker, from the topology and its placement."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from hpc_dynamo.config import Config, Device, Engine, KvLoadFailurePolicy, Role
-from hpc_dynamo.config.merge import merge_options, parse_json
+from hpc_dynamo.config import Config, Engine
 from hpc_dynamo.engines.adapter import EventEndpoints, Placement
 from hpc_dynamo.engines.environment import device_environment, network_environment, python_path
 from hpc_dynamo.engines.event_options import kv_events_config
-from hpc_dynamo.engines.options import command_line, user_options
+from hpc_dynamo.engines.options import command_line, sequences_per_rank, user_options
+from hpc_dynamo.engines.vllm.kv_connectors import transfer_config
 from hpc_dynamo.engines.vllm.lora import vllm_options
 from hpc_dynamo.engines.vllm.shards import shard_options
 
@@ -27,6 +26,9 @@ CONTROLLED_OPTIONS = {
     "lora-modules": "model.lora.NAME=FOLDER",
     "enable-lora": "model.lora.NAME=FOLDER",
     "enable-sleep-mode": "engine.sleep_mode",
+    # It would replace NIXL.
+    "kv-offloading-size": "engine.kv_host_cache_gb",
+    "kv-offloading-backend": "",
     **dict.fromkeys(
         ("data-parallel-address", "data-parallel-rpc-port", "data-parallel-size-local",
          "data-parallel-start-rank", "data-parallel-rank", "device-ids", "grpc", "headless",
@@ -34,12 +36,6 @@ CONTROLLED_OPTIONS = {
         "",
     ),
 }  # fmt: skip
-
-KV_ROLE = {Role.prefill: "kv_producer", Role.decode: "kv_consumer"}
-
-# Prefilled blocks are freed after this time, read or not. A late reader gets the blocks of other
-# requests without an error, and vLLM's default of 30 s is short for a full decode worker.
-KV_LEASE_S = 300
 
 
 def server_flags(
@@ -58,7 +54,7 @@ def server_flags(
         "tensor-parallel-size": sizes.tensor,
         "pipeline-parallel-size": sizes.pipeline,
         "data-parallel-size": sizes.data,
-        "max-num-seqs": config.engine.max_num_seqs,
+        "max-num-seqs": sequences_per_rank(config.engine, sizes.data),
         "middleware": "hpc_dynamo_auth.BearerTokenAuth",
         "enable-prompt-tokens-details": True,
         "enable-request-id-headers": True,
@@ -66,27 +62,14 @@ def server_flags(
         **({"enable-sleep-mode": True} if config.engine.sleep_mode else {}),
         **shard_options(config, placement),
     }
+    transfer = transfer_config(config.engine, role, sizes, both_roles=both_roles)
     args = user_options(config.engine)
-    if role in KV_ROLE:
-        transfer: Mapping[str, Any] = parse_json(args.pop("kv-transfer-config", None)) or {}
-        kv_role = "kv_both" if both_roles else KV_ROLE[role]
-        generated = _kv_transfer_config(config.engine, kv_role)
-        options["kv-transfer-config"] = merge_options(generated, transfer)
+    args.pop("kv-transfer-config", None)
+    if transfer:
+        options["kv-transfer-config"] = transfer
     if events:
         options["kv-events-config"] = kv_events_config(events)
     return command_line(options | args)
-
-
-def _kv_transfer_config(engine: Engine, kv_role: str) -> dict[str, Any]:
-    policy = engine.kv_load_failure_policy or KvLoadFailurePolicy.recompute
-    buffer = {"kv_buffer_device": "cpu"} if engine.device is Device.cpu else {}
-    return {
-        "kv_connector": "NixlConnector",
-        "kv_role": kv_role,
-        "kv_load_failure_policy": str(policy),
-        "kv_connector_extra_config": {"kv_lease_duration": KV_LEASE_S},
-        **buffer,
-    }
 
 
 def server_environment(engine: Engine, placement: Placement) -> dict[str, str]:

@@ -9,11 +9,9 @@ Source: vLLM 0.32, engine/arg_utils.py (create_engine_config), entrypoints/cli/s
 stages: distributed/kv_transfer/kv_connector/v1/nixl/ (base_worker.py, pull_worker.py).
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from hpc_dynamo.config import Config, Role
-from hpc_dynamo.config.merge import parse_json
 from hpc_dynamo.engines.adapter import Placement
 from hpc_dynamo.engines.options import user_options
 from hpc_dynamo.engines.shards import (
@@ -22,13 +20,13 @@ from hpc_dynamo.engines.shards import (
     replicas_per_shard,
     require_equal_shards,
 )
+from hpc_dynamo.engines.vllm.kv_connectors import NIXL, user_nixl
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.topology import Plan, Worker
 
 SERVER, HEADLESS = "vllm.entrypoints.openai.api_server", "hpc_dynamo_vllm"
 RENDEZVOUS_PORT_COUNT = 2  # torch.distributed, the handshake of data-parallel ranks
 EXPERTS = "enable-expert-parallel"
-NIXL = "NixlConnector"
 
 
 def check_shards(config: Config, plan: Plan) -> None:
@@ -59,14 +57,10 @@ def _check_replicas(config: Config, worker: Worker) -> None:
 def check_stages(config: Config) -> None:
     """Raise ConfigError for pipeline stages with NIXL: a decode worker pulls only from the first
     stage of a prefill worker, and cannot have stages itself."""
-    transfer = parse_json(user_options(config.engine).get("kv-transfer-config")) or {}
-    if not isinstance(transfer, Mapping):
-        what = f"engine.args.kv-transfer-config={transfer} must be a mapping"
-        raise ConfigError(what, hint="engine.args.kv-transfer-config.kv_connector=…")
-    connector = transfer.get("kv_connector", NIXL)
+    nixl = (user_nixl(config.engine) or {}).get("kv_connector") == NIXL
     for role, pool in config.topology.pools:
-        if connector == NIXL and role is not Role.aggregated and pool.pipeline_parallel > 1:
-            what = f"topology.{role}.pipeline_parallel={pool.pipeline_parallel}: vLLM's {NIXL} "
+        if nixl and role is not Role.aggregated and pool.pipeline_parallel > 1:
+            what = f"topology.{role}.pipeline_parallel={pool.pipeline_parallel}: vLLM's NIXL "
             what += "cannot transfer KV cache from or to pipeline stages"
             one = f"topology.{role}.pipeline_parallel=1"
             hint = f"{one} topology.{role}.tensor_parallel=N, or topology=aggregated"

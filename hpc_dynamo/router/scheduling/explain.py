@@ -18,7 +18,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     chosen: bool
     cost: float
     overlap_blocks: int  # prompt blocks that are cached there
-    left_tokens: int  # prompt tokens that are not cached there
+    left_tokens: int  # prompt tokens that are not cached there, and `load_tokens`
+    load_tokens: float  # cost of cached blocks in lower tiers, see router.tier_cost
     prefill_tokens: int  # placed there and not yet computed
     blocks: int  # KV blocks of this head's requests
     active: int  # requests of this head
@@ -39,6 +40,9 @@ class RoutingExplanation(msgspec.Struct, frozen=True, kw_only=True):
     handover_tokens: float  # see TransferCost
     prefill: int | None
     decode: int | None
+    # Data-parallel ranks of the two; None: the worker has one, or its engine selects it.
+    prefill_dp_rank: int | None
+    decode_dp_rank: int | None
     workers: tuple[Candidate, ...]
     model: str = ""  # if there are several
 
@@ -65,6 +69,8 @@ def explain(
         handover_tokens=selector.transfer_cost.tokens,
         prefill=selection.prefill.worker.rank if selection and selection.prefill else None,
         decode=selection.decode.worker.rank if selection else None,
+        prefill_dp_rank=selection.prefill.dp_rank if selection and selection.prefill else None,
+        decode_dp_rank=selection.decode.dp_rank if selection else None,
         workers=tuple(
             _candidate(t, inputs, cost(t, inputs), t.key in usable, selection)
             for w in sorted(workers, key=lambda w: w.rank)
@@ -89,6 +95,7 @@ def _candidate(
         cost=round(cost, 3),
         overlap_blocks=inputs.overlaps.get(target.key, 0),
         left_tokens=inputs.uncached_tokens(target),
+        load_tokens=inputs.load_tokens.get(target.key, 0.0),
         prefill_tokens=target.prefill_tokens,
         blocks=target.blocks,
         active=target.active,

@@ -11,9 +11,8 @@ import pytest
 
 from hpc_dynamo.config import Config, Engine
 from hpc_dynamo.dispatch import RequestBuilder, RequestContext
-from hpc_dynamo.dispatch.request_builder import MAX_IDS
 from hpc_dynamo.dispatch.reserved_fields import REFUSED_FIELDS, RESERVED_FIELDS
-from hpc_dynamo.engines import CHAT, COMPLETIONS
+from hpc_dynamo.engines import CHAT, COMPLETIONS, MAX_IDS
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.preprocess import PROMPT_FIELDS, PromptTooLong, Tokens
 
@@ -171,6 +170,12 @@ async def test_field_that_would_change_the_response_is_refused(name: str) -> Non
         for path, body in ((CHAT, TALK), (COMPLETIONS, {"prompt": "x"}), ("/generate", {})):
             assert name in (await refused(path, {**body, name: value})).message
     await build(CHAT, TALK | {name: None})
+
+
+async def test_request_may_not_continue_without_its_client() -> None:
+    assert "background" in (await refused("/generate", {"text": "a", "background": True})).message
+    await build("/generate", {"text": "a", "background": False})
+    await build("/v1/responses", {"input": "a", "background": True})
 
 
 @pytest.mark.parametrize("name", ["cache_salt", "extra_key", "priority", "session_id"])
