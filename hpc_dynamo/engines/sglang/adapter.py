@@ -157,8 +157,8 @@ def _attention_ranks(engine: Engine) -> int:
 
 
 def _check_host_cache(engine: Engine) -> None:
-    """Raise ConfigError for a host cache on the CPU: HiCache has copies only for accelerators
-    (`transfer_kv_direct` in mem_cache/pool_host/mha.py)."""
+    """Raise ConfigError for a host cache on the CPU. SGLang 0.5.23 registers its host pool with
+    CUDA, and has copies only for accelerators (mem_cache/pool_host/common.py and mha.py)."""
     if engine.device is Device.cpu:
         refuse_host_cache("SGLang on CPUs", engine)
     if engine.kv_host_cache_gb and not host_cache_gb(engine):
