@@ -21,6 +21,10 @@ MAX_PAGE_CHARS = 1 << 14
 
 # FastAPI's text of a validation error ends with the place in the server's source code.
 _SOURCE_PLACE = re.compile(r'\n\s*File "[^"\n]*", line \d+, in \w+\n.*', re.DOTALL)
+# SGLang 0.5.23, entrypoints/openai/serving_base.py: an exception of Python follows.
+_UNHANDLED = "internal server error: "
+# Starlette's text, and SGLang's on /v1/messages.
+_NO_REASON = ("", "internal server error")
 _HTML = re.compile(r"\s*<(?:!doctype|html|head|body|\?xml)\b", re.IGNORECASE)
 _INVISIBLE = re.compile(r"<(script|style|title)\b.*?</\1>", re.IGNORECASE | re.DOTALL)
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
@@ -46,10 +50,24 @@ def parse_engine_error(body: bytes) -> EngineErrorText:
     return msgspec.structs.replace(error, message=_truncated(message))
 
 
+def has_reason(error: EngineErrorText) -> bool:
+    """Return True if the message has more than the fact that there was an error."""
+    return error.message.lower() not in _NO_REASON
+
+
 def append_engine_error(what: str, body: bytes) -> str:
     """Return `what`, followed by the engine's own message if there is one."""
+    error = parse_engine_error(body)
+    what = f"{what}: {error.message}" if error.message else what
+    return what if has_reason(error) else f"{what}; the log of the engine may have the reason"
+
+
+def unhandled_exception(body: bytes) -> str:
+    """Return the text of an exception that SGLang's API server raised for a request; empty for
+    other errors. The cause is a request that SGLang cannot read, or the server itself."""
     message = parse_engine_error(body).message
-    return f"{what}: {message}" if message else what
+    found = message.lower().startswith(_UNHANDLED)
+    return message[len(_UNHANDLED) :] if found else ""
 
 
 def _from_value(value: Any) -> EngineErrorText:

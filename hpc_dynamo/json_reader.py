@@ -8,6 +8,7 @@ faster; Python's `json` reads what msgspec rejects.
 
 import json
 from array import array
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -16,6 +17,13 @@ import msgspec
 Fields = dict[str, msgspec.Raw]
 
 MAX_DEPTH = 256  # nested arrays and objects; Python's own readers fail near 1,000
+
+# Read at a time, so that no step holds Python's lock for long.
+PIECE_BYTES = 1 << 20
+
+# Longer content with half surrogate pairs that are not escaped is refused: Python decodes 10 MB in
+# a second, and other threads wait for it.
+MAX_SURROGATES_BYTES = 1 << 20
 
 MANY = 20  # factor above which characters are counted without a look at strings
 
@@ -68,7 +76,11 @@ def _fields(value: Any) -> Fields:
 
 def is_text(value: str) -> bool:
     """Return True if a string can be encoded: it holds no half of a surrogate pair."""
-    return not any("\ud800" <= c <= "\udfff" for c in value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_value(value: Any) -> bytes:
@@ -102,17 +114,32 @@ def count_outside_strings(content: bytes, characters: bytes, enough: int) -> int
     return len(_outside_strings(content, characters))
 
 
-def without_escapes(content: bytes) -> bytes:
-    """Return JSON without escaped backslashes and quotes: each quote is then an end of a string."""
-    return content.replace(b"\\\\", b"").replace(b'\\"', b"")
+def count_strings(content: bytes) -> int:
+    """Return the number of strings in JSON."""
+    return sum(piece.count(b'"') for piece in _without_escapes(content)) // 2
+
+
+def _without_escapes(content: bytes) -> Iterator[bytes]:
+    """Yield JSON without escaped backslashes and quotes: each quote is then an end of a string."""
+    at = 0
+    while at < len(content):
+        piece = content[at : at + PIECE_BYTES]
+        if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # it ends inside an escape
+            piece = content[at : at + PIECE_BYTES + 1]
+        at += len(piece)
+        yield piece.replace(b"\\\\", b"").replace(b'\\"', b"")
 
 
 def _outside_strings(content: bytes, characters: bytes) -> bytes:
     """Return only these characters of UTF-8 JSON, without those in strings."""
     others = bytes(set(range(256)) - set(characters) - {ord('"')})
-    kept = without_escapes(content).translate(None, others)
-    # Two quotes with nothing between them change nothing, and a body may have millions.
-    return b"".join(kept.replace(b'""', b"").split(b'"')[::2])
+    found, inside = bytearray(), 0  # `inside`: 1 if a piece begins in a string
+    for piece in _without_escapes(content):
+        # Two quotes with nothing between them change nothing, and a body may have millions.
+        parts = piece.translate(None, others).replace(b'""', b"").split(b'"')
+        found += b"".join(parts[inside::2])
+        inside = (inside + len(parts) - 1) % 2
+    return bytes(found)
 
 
 def _check_depth(content: bytes) -> None:
@@ -124,7 +151,7 @@ def _check_depth(content: bytes) -> None:
 
 def _read_leniently(content: bytes) -> Any:
     try:
-        text = content.decode(json.detect_encoding(content), "surrogatepass")
+        text = _decoded(content)
         encoded = text.encode("utf-8", "surrogatepass")
         if count_outside_strings(encoded, b",:[{", MAX_LENIENT_VALUES) > MAX_LENIENT_VALUES:
             raise JsonError(TOO_MANY)
@@ -137,6 +164,12 @@ def _read_leniently(content: bytes) -> Any:
         raise JsonError(_reason(content, e)) from e
     _check_depth(encoded)
     return value
+
+
+def _decoded(content: bytes) -> str:
+    encoding = json.detect_encoding(content)
+    long = len(content) > MAX_SURROGATES_BYTES
+    return content.decode(encoding, "strict" if long else "surrogatepass")
 
 
 def _reason(content: bytes, error: ValueError) -> str:

@@ -8,7 +8,11 @@ from typing import TypeVar
 
 import msgspec
 
+from hpc_dynamo.regular_file import open_regular_file
+
 T = TypeVar("T")
+
+MAX_LINE_BYTES = 16 << 20  # a longer line is skipped
 
 
 def append(path: Path, record: msgspec.Struct) -> None:
@@ -33,12 +37,15 @@ def write_all(handle: int, data: bytes) -> None:
 
 
 def read(path: Path, record: type[T]) -> Iterator[T]:
-    """Yield the records of a file, which need not exist.
+    """Yield the records of a file, which need not exist. Raises OSError if it is a pipe or device.
 
     Lines that are incomplete, because a crash tore them or they are being written, are skipped.
     """
     decoder = msgspec.json.Decoder(record)
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        if line.endswith(b"\n"):
-            with suppress(msgspec.DecodeError, RecursionError):
-                yield decoder.decode(line)
+    if not path.exists():
+        return
+    with open_regular_file(path) as file:
+        while line := file.readline(MAX_LINE_BYTES):
+            if line.endswith(b"\n"):
+                with suppress(msgspec.DecodeError, RecursionError):
+                    yield decoder.decode(line)

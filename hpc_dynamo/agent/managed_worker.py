@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
 from msgspec import structs
@@ -21,6 +22,7 @@ from hpc_dynamo.engines import Placement, ShardRendezvous, engine, is_mpi_step
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import NodeRecord, PrefixCaches, WorkerReport, WorkerState
 from hpc_dynamo.process.child import Child
+from hpc_dynamo.process.port_guard import PortGuard
 from hpc_dynamo.process.session import SessionMonitor
 from hpc_dynamo.process.stack_traces import abort_session
 from hpc_dynamo.run import Attempt
@@ -63,6 +65,12 @@ class NodeContext:
         """Return the process of shard `index` of a worker, which is not its first."""
         return self.process(self.placer.follower(worker, index, rendezvous))
 
+    def follow_events(self, placement: Placement) -> AbstractAsyncContextManager[None]:
+        """Relay the KV events of a process while the context is open. Enter it before the start."""
+        config, rank = self.config_of(placement.worker), placement.worker.rank
+        adapter = engine(config.engine.name)
+        return self.relay.follow(rank, adapter.event_endpoints(config, placement))
+
 
 class ManagedWorker:
     """Keeps the engine of one worker running until `stop`. `worker` has its present role.
@@ -76,6 +84,7 @@ class ManagedWorker:
         self.task: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()  # held by the present process
         self._watch = HangWatch(context.token)
+        self._port = PortGuard()
         self._ready_role: Role | None = None  # last role in which it was ready
         self._was_ready = False  # since its last start
         self._hangs = 0
@@ -90,6 +99,7 @@ class ManagedWorker:
     def stop(self) -> None:
         """Stop the worker. `task` ends after its engine."""
         self.report = None
+        self._port.close()
         if self.task:
             self.task.cancel()
 
@@ -137,14 +147,13 @@ class ManagedWorker:
 
     async def _run(self, worker: Worker) -> None:
         """Start the worker once and wait for its end: raises EngineError, or is cancelled."""
-        context, config = self._context, self._context.config_of(worker)
+        context = self._context
         placement = context.placer.leader(worker)
         await self._report(worker, WorkerState.starting)
-        events = engine(config.engine.name).event_endpoints(config, placement)
         # The ranks of an MPI step are started by Slurm, not by other agents.
         has_followers = len(worker.shards) > 1 and not is_mpi_step(context.config, worker)
         async with (
-            context.relay.follow(worker.rank, events),
+            context.follow_events(placement),
             context.shard_leader.start_shards(placement, has_followers) as follower_exit,
         ):
             await self._serve(placement, follower_exit, has_followers)
@@ -162,6 +171,7 @@ class ManagedWorker:
                 start_s = time.monotonic() - began
                 log.info("%s is ready after %.1f s", process.name, start_s)
                 self._ready_role, self._was_ready = worker.role, True
+                self._port.keep(placement.address, placement.ports[0])
                 ready = WorkerState.ready
                 await self._report(worker, ready, url=process.url, start_s=start_s, models=models)
                 hang = await self._watch.wait_for_hang(config, process, child, worker.role, exited)

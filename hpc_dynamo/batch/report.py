@@ -51,9 +51,13 @@ def summarize(
     def total(roles: tuple[Role, ...], name: str) -> Histogram:
         return merge(growth(w.rank, name) for w in workers if w.role in roles)
 
-    def transferred_bytes(rank: int) -> float:
-        new, old = (r.get(rank, EngineMetrics()).kv_bytes for r in (after, before))
-        return new - old if new >= old else new
+    def increase(name: str) -> int:
+        """Return the increase of a counter of all workers."""
+        counts = [
+            [getattr(r.get(w.rank, EngineMetrics()), name) for r in (after, before)]
+            for w in workers
+        ]
+        return int(sum(new - old if new >= old else new for new, old in counts))
 
     decoding = (Role.decode, Role.aggregated)
     decoders = [w for w in workers if w.role in decoding]
@@ -63,6 +67,7 @@ def summarize(
         ttft_prefill=total((Role.prefill,), "ttft").quantiles(),
         ttft_decode=total(decoding, "ttft").quantiles(),
         itl=total(decoding, "itl").quantiles(),
-        kv_bytes=int(sum(transferred_bytes(w.rank) for w in workers)),
+        kv_bytes=increase("kv_bytes"),
+        kv_transfer_failures=increase("kv_failures"),
         decode_busy=sum(w.busy_s for w in decoders) / seconds / max(len(decoders), 1),
     )

@@ -23,6 +23,7 @@ from hpc_dynamo.dispatch import (
     PromptTokenizer,
     RequestBuilder,
     RequestContext,
+    UnhandledException,
 )
 from hpc_dynamo.engines import Body, adapter_fields, field_value
 from hpc_dynamo.errors import RequestFailed
@@ -216,13 +217,16 @@ class BatchRunner:
 
     async def _execute(self, entry: RequestEntry, request: EngineRequest) -> BufferedResponse:
         """Execute a request, with retries if they can help. Raises _WorkerDied without a retry."""
-        backoff = Backoff(FIRST_RETRY_S, MAX_RETRY_S)
+        backoff, before = Backoff(FIRST_RETRY_S, MAX_RETRY_S), None
         for retries in reversed(range(self._config.batch.max_retries + 1)):
             try:
                 return await self._attempt(request)
             except RequestFailed as e:
-                if await worker_died(e, self._process_of):
+                if isinstance(e, UnhandledException):
+                    e.raise_if_repeated(before)
+                elif await worker_died(e, self._process_of):
                     raise _WorkerDied(e) from e
+                before = e
                 if e.final or not retries:
                     raise
                 log.warning("%s is retried: %s", entry.custom_id, e)

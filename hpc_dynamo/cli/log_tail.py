@@ -6,6 +6,7 @@ from pathlib import Path
 from hpc_dynamo.regular_file import open_regular_file
 
 BLOCK_BYTES = 1 << 16
+MAX_BYTES = 16 << 20  # size of a part of a log that is read at once
 
 
 class LogTail:
@@ -19,13 +20,13 @@ class LogTail:
         self._offset, self._part = 0, b""
 
     def last(self, count: int) -> list[str]:
-        """Return the last whole lines. `read` continues after them."""
+        """Return the last whole lines, at most 2 * `MAX_BYTES`. `read` continues after them."""
         try:
             with open_regular_file(self.file) as file:
                 end = start = file.seek(0, os.SEEK_END)
                 data = b""
-                while start and data.count(b"\n") <= count:
-                    size = min(start, BLOCK_BYTES)
+                while start and data.count(b"\n") <= count and len(data) < MAX_BYTES:
+                    size = min(start, max(len(data), BLOCK_BYTES))
                     start = file.seek(start - size)
                     data = file.read(size) + data
         except FileNotFoundError:
@@ -35,17 +36,17 @@ class LogTail:
         return lines[max(0, len(lines) - count) :]
 
     def read(self) -> list[str]:
-        """Return the whole lines that are new since the last call."""
+        """Return whole lines that are new since the last call, at most `MAX_BYTES`."""
         try:
             with open_regular_file(self.file) as file:
                 if file.seek(0, os.SEEK_END) < self._offset:
                     self._offset, self._part = 0, b""
                 file.seek(self._offset)
-                data = file.read()
+                data = file.read(MAX_BYTES)
         except FileNotFoundError:
             return []
         self._offset += len(data)
-        return self._whole(self._part + data)
+        return self._whole(self._part[-MAX_BYTES:] + data)
 
     def rest(self) -> list[str]:
         """Return the text after the last newline, once nothing more is appended."""

@@ -10,6 +10,7 @@ from hpc_dynamo.errors import ExitCode
 from hpc_dynamo.launch.reasons import NEVER_RAN
 from hpc_dynamo.launch.refusal import step_error
 from hpc_dynamo.messages import Outcome
+from hpc_dynamo.regular_file import open_regular_file
 from hpc_dynamo.run import Attempt
 
 TAIL_BYTES = 1 << 16  # end of each log that is searched for the cause
@@ -74,9 +75,9 @@ def _logs(attempt: Attempt) -> dict[Path, list[str]]:
 
 
 def _tail(file: Path) -> list[str]:
-    with file.open("rb") as stream:
-        stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
-        text = stream.read().decode(errors="replace")
+    with open_regular_file(file) as stream:
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL_BYTES))
+        text = stream.read(TAIL_BYTES).decode(errors="replace")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

@@ -27,16 +27,28 @@ def find_run(
     """Return the run given by folder, name or `name=`. Raises ConfigError if there is none.
 
     Without an argument this is the newest run of this user that `is_wanted`, if possible one to
-    `prefer`.
+    `prefer`. Raises FileRefused if another user could have written to the folder: its files name
+    jobs, URLs and files, and may be pipes or have any size.
     """
+    run = _find_run(args, is_wanted, description, prefer)
+    require_private_folder(run.path, make_private=False)
+    return _existing(run)
+
+
+def _find_run(
+    args: Namespace,
+    is_wanted: Callable[[Run], bool],
+    description: str,
+    prefer: Callable[[Run], bool],
+) -> Run:
     words = list(args.overrides)
     first = words.pop(0) if words and "=" not in words[0] else ""
     if first and _is_folder(first):
-        return _existing(Run(Path(first).absolute()))
+        return Run(Path(first).absolute())
     config = compose(words, args.config_dir)
     runs = Path(config.runs_dir).absolute()
     if first or config.name:
-        return _existing(Run(runs / (first or config.name)))
+        return Run(runs / (first or config.name))
     found = [run for run in own_runs(runs) if is_wanted(run)]
     if not found:
         hint = "a run's name or folder; runs_dir=FOLDER selects another folder of runs"
@@ -86,11 +98,9 @@ def _hands_over(attempt: Attempt, to: Attempt) -> bool:
 def find_endpoint(args: Namespace) -> tuple[Attempt, Endpoint]:
     """Return the attempt and the endpoint of a serving run.
 
-    Raises HpcDynamoError if the run has no endpoint now, or is dead. Raises FileRefused if another
-    user could have written the URL, or the name of the file whose content is sent there as the key.
+    Raises HpcDynamoError if the run has no endpoint now, or is dead.
     """
     run = find_run(args, _serves, "serving run")
-    require_private_folder(run.path)
     attempt = serving_attempt(run)
     endpoint = attempt.endpoint()
     if endpoint is None or attempt.outcome():

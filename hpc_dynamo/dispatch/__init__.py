@@ -47,6 +47,7 @@ from hpc_dynamo.dispatch.worker_client import (
     EngineRequest,
     IncomingResponse,
     ResponseSink,
+    UnhandledException,
     WorkerFailed,
     stream_error,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "ResponseSink",
     "StreamMigrator",
     "StreamRecord",
+    "UnhandledException",
     "WorkerFailed",
     "stream_error",
 ]

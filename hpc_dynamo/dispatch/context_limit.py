@@ -14,7 +14,8 @@ from hpc_dynamo.dispatch.refusal import refusal
 from hpc_dynamo.engines import Body, field_value
 from hpc_dynamo.errors import RequestFailed
 
-TOKEN_IDS = re.compile(rb"\s*\[[\s\[]*[0-9]")  # the start of one or several lists of them
+# The start of one or several lists of them. A search of millions of spaces would take long.
+TOKEN_IDS = re.compile(rb"\s{0,999}\[[\s\[]{0,999}[0-9]")
 
 
 def require_context(body: Body, prompt_tokens: int, context_tokens: int) -> None:

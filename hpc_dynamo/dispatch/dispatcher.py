@@ -14,6 +14,7 @@ from hpc_dynamo.dispatch.worker_client import (
     EngineRequest,
     Handoff,
     ResponseSink,
+    UnhandledException,
     WorkerClient,
     WorkerFailed,
     WorkerLost,
@@ -63,7 +64,8 @@ class Dispatcher:
         `max_attempts` replaces that of the dispatcher.
 
         Raises RequestFailed with the engine's status and body, with 503 if a worker failed, or the
-        router's error if it grants no worker.
+        router's error if it grants no worker. If two attempts end with the same exception of the
+        engine, the status is 400.
         """
         if request.samples > 1:
             await fan_out(self._run, request, sink)
@@ -87,10 +89,12 @@ class Dispatcher:
                 if sink.started:
                     raise
                 log.warning("%s", e)
+                if isinstance(e, UnhandledException):
+                    e.raise_if_repeated(error)
                 self.retries += 1
                 failures += e.reached
                 error = e
-                if isinstance(e, WorkerLost) and e.rank not in lost:
+                if isinstance(e, WorkerLost | UnhandledException) and e.rank not in lost:
                     lost.add(e.rank)  # once it has restarted, it may be tried again
                     continue
                 routing = msgspec.structs.replace(routing, exclude=(*routing.exclude, e.rank))

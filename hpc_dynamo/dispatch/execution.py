@@ -40,6 +40,7 @@ LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 MALFORMED: Final = -1  # replaces counts that are not integers
 TOKEN_IDS = re.compile(rb"[ \t\r\n]*\[[ \t\r\n]*[0-9]")  # the start of a list of them in JSON
+ID_CHARACTERS = b"0123456789[], \t\r\n"  # those of several lists of them
 MAX_SCALAR_BYTES = 10_000
 OFF = ("false", "f", "0", "off", "no", "n")  # values that pydantic reads as false
 
@@ -137,10 +138,14 @@ def _fits(body: Body, tokens: int, context_tokens: int) -> bool:
 def _prompt_count(prompt: Any) -> int:
     """Return the number of prompts in a completion's `prompt`, 0 if it is invalid.
 
-    A list of token ids in JSON, which may be long, is not decoded.
+    Lists of token ids in JSON, which may be long, are not decoded.
     """
     if isinstance(prompt, msgspec.Raw) and TOKEN_IDS.match(memoryview(prompt)):
         return 1
+    if isinstance(prompt, msgspec.Raw) and len(memoryview(prompt)) > MAX_SCALAR_BYTES:
+        lists = bytes(prompt)
+        if lists.startswith(b"[") and not lists.strip(ID_CHARACTERS):
+            return lists.count(b"[") - 1
     prompt = field_value(prompt)
     if isinstance(prompt, str):
         return 1

@@ -33,6 +33,7 @@ IGNORED = frozenset(
 _HINTS = (b"url", b"path", b"image", b"video", b"audio", b"ref_", b"_data", b"\\u")
 _URL = re.compile(r"https?://([A-Za-z0-9.-]+)(?::\d{1,5})?(?:[/?#][^\s\\\x00-\x1f]*)?")
 _BASE64 = bytes(range(48, 58)) + bytes(range(65, 91)) + bytes(range(97, 123)) + b"+/=\r\n"
+_LONGEST_URL = 1 << 16
 _LONGEST_PATH = 4096  # bytes; Linux opens no longer one
 _SHOWN_CHARS = 100
 
@@ -79,7 +80,7 @@ class MediaSources:
         # An image may end in `png`, which SGLang then opens as a file.
         if source.startswith("data:"):
             return ".." not in source
-        if url := _URL.fullmatch(source):
+        if url := _url(source):
             return self._allows_host(url[1].lower())
         path = source.removeprefix("file://")
         if path.startswith(self._folders or "\0"):
@@ -92,7 +93,7 @@ class MediaSources:
 
 def _refused(name: str, source: str) -> RequestFailed:
     shown = source if len(source) <= _SHOWN_CHARS else f"{source[:_SHOWN_CHARS]}…"
-    url = _URL.fullmatch(source)
+    url = _url(source)
     what = f"the host {url[1]}" if url else "its folder"
     return refusal(
         f"{name}: engines may not read {shown!r}; send a base64 data: URL, or add {what} to "
@@ -127,12 +128,18 @@ def _inside(value: dict[str, Any], named: bool) -> Iterator[tuple[Any, bool]]:
         yield inner, _names_media(name) or source or inside
 
 
+def _url(source: str) -> re.Match[str] | None:
+    """Return the parts of an http or https URL; None for a long text, whose search takes long."""
+    return _URL.fullmatch(source) if len(source) <= _LONGEST_URL else None
+
+
 def _names_media(name: str) -> bool:
     return name in NAMES or name.endswith(ENDINGS)
 
 
 def _may_hold_media(content: bytes) -> bool:
-    return any(hint in content for hint in _HINTS)
+    """Return False if a field, which is not named as media, cannot hold any."""
+    return not content.startswith(b'"') and any(hint in content for hint in _HINTS)
 
 
 def _is_base64(text: str) -> bool:

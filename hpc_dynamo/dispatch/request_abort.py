@@ -51,7 +51,7 @@ class RequestAborter:
         except BaseException as e:
             # The only worker of a request has ended it if it has answered with an error.
             if lease.prefill or not isinstance(e, RequestFailed):
-                self._start_aborts(lease, protocol.abort_path, protocol.abort_bodies(body))
+                self._start_aborts(lease, protocol.abort_path, protocol.abort_bodies(path, body))
             raise
 
     def _start_aborts(self, lease: Lease, path: str, bodies: list[Body]) -> None:

@@ -7,6 +7,7 @@ are too long to the decode worker. If they cannot be computed, the request is ro
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -22,6 +23,7 @@ from hpc_dynamo.dispatch.worker_client import EngineRequest
 from hpc_dynamo.engines import (
     CHAT,
     COMPLETIONS,
+    MAX_IDS,
     Body,
     disaggregated_media_of,
     pd_protocol_of,
@@ -31,6 +33,7 @@ from hpc_dynamo.engines import (
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import Header
 from hpc_dynamo.json_reader import JsonError, read_value
+from hpc_dynamo.large_bodies import off_loop
 from hpc_dynamo.preprocess import (
     PROMPT_FIELDS,
     PromptRejected,
@@ -41,8 +44,6 @@ from hpc_dynamo.preprocess import (
 )
 from hpc_dynamo.router import RoutingRequest, adapter_root, block_hashes
 
-# Token ids of one request that are decoded: they take 60 ms of the event loop.
-MAX_IDS = 1 << 20
 MEMORY_CHECK_S = 2.0  # between two checks of the tokenizer's memory
 
 log = logging.getLogger(__name__)
@@ -99,18 +100,23 @@ class RequestBuilder:
         one level deep. Raises RequestFailed for a request that could harm an engine, or that is
         too long for the model."""
         bare = path.partition("?")[0]
-        check_fields(bare, body)
-        if bare == COMPLETIONS:
-            self._check_length(body, context)
-        self._media.check(body)
-        if self._prompt_check and (reason := self._prompt_check.refusal(bare, body)):
-            raise RequestFailed(reason, status=400)
+        await off_loop(len(content), partial(self._check, bare, body, context))
         prompts = await self._tokenize(bare, body, context)
         if bare in (CHAT, COMPLETIONS) and not self._truncates:
             require_context(body, _longest(prompts).least, context.max_context_tokens)
-        routing, execution = self._route_and_execution(bare, body, context, prompts)
+        route = partial(self._route_and_execution, bare, body, context, prompts)
+        routing, execution = await off_loop(len(content), route)
         samples = execution.samples
         return EngineRequest(path, content, body, routing, headers, samples, context)
+
+    def _check(self, path: str, body: Body, context: RequestContext) -> None:
+        """Raise RequestFailed for what could harm an engine, without the length of texts."""
+        check_fields(path, body)
+        if path == COMPLETIONS:
+            self._check_length(body, context)
+        self._media.check(body)
+        if self._prompt_check and (reason := self._prompt_check.refusal(path, body)):
+            raise RequestFailed(reason, status=400)
 
     def check_form(self, fields: Sequence[tuple[str, str]]) -> None:
         """Raise RequestFailed for a field of a multipart form that could harm an engine."""
@@ -122,7 +128,8 @@ class RequestBuilder:
     ) -> RoutingRequest:
         """Return only the routing request for this path and body."""
         prompts = await self._tokenize(path, body, context)
-        return self._route_and_execution(path, body, context, prompts)[0]
+        route = partial(self._route_and_execution, path, body, context, prompts)
+        return (await off_loop(_size(body), route))[0]
 
     def _check_length(self, body: Body, context: RequestContext) -> None:
         """Raise RequestFailed for token ids that are too many, before they are decoded."""
@@ -173,22 +180,13 @@ class RequestBuilder:
         Empty if nothing depends on them, or if only the engine can compute them or must reject the
         prompt.
         """
-        if path not in (CHAT, COMPLETIONS):
-            return []
-        if not self._routes_by_cache(context):
-            limited = context.context_tokens and self._execution(path, body, context).disaggregated
-            if not limited:
-                return []
-        if path == COMPLETIONS:
-            self._check_length(body, context)
-            if count_ids(body.get("prompt")) > MAX_IDS:
-                log.info("a request with more than %d token ids is routed by load", MAX_IDS)
-                return []
         tokenize = self.tokenizer.chat if path == CHAT else self.tokenizer.completion
         try:
-            read = (name for name in body if name in PROMPT_FIELDS)
+            read = partial(self._prompt_fields, path, body, context)
+            if (fields := await off_loop(_size(body), read)) is None:
+                return []
             limit = 0 if self._truncates else context.max_context_tokens
-            result = await tokenize({name: _decoded(body[name]) for name in read}, limit)
+            result = await tokenize(fields, limit)
         except PromptTooLong:
             require_context(body, context.max_context_tokens + 1, context.max_context_tokens)
             return []
@@ -201,6 +199,31 @@ class RequestBuilder:
         if isinstance(result, Tokens):
             return [result]
         return result if isinstance(result, list) else []
+
+    def _prompt_fields(
+        self, path: str, body: Body, context: RequestContext
+    ) -> dict[str, Any] | None:
+        """Return the fields that token ids depend on; None if nothing depends on these ids.
+
+        Raises JsonError, and RequestFailed for a prompt that is too long.
+        """
+        if path not in (CHAT, COMPLETIONS):
+            return None
+        if not self._routes_by_cache(context):
+            limited = context.context_tokens and self._execution(path, body, context).disaggregated
+            if not limited:
+                return None
+        if path == COMPLETIONS:
+            self._check_length(body, context)
+        if count_ids(body.get("prompt")) > MAX_IDS:
+            log.info("a request with more than %d token ids is routed by load", MAX_IDS)
+            return None
+        return {name: _decoded(body[name]) for name in body if name in PROMPT_FIELDS}
+
+
+def _size(body: Body) -> int:
+    """Return the bytes of a body that are not decoded yet."""
+    return sum(len(memoryview(v)) for v in body.values() if isinstance(v, msgspec.Raw))
 
 
 def _decoded(value: Any) -> Any:

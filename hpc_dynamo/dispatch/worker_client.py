@@ -9,9 +9,14 @@ import msgspec
 
 from hpc_dynamo.descriptors import OUT_OF_DESCRIPTORS
 from hpc_dynamo.dispatch.execution import is_off
+from hpc_dynamo.dispatch.refusal import refusal
 from hpc_dynamo.dispatch.request_context import RequestContext
 from hpc_dynamo.dispatch.response_check import BadResponse, CheckedResponse
-from hpc_dynamo.engine_errors import append_engine_error, parse_engine_error
+from hpc_dynamo.engine_errors import (
+    append_engine_error,
+    parse_engine_error,
+    unhandled_exception,
+)
 from hpc_dynamo.engines import Body
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.http import ByteSink, HttpClient, HttpResponse
@@ -98,6 +103,20 @@ class WorkerLost(WorkerFailed):
     """
 
 
+class UnhandledException(WorkerFailed):
+    """The engine raised an exception while it read the request, and runs on. It is tried once more.
+    The same exception again proves that the request is the cause."""
+
+    def __init__(self, rank: int, message: str, body: bytes, exception: str) -> None:
+        super().__init__(rank, message, 500, body)
+        self.exception, self.deaths = exception, 0
+
+    def raise_if_repeated(self, before: RequestFailed | None) -> None:
+        """Raise RequestFailed with status 400 if the attempt before had the same exception."""
+        if isinstance(before, UnhandledException) and before.exception == self.exception:
+            raise refusal(f"the engine cannot read this request: {self.exception}") from self
+
+
 class WorkerClient:
     """HTTP client for the workers of a lease."""
 
@@ -158,6 +177,8 @@ async def _with_status_200(
 
 def _error(target: Target, status: int, body: bytes) -> RequestFailed:
     what = append_engine_error(f"worker {target.rank} answered {status}", body)
+    if status == 500 and (exception := unhandled_exception(body)):
+        return UnhandledException(target.rank, what, body, exception)
     if status >= 500:
         return WorkerFailed(target.rank, what, status, body)
     return RequestFailed(what, status=status, body=body)

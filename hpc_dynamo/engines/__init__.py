@@ -50,6 +50,7 @@ from hpc_dynamo.engines.option_check import check_options
 from hpc_dynamo.engines.pd_protocol import (
     CHAT,
     COMPLETIONS,
+    MAX_IDS,
     MESSAGES,
     RESPONSES,
     Body,
@@ -187,6 +188,7 @@ __all__ = [
     "CHAT",
     "COMPLETIONS",
     "ENGINES",
+    "MAX_IDS",
     "MESSAGES",
     "RESPONSES",
     "Body",

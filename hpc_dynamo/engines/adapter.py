@@ -52,20 +52,29 @@ class Placement:
 class EventEndpoints:
     """ZMQ endpoints of one worker's KV events.
 
-    Each data-parallel rank has its own. Engines derive those of other ranks than 0 by a suffix.
+    Each data-parallel rank has its own. Engines derive those of other ranks than 0 by a suffix, or
+    by the number of a TCP port (vLLM 0.32 and SGLang 0.5.23, offset_endpoint_port).
     """
 
-    live: str  # published as they happen
-    replay: str  # requested after a gap
-    ranks: int = 1
+    live: str  # published as they happen; of rank 0
+    replay: str  # requested after a gap; of rank 0
+    dp_ranks: tuple[int, ...] = ()  # ranks that publish there; empty: the worker has only one
 
     def by_rank(self) -> "dict[int | None, EventEndpoints]":
         """Return the endpoints of each data-parallel rank; None stands for a worker with one."""
-        if self.ranks == 1:
+        if not self.dp_ranks:
             return {None: self}
-        suffixes = ("", *(f"_dp{rank}" for rank in range(1, self.ranks)))
-        named = (EventEndpoints(self.live + end, self.replay + end) for end in suffixes)
-        return dict(enumerate(named))
+        return {
+            rank: EventEndpoints(_of_rank(self.live, rank), _of_rank(self.replay, rank))
+            for rank in self.dp_ranks
+        }
+
+
+def _of_rank(endpoint: str, dp_rank: int) -> str:
+    base, _, port = endpoint.rpartition(":")
+    if endpoint.startswith("tcp:"):
+        return f"{base}:{int(port) + dp_rank}"
+    return f"{endpoint}_dp{dp_rank}" if dp_rank else endpoint
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,7 @@ class MetricNames:
     cache_info: str  # gauge with the labels num_gpu_blocks and block_size
     kv_bytes_unit: int = 1  # bytes per unit of kv_bytes
     kv_tokens: str = ""  # gauge of the capacity of the KV cache, instead of cache_info
+    kv_failures: str = ""  # counter of failed KV transfers
     path: str = "/metrics"
 
 
@@ -214,6 +224,11 @@ class EngineAdapter(ABC):
     def sleep_endpoints(self, engine: Engine) -> SleepEndpoints | None:
         """Return the paths for sleep and wake; None if workers cannot sleep."""
         return None
+
+    def sleep_obstacle(self, engine: Engine, role: Role) -> str:
+        """Return why a worker with this role and `engine.version` must not sleep; empty if it may.
+        An empty version is unknown."""
+        return ""
 
     def adapter_fields(self, config: Config, adapter: str) -> Body:
         """Return the fields of a request for a LoRA adapter that replace those of the client."""

@@ -22,6 +22,7 @@ class EngineMetrics:
     prompt_tokens: float = 0
     generation_tokens: float = 0
     kv_bytes: float = 0
+    kv_failures: float = 0  # failed KV transfers
     kv_tokens: int = 0  # capacity of its KV cache; 0 if not reported
     ttft: Histogram = field(default_factory=Histogram)
     itl: Histogram = field(default_factory=Histogram)
@@ -58,6 +59,7 @@ def parse_metrics(text: str, names: MetricNames) -> EngineMetrics:
         prompt_tokens=first(f"{names.prompt_tokens}_total"),
         generation_tokens=first(f"{names.generation_tokens}_total"),
         kv_bytes=first(f"{names.kv_bytes}_sum", f"{names.kv_bytes}_total") * names.kv_bytes_unit,
+        kv_failures=first(f"{names.kv_failures}_total"),
         kv_tokens=kv_tokens or int(first(names.kv_tokens)),
         ttft=Histogram.from_cumulative(histograms.get(names.ttft, {})),
         itl=Histogram.from_cumulative(histograms.get(names.itl, {})),

@@ -66,3 +66,13 @@ def positive_int(name: str, value: Any, default: int) -> int:
 def positive_option(engine: Engine, name: str, default: int) -> int:
     """Return the option `name` of `engine.args` as a positive integer. Raises ConfigError."""
     return positive_int(f"engine.args.{name}", user_options(engine).get(name), default)
+
+
+def sequences_per_rank(engine: Engine, ranks: int) -> int:
+    """Return the share of one data-parallel rank in `engine.max_num_seqs`, which counts a worker.
+
+    It is rounded up. The limits of vLLM 0.32 (config/scheduler.py) and TensorRT-LLM count each
+    rank. SGLang 0.5.23 divides its own among the ranks of data-parallel attention
+    (model_executor/pool_configurator.py), but not among the replicas of dp-size.
+    """
+    return -(-engine.max_num_seqs // ranks)

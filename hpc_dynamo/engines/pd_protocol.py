@@ -26,6 +26,9 @@ Body = dict[str, Any]
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
 
+# Values of one field that are decoded: they take 60 ms.
+MAX_IDS = 1 << 20
+
 UNREADABLE = float("nan")  # neither null, a text nor an integer
 
 
@@ -98,7 +101,7 @@ class ConcurrentProtocol(Protocol):
     def with_request_id(self, path: str, body: Body, request_id: str) -> Body | None:
         """Return the body with an id for the workers; None if they take none on this path."""
 
-    def abort_bodies(self, body: Body) -> list[Body]:
+    def abort_bodies(self, path: str, body: Body) -> list[Body]:
         """Return the bodies for `abort_path` that end the request of a body with an id."""
 
 

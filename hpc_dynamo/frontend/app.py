@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -35,6 +36,7 @@ from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.frontend.status_endpoints import STATUS_ENDPOINTS, status_endpoint, with_notice
 from hpc_dynamo.http import HttpRequest, ResponseWriter
 from hpc_dynamo.json_reader import is_null
+from hpc_dynamo.large_bodies import off_loop
 from hpc_dynamo.router import Overloaded, RemoteRouter, RunView
 
 JSON = (b"content-type", b"application/json")
@@ -143,7 +145,7 @@ class App:
         request, view = exchange.request, self._router.view
         if await self._forwarded(exchange):
             return
-        body = read_body(request.body, self._max_items)
+        body = await self._read_body(request)
         model = self._models.for_body(body, view)
         routing = await model.translator.routing_request(request, body, view)
         decision = await self._router.explain(routing)
@@ -189,12 +191,16 @@ class App:
             fields = form_fields(request)
             model = self._models.for_name(dict(fields).get("model"), view)
             return model, model.translator.multipart_request(request, fields, exchange.request_id)
-        body = read_body(request.body, self._max_items)
+        body = await self._read_body(request)
         model = self._models.for_body(body, view)
         translated = await model.translator.engine_request(request, body, exchange.request_id, view)
         if request.path == RESPONSES and not is_null(body, PREVIOUS):
             translated = await self._pin_to_owner(translated, body, view)
         return model, translated
+
+    async def _read_body(self, request: HttpRequest) -> Body:
+        content = request.body
+        return await off_loop(len(content), partial(read_body, content, self._max_items))
 
     async def _pin_to_owner(
         self, request: EngineRequest, body: Body, view: RunView

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from hpc_dynamo.engine_errors import parse_engine_error
+from hpc_dynamo.engine_errors import has_reason, parse_engine_error
 from hpc_dynamo.http.sse import DONE_EVENT
 from hpc_dynamo.json_reader import JsonError, read_value
 
@@ -74,14 +74,14 @@ def error_event(error: ApiError, path: str, before: bytes = b"") -> bytes:
 
 
 def engine_error(status: int, body: bytes, message: str, path: str) -> ApiError:
-    """Return an engine's error with the engine's own message, or with `message` if it has none."""
+    """Return an engine's error with the own message, or `message` if it has no reason."""
     parsed = parse_engine_error(body)
     if status == 404 and parsed.message == UNKNOWN_PATH_MESSAGE:
         missing = f"the engine of this job has no endpoint {path}"
         return ApiError(404, missing, code="unknown_endpoint")
     return ApiError(
         status,
-        parsed.message or message,
+        parsed.message if has_reason(parsed) else message,
         code=parsed.code,
         param=parsed.param,
         error_type=parsed.type,

@@ -16,7 +16,7 @@ from hpc_dynamo.dispatch import (
 from hpc_dynamo.engines import CHAT, COMPLETIONS, Body, adapter_fields
 from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.frontend.multipart import Fields
-from hpc_dynamo.frontend.request_size import check_items, check_texts
+from hpc_dynamo.frontend.request_size import check_items, check_texts, check_values
 from hpc_dynamo.frontend.routing_hints import HINTS_FIELD, parse_routing_hints
 from hpc_dynamo.frontend.stats import FrontendStats
 from hpc_dynamo.http import HttpRequest
@@ -122,4 +122,5 @@ def read_body(content: bytes, max_items: int) -> Body:
     except JsonError as e:
         raise ApiError(400, f"the body is not a JSON object: {e}") from e
     check_texts(body, max_items)
+    check_values(content, body)
     return body

@@ -30,6 +30,7 @@ HEADERS = {
     "x-router-decode-weight": "decode_weight",
     "x-router-temperature": "temperature",
 }
+MAX_HINTS_BYTES = 1 << 16
 NO_HINTS = RoutingHints()
 
 
@@ -44,6 +45,9 @@ def parse_routing_hints(headers: Mapping[str, str], body: Body) -> RoutingHints:
 
 def _from_body(field: msgspec.Raw) -> RoutingHints:
     """Return the hints in a body. Fields that are null are unset."""
+    if len(memoryview(field)) > MAX_HINTS_BYTES:
+        what = f"{HINTS_FIELD} has more than {MAX_HINTS_BYTES} bytes"
+        raise ApiError(400, what, param=HINTS_FIELD)
     try:
         values = {k: v for k, v in read_fields(bytes(field)).items() if bytes(v) != b"null"}
         return msgspec.json.decode(msgspec.json.encode(values), type=RoutingHints)

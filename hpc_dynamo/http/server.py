@@ -73,10 +73,14 @@ class HttpServer:
         """Rejected requests by status, and connections closed at a limit (`connections`)."""
         return self._context.connections.rejections
 
-    async def listen(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> int:
-        """Accept connections on a new socket; return its port."""
+    async def listen(
+        self, host: str, port: int, *, tls: ssl.SSLContext | None = None, reuse_port: bool = False
+    ) -> int:
+        """Accept connections on a new socket; return its port. `reuse_port`: other sockets of this
+        user may have the port too."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return await self.listen_on(socket.create_server((host, port), family=family), tls=tls)
+        made = socket.create_server((host, port), family=family, reuse_port=reuse_port)
+        return await self.listen_on(made, tls=tls)
 
     async def listen_on(self, bound: socket.socket, *, tls: ssl.SSLContext | None = None) -> int:
         """Accept connections on a socket that is already bound; return its port."""

@@ -100,6 +100,7 @@ class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     prefix_queries: int = 0  # tokens looked up in the prefix cache
     prefix_hits: int = 0  # tokens found there
+    kv_transfer_failures: int = 0
     ttft: Quantiles = Quantiles()
     itl: Quantiles = Quantiles()
 
@@ -188,6 +189,7 @@ class BatchSummary(msgspec.Struct, frozen=True, kw_only=True):
     ttft_decode: Quantiles = Quantiles()
     itl: Quantiles = Quantiles()
     kv_bytes: int = 0  # KV cache moved between workers
+    kv_transfer_failures: int = 0  # KV transfers that failed; their requests were repeated
     decode_busy: float = 0.0  # share of the time in which decode workers had requests
 
 

@@ -84,7 +84,11 @@ class Preprocessor:
         self, body: Mapping[str, Any], max_tokens: int = 0
     ) -> list[Tokens] | UnknownTokens:
         """Return the token ids of each prompt of a body of /v1/completions. See `chat`."""
-        return await completion_token_ids(body, partial(self._tokens, max_tokens=max_tokens))
+        prompts = body.get("prompt")
+        texts = (t for t in prompts if isinstance(t, str)) if isinstance(prompts, list) else ()
+        inline = sum(map(len, texts)) <= self._encoder.inline_chars
+        encode = partial(self._tokens, max_tokens=max_tokens, inline=inline)
+        return await completion_token_ids(body, encode)
 
     async def begun(self, body: Mapping[str, Any], text: str) -> BegunOutput | UnknownTokens:
         """Return the token ids of the prompt of a chat or a completion, and of the output `text`.
@@ -151,8 +155,11 @@ class Preprocessor:
     def _encode(self, text: str, special: bool) -> Tokens:
         return self.encode(text, special=special)
 
-    async def _tokens(self, text: str, special: bool, max_tokens: int = 0) -> Tokens:
-        if len(text) <= self._encoder.inline_chars:
+    async def _tokens(
+        self, text: str, special: bool, max_tokens: int = 0, *, inline: bool = True
+    ) -> Tokens:
+        """`inline` is False if other texts are encoded right before and after this one."""
+        if inline and len(text) <= self._encoder.inline_chars:
             return self.encode(text, special=special)
         if 0 < max_tokens * self._longest_token < len(text):
             raise PromptTooLong(max_tokens)

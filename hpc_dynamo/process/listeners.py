@@ -53,8 +53,11 @@ def listeners(port: int) -> Iterator[ListeningSocket]:
     """Yield the sockets that listen on the port."""
     suffix = f":{port:04X}"
     for table in TABLES:
-        with suppress(OSError):
-            for line in table.read_text().splitlines()[1:]:
+        # A line at a time: other users may have a hundred thousand sockets.
+        with suppress(OSError), table.open() as lines:
+            for line in lines:
+                if suffix not in line:
+                    continue
                 fields = line.split()
                 if fields[3] == LISTEN and fields[1].endswith(suffix):
                     found = _address(fields[1].removesuffix(suffix))

@@ -50,7 +50,7 @@ def read_json(path: Path, type_: type[T], *, shown: bool = False) -> T | None:
         return msgspec.json.decode(_indented(content) if shown else content, type=type_)
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError as e:
+    except (msgspec.DecodeError, RecursionError) as e:
         hint = "the file was changed by hand, or by another version of hpc-dynamo"
         raise HpcDynamoError(f"{path} cannot be read: {e}", hint=hint) from e
     except OSError as e:

@@ -1,5 +1,6 @@
 """Folders of a run, of its attempts and of their extra jobs: all paths and records."""
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from hpc_dynamo.topology import Plan
 T = TypeVar("T")
 
 EXTRA_JOBS = "extra_jobs"  # folder of an attempt's extra jobs
+NUMBER = re.compile(r"[0-9]+")  # folders of attempts and extra jobs
 
 
 class RunIdentity(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +138,7 @@ class Attempt:
 
     def extra_jobs(self) -> list["ExtraJobFolder"]:
         """Return the extra jobs, oldest first."""
-        folders = (p for p in (self.path / EXTRA_JOBS).glob("*") if p.name.isdigit())
+        folders = (p for p in (self.path / EXTRA_JOBS).glob("*") if NUMBER.fullmatch(p.name))
         return sorted((ExtraJobFolder(p) for p in folders), key=lambda g: g.number)
 
     def new_extra_job(self, plan: Plan) -> "ExtraJobFolder":
@@ -235,7 +237,7 @@ class Run:
 
     def attempts(self) -> list[Attempt]:
         """Return all attempts, oldest first."""
-        folders = (p for p in self.attempts_folder.glob("*") if p.name.isdigit())
+        folders = (p for p in self.attempts_folder.glob("*") if NUMBER.fullmatch(p.name))
         return sorted((Attempt(p) for p in folders), key=lambda a: a.number)
 
     def attempt(self, number: int) -> Attempt:

@@ -7,9 +7,7 @@ import logging
 import os
 import signal
 import sys
-import uuid
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from dataclasses import replace
+from collections.abc import AsyncIterator, Coroutine
 from functools import partial
 from typing import NoReturn
 
@@ -17,34 +15,30 @@ import uvloop
 
 from hpc_dynamo.descriptors import raise_descriptor_limit
 from hpc_dynamo.errors import EngineError, HpcDynamoError
-from hpc_dynamo.http import HttpClient, HttpServer
-from hpc_dynamo.kv.agent import KvAgent
+from hpc_dynamo.http import HttpServer
 from hpc_dynamo.printable import LineFormatter
 from hpc_dynamo.simulator.adapters import parse_lora_modules
 from hpc_dynamo.simulator.bad_answers import BadAnswer
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
 from hpc_dynamo.simulator.data_parallel import DataParallelScheduler
 from hpc_dynamo.simulator.engine_context import EngineContext
-from hpc_dynamo.simulator.events import KvEventJournal, KvEventsConfig
+from hpc_dynamo.simulator.event_publishing import (
+    event_publishing,
+    local_publishers,
+    publish_received,
+)
+from hpc_dynamo.simulator.handoffs import with_handoffs
 from hpc_dynamo.simulator.injected_failures import InjectedFailures
-from hpc_dynamo.simulator.kv_handoff import NixlHandoff, SideChannel
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.model import SimulatedModel
-from hpc_dynamo.simulator.nodes import follow, followers
+from hpc_dynamo.simulator.nodes import FollowerNodes, follow, followers
 from hpc_dynamo.simulator.options import KEY_VARIABLE, check, parser, set_nodes_from_slurm
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.server import HttpApi, malformed_request
 from hpc_dynamo.simulator.sglang_api import SglangApi
-from hpc_dynamo.simulator.sglang_bootstrap import (
-    BootstrapHandoff,
-    BootstrapRooms,
-    SglangRank,
-    bootstrap_server,
-)
 from hpc_dynamo.simulator.sglang_requests import SglangRequests
 from hpc_dynamo.simulator.step import SchedulerLimits
 from hpc_dynamo.timing_model import load_timing
-from hpc_dynamo.wire import KvEventPublisher
 
 log = logging.getLogger("hpc_dynamo.simulator")
 
@@ -118,75 +112,22 @@ def new_scheduler(
 
 @contextlib.asynccontextmanager
 async def running_engine(
-    args: argparse.Namespace, port: int, key: str
+    args: argparse.Namespace, port: int, key: str, nodes: FollowerNodes
 ) -> AsyncIterator[EngineContext]:
-    """Run the engine of this rank. Its tasks end with the context."""
+    """Run the engine of this worker. Its tasks end with the context."""
     engine = engine_context(args)
     loops = [engine.scheduler.run()]
     async with contextlib.AsyncExitStack() as stack:
         if args.role != "aggregated":
-            engine, watch = await stack.enter_async_context(with_handoff(engine, args, port, key))
-            loops.append(watch)
-        loops += stack.enter_context(event_publishing(args, engine.scheduler))
+            added = with_handoffs(engine, args, port, key)
+            engine, watches = await stack.enter_async_context(added)
+            loops += watches
+        loops += stack.enter_context(event_publishing(args, engine.scheduler, nodes))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         running = [tasks.create_task(each) for each in loops]
         yield engine
         for task in running:
             task.cancel()
-
-
-@contextlib.asynccontextmanager
-async def with_handoff(
-    engine: EngineContext, args: argparse.Namespace, port: int, key: str
-) -> AsyncIterator[tuple[EngineContext, Coroutine[None, None, None]]]:
-    """Add a hand-off to the engine. Yield the new engine and the task that ends leases."""
-    scheduler, memory = engine.scheduler, engine.scheduler.model.memory
-    agent = KvAgent(f"{args.role}-{uuid.uuid4()}", memory.buffer, memory.block_bytes)
-    host = args.advertise_host or args.host
-    channel = SideChannel(host, port, args.kv_lease_s, args.kv_transfer_timeout_s)
-    corrupt = memory.corrupt if args.damage_kv else None
-    async with HttpClient.bearer(key) as client, contextlib.AsyncExitStack() as stack:
-        release, flush = scheduler.release, memory.flush
-        parts = (agent, channel, client, engine.metrics, release, flush, corrupt)
-        handoff, sglang = NixlHandoff(*parts), None
-        if args.pd_protocol == "sglang":
-            rooms, wanted = BootstrapRooms(args.kv_lease_s), args.disaggregation_bootstrap_port
-            handoff = BootstrapHandoff(*parts, rooms=rooms)
-            server = bootstrap_server(rooms, args.host, wanted, key)
-            sglang = SglangRank(args.role, await stack.enter_async_context(server))
-        scheduler.handoff = handoff
-        yield replace(engine, agent=agent, sglang=sglang), handoff.watch()
-
-
-@contextlib.contextmanager
-def event_publishing(
-    args: argparse.Namespace, scheduler: Scheduler
-) -> Iterator[list[Coroutine[None, None, None]]]:
-    """Publish KV events if the options ask for it. Yield the tasks that this needs."""
-    config = KvEventsConfig.parse(args.kv_events_config)
-    if not config.enabled:
-        yield []
-        return
-    with contextlib.ExitStack() as stack:
-        publishers = [
-            stack.enter_context(_publishing(args, config, rank, own))
-            for rank, own in enumerate(scheduler.ranks)
-        ]
-        yield [publisher.serve_replays() for publisher in publishers]
-
-
-@contextlib.contextmanager
-def _publishing(
-    args: argparse.Namespace, config: KvEventsConfig, rank: int, scheduler: Scheduler
-) -> Iterator[KvEventPublisher]:
-    """Publish the events of one data-parallel rank."""
-    endpoints = config.endpoint_of(rank), config.replay_endpoint_of(rank)
-    publisher = KvEventPublisher(*endpoints, topic=config.topic, buffer_steps=config.buffer_steps)
-    journal = KvEventJournal(args.block_size, rank)
-    scheduler.model.record_events(journal)
-    scheduler.publish_events = partial(journal.publish, publisher)
-    with contextlib.closing(publisher):
-        yield publisher
 
 
 async def serve(args: argparse.Namespace) -> None:
@@ -201,14 +142,16 @@ async def serve(args: argparse.Namespace) -> None:
             return
     key = os.environ.get(KEY_VARIABLE, "")
     if args.node_rank:
-        await first_of(stop.wait(), follow(args, key))
+        with local_publishers(args) as (publishers, loops):
+            publish = partial(publish_received, publishers)
+            await first_of(stop.wait(), follow(args, key, publish), *loops)
         return
     api = HttpApi(key)
     server = HttpServer(api.handle, format_error=malformed_request)
     async with server, followers(args, key) as nodes:
-        port = await server.listen(args.host, args.port)
+        port = await server.listen(args.host, args.port, reuse_port=True)  # as vLLM does
         await first_of(stop.wait(), nodes.complete.wait(), nodes.lost.wait())
-        async with running_engine(args, port, key) as engine:
+        async with running_engine(args, port, key, nodes) as engine:
             api.open(engine)
             log.info("%s of %s, listening on http://%s:%d", args.role, args.model, args.host, port)
             await (stop.wait() if args.outlive_nodes else first_of(stop.wait(), nodes.lost.wait()))

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from hpc_dynamo.simulator.api_error import RequestRejected
+from hpc_dynamo.simulator.generation_request import GenerationRequest
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.model import SimulatedModel
 from hpc_dynamo.simulator.scheduler import Scheduler
@@ -15,7 +16,7 @@ DP_RANK_HEADER = "x-data-parallel-rank"  # as in vLLM and SGLang
 
 
 class DataParallelScheduler(Scheduler):
-    """Rank 0 with `others`. A request runs on the rank that it names, else on the least loaded."""
+    """Rank 0 with `others`. A group runs on its `dp_rank`, else on the least loaded rank."""
 
     def __init__(
         self,
@@ -69,16 +70,31 @@ class DataParallelScheduler(Scheduler):
             await super().run()
 
 
-def set_rank(
-    groups: Sequence[SequenceGroup], headers: Mapping[str, str], schedulers: Sequence[Scheduler]
-) -> None:
-    """Set the rank that the headers of a request name, if any. Raises RequestRejected."""
+def requested_rank(
+    headers: Mapping[str, str], body: GenerationRequest, *, sglang: bool
+) -> int | None:
+    """Return the rank that a request names, if any. Raises RequestRejected.
+
+    SGLang also has a field in the body, which the header overrides. vLLM ignores a header that is
+    not a number.
+    """
+    named = headers.get(DP_RANK_HEADER)
+    if named is None:
+        return body.routed_dp_rank if sglang else None
     try:
-        rank = int(headers.get(DP_RANK_HEADER, ""))
+        return int(named)
     except ValueError:
+        if sglang:
+            what = f"Invalid X-Data-Parallel-Rank header: must be an integer, got '{named}'"
+            raise RequestRejected(what) from None
+        return None
+
+
+def set_rank(groups: Sequence[SequenceGroup], dp_rank: int | None, ranks: int) -> None:
+    """Set the rank of all prompts of a request, if it names one. Raises RequestRejected."""
+    if dp_rank is None:
         return
-    if not 0 <= rank < len(schedulers):
-        what = f"data_parallel_rank {rank} is out of range [0, {len(schedulers)})."
-        raise RequestRejected(what)
+    if not 0 <= dp_rank < ranks:
+        raise RequestRejected(f"data_parallel_rank {dp_rank} is out of range [0, {ranks}).")
     for group in groups:
-        group.dp_rank = rank
+        group.dp_rank = dp_rank

@@ -20,7 +20,8 @@ class EngineContext:
     scheduler: Scheduler
     metrics: SimulatorMetrics
     failures: InjectedFailures
-    agent: KvAgent | None = None  # prefill and decode ranks have one
+    # NIXL agents by name, one for each data-parallel rank; none if it is aggregated.
+    agents: Mapping[str, KvAgent] = field(default_factory=dict)
     sglang: SglangRank | None = None  # set on prefill and decode ranks with SGLang's protocol
     sglang_api: SglangApi | None = None  # set with SGLang's protocol
     trtllm: bool = False  # hand-offs in TensorRT-LLM's form

@@ -63,6 +63,8 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     bootstrap_port: int | None = None
     bootstrap_room: Natural | None = None  # SGLang: number of the request there
     rid: str | None = None  # SGLang: id of the request
+    routed_dp_rank: int | None = None  # SGLang: data-parallel rank that runs the request
+    disagg_prefill_dp_rank: int | None = None  # SGLang: the one that computes the prompt
     response_format: ResponseFormat | None = None
 
     @property

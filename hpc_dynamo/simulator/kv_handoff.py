@@ -9,7 +9,8 @@
       |             lease ends <- NIXL notification --------|
       |<-------------------------------------------- output |
 
-The prefill rank's HTTP port is its side channel. A lease without a pull expires.
+The prefill rank's HTTP port is its side channel; the query of /nixl/agent names the agent of one
+data-parallel rank. A lease without a pull expires.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from hpc_dynamo.errors import HpcDynamoError, KvTransferError
 from hpc_dynamo.http import HttpClient
@@ -183,7 +185,8 @@ class NixlHandoff:
         url = f"http://{remote.host}:{remote.port}"
         try:
             async with asyncio.timeout(METADATA_TIMEOUT_S):
-                async with self._client.send("GET", url, METADATA_PATH) as response:
+                path = f"{METADATA_PATH}?{quote(remote.engine_id)}"
+                async with self._client.send("GET", url, path) as response:
                     metadata = await response.read()
         except OSError as e:  # includes TimeoutError
             what = f"no NIXL metadata of prefill rank {remote.engine_id} at {url}: {e!r}"

@@ -135,9 +135,9 @@ def check(args: argparse.Namespace) -> None:
     if not 0 <= args.node_rank < args.nnodes:
         what = f"node-rank: {args.node_rank} is none of {args.nnodes} nodes"
         raise ConfigError(what, hint=f"--node-rank 0 to {args.nnodes - 1}")
-    if args.data_parallel_size < 1 or (args.data_parallel_size > 1 and args.role != "aggregated"):
-        what = f"data-parallel-size: {args.data_parallel_size} ranks of role {args.role}"
-        raise ConfigError(what, hint="--data-parallel-size 1, or --role aggregated")
+    if args.data_parallel_size < 1:
+        what = f"data-parallel-size: {args.data_parallel_size} ranks"
+        raise ConfigError(what, hint="--data-parallel-size 1")
     capacity = args.num_blocks * args.block_size
     if args.max_model_len > capacity:
         what = f"{args.max_model_len} tokens do not fit into the KV cache of {capacity}"

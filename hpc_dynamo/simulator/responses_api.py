@@ -19,10 +19,12 @@ class ResponsesRequest(ChatRequest, kw_only=True):
     input: str | list[ChatMessage]
     instructions: str | None = None
     max_output_tokens: int | None = None
+    request_id: str | None = None  # SGLang: id of the request and of its response
     messages: list[ChatMessage] = msgspec.field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.max_tokens, self.n, self.logprobs = self.max_output_tokens, 1, False
+        self.rid = self.request_id
         self.max_completion_tokens = self.response_format = None
         given = [ChatMessage("user", self.input)] if isinstance(self.input, str) else self.input
         system = [ChatMessage("system", self.instructions)] if self.instructions else []
@@ -109,7 +111,8 @@ class ResponseObjectBuilder(ResponseBuilder):
         return response | {"incomplete_details": {"reason": "max_output_tokens"} if cut else None}
 
     def _response(self, status: str, output: list[Json], usage: Json | None) -> Json:
-        head = {"id": f"resp_{self._head['id']}", "created_at": self._head["created"]}
+        response_id = self._request.rid or f"resp_{self._head['id']}"
+        head = {"id": response_id, "created_at": self._head["created"]}
         head |= {"object": "response", "model": self._head["model"], "error": None}
         return head | {
             "status": status,

@@ -38,7 +38,7 @@ class Scheduler:
         metrics: SimulatorMetrics,
     ) -> None:
         self._limits, self._timing, self.model = limits, timing, model
-        self._metrics = metrics
+        self.metrics = metrics
         self.handoff: NixlHandoff | None = None  # set by the owner of a prefill or decode rank
         # Publishes KV events, if set.
         self.publish_events: Callable[[], Awaitable[None]] | None = None
@@ -96,10 +96,10 @@ class Scheduler:
         return self.model.reset_cache()
 
     def update_gauges(self) -> None:
-        self._metrics.running = self._num_running
+        self.metrics.running = self._num_running
         pulling = sum(sequence.finish_reason is None for sequence in self._pulling)
-        self._metrics.waiting = len(self._waiting) + len(self._pulled) + pulling
-        self._metrics.kv_usage = self.model.pool.usage
+        self.metrics.waiting = len(self._waiting) + len(self._pulled) + pulling
+        self.metrics.kv_usage = self.model.pool.usage
 
     async def run(self) -> None:
         """Run the step loop until cancelled. After that no peer is notified of anything."""
@@ -161,8 +161,8 @@ class Scheduler:
         return plan
 
     def _admit(self, sequence: OutputSequence, plan: StepPlan) -> None:
-        self._metrics.prefix_queries += sequence.prompt_tokens
-        self._metrics.prefix_hits += sequence.cached_tokens
+        self.metrics.prefix_queries += sequence.prompt_tokens
+        self.metrics.prefix_hits += sequence.cached_tokens
         if sequence.remote_blocks and self.handoff:
             self._pulling.append(sequence)
             pull = self._pull(sequence, sequence.remote_blocks, self.handoff)
@@ -179,7 +179,7 @@ class Scheduler:
         """Apply the results of a step that has ended."""
         self._exit_if_injected(plan.decodes)
         decodes = [each for each in plan.decodes if each.finish_reason is None]
-        self._metrics.itl.observe(now - self._last_step_at, len(decodes))
+        self.metrics.itl.observe(now - self._last_step_at, len(decodes))
         self._last_step_at = now
         for sequence in decodes:
             self.model.advance_decode(sequence)
@@ -197,11 +197,11 @@ class Scheduler:
 
     def _start_output(self, sequence: OutputSequence, now: float) -> None:
         self.model.start_output(sequence)
-        self._metrics.prompt_tokens += sequence.prompt_tokens
-        self._metrics.ttft.observe(now - sequence.arrived_at)
+        self.metrics.prompt_tokens += sequence.prompt_tokens
+        self.metrics.ttft.observe(now - sequence.arrived_at)
 
     def _generate(self, sequences: Sequence[OutputSequence]) -> None:
-        self._metrics.generation_tokens += len(sequences)
+        self.metrics.generation_tokens += len(sequences)
         for sequence in sequences:
             sequence.append_token()
             if sequence.finish_reason is not None:
@@ -234,7 +234,7 @@ class Scheduler:
             kept = sequence.prompt_blocks
             group.kv_transfer_params = self.handoff.lease(group, sequence.blocks[:kept])
         self.release(sequence.take_blocks()[kept:])
-        self._metrics.finished[reason] += 1
+        self.metrics.finished[reason] += 1
 
     def _end_early(
         self, sequence: OutputSequence, reason: str, error: HpcDynamoError | None = None
@@ -249,7 +249,7 @@ class Scheduler:
             if sequence in queue:
                 queue.remove(sequence)
                 self.release(sequence.take_blocks())
-        self._metrics.finished[reason] += 1
+        self.metrics.finished[reason] += 1
 
     def release(self, blocks: list[int]) -> None:
         """Release the blocks of a sequence or of a lease that has ended."""
@@ -277,7 +277,7 @@ class Scheduler:
             self.wake()
 
     def _handle_pulled(self, sequence: OutputSequence, blocks: list[int]) -> None:
-        self._metrics.external_hits += sequence.prompt_tokens - sequence.cached_tokens
+        self.metrics.external_hits += sequence.prompt_tokens - sequence.cached_tokens
         self.model.accept_pulled_blocks(sequence, blocks)
         if sequence.finish_reason is None:
             self._pulled.append(sequence)

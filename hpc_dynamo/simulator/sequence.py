@@ -42,6 +42,8 @@ class RemoteBlocks:
     port: int
     blocks: tuple[int, ...]
     room: int | None = None  # bootstrap room; None: the other fields are complete
+    # Data-parallel rank that computes the prompt of the room. None: the remainder of its number.
+    prefill_dp_rank: int | None = None
 
 
 @dataclass(eq=False)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import msgspec
 
@@ -15,7 +16,7 @@ from hpc_dynamo.simulator import tokenizer
 from hpc_dynamo.simulator.api_error import JSON, RequestRejected, error_body, send_json
 from hpc_dynamo.simulator.bad_answers import send_bad_answer
 from hpc_dynamo.simulator.chat_request import ChatRequest, TokenizeRequest
-from hpc_dynamo.simulator.data_parallel import set_rank
+from hpc_dynamo.simulator.data_parallel import requested_rank, set_rank
 from hpc_dynamo.simulator.embeddings import EmbeddingRequest
 from hpc_dynamo.simulator.engine_context import EngineContext
 from hpc_dynamo.simulator.generation import Generation, sequence_groups
@@ -136,7 +137,8 @@ class HttpApi:
             builder_type = response_builder(kind, sglang=engine.sglang_api is not None)
             builder = builder_type(body, request_id, model, **options)
             groups = self._groups(body, request_id, adapter)
-            set_rank(groups, request.headers, engine.scheduler.ranks)
+            sglang, ranks = engine.sglang_api is not None, len(engine.scheduler.ranks)
+            set_rank(groups, requested_rank(request.headers, body, sglang=sglang), ranks)
         except RequestRejected:
             if not engine.trtllm:
                 self._decline(body.kv_transfer_params)
@@ -219,9 +221,12 @@ class HttpApi:
         reply.send(200, text.encode(), [(b"content-type", kind)])
 
     async def _nixl_metadata(self, request: HttpRequest, reply: ResponseWriter) -> None:
-        if self._engine.agent is None:
+        """Send the metadata of the agent that the query names, or of rank 0."""
+        agents = self._engine.agents
+        if not agents:
             raise RequestRejected("this rank is aggregated and has no NIXL agent", status=404)
-        reply.send(200, self._engine.agent.metadata())
+        agent = agents.get(unquote(request.query)) or next(iter(agents.values()))
+        reply.send(200, agent.metadata())
 
     async def _health(self, request: HttpRequest, reply: ResponseWriter) -> None:
         reply.send(200, b"")

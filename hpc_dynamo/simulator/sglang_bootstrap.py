@@ -38,10 +38,10 @@ PATH = "/room/"
 
 
 class SglangRank:
-    """Role of a rank with SGLang's protocol. `port` is that of its own bootstrap server."""
+    """Role of a worker with SGLang's protocol. `port` is that of its own bootstrap server."""
 
-    def __init__(self, role: str, port: int) -> None:
-        self.role, self.port = role, port
+    def __init__(self, role: str, port: int, ranks: int = 1) -> None:
+        self.role, self.port, self._ranks = role, port, ranks
 
     def hangs(self, request: GenerationRequest) -> bool:
         """Return True if this rank never responds to the request."""
@@ -51,13 +51,16 @@ class SglangRank:
     def assign_room(self, group: SequenceGroup, request: GenerationRequest, index: int) -> None:
         """Set up prompt `index` of a request for its room. Raises RequestRejected.
 
-        The prompts of one request have consecutive bootstrap rooms.
+        The prompts of one request have consecutive bootstrap rooms. The remainder of the number
+        selects the data-parallel rank of a prefill worker (follow_bootstrap_room_scheduler).
         """
         host, first = request.bootstrap_host, request.bootstrap_room
         if first is None:
             what = "Invalid request: Disaggregated request received without bootstrap room id."
             raise RequestRejected(what, "bootstrap_room")
         room = first + index
+        if self.role == "prefill":
+            group.dp_rank = room % self._ranks
         if host == FAKE_BOOTSTRAP_HOST:
             return
         if self.role == "prefill":
@@ -68,8 +71,8 @@ class SglangRank:
             what = "bootstrap_host and bootstrap_port are missing"
             raise RequestRejected(what, "bootstrap_host")
         else:
-            port = request.bootstrap_port
-            group.remote_blocks = RemoteBlocks("", f"room {room}", host, port, (), room)
+            port, dp_rank = request.bootstrap_port, request.disagg_prefill_dp_rank
+            group.remote_blocks = RemoteBlocks("", f"room {room}", host, port, (), room, dp_rank)
 
 
 class BootstrapRooms:
@@ -181,7 +184,7 @@ class BootstrapHandoff(NixlHandoff):
     async def _enter(self, remote: RemoteBlocks) -> RemoteBlocks:
         url = f"http://{remote.host}:{remote.port}"
         try:
-            async with self._client.send("GET", url, f"{PATH}{remote.room}") as response:
+            async with self._client.send("GET", url, room_path(remote)) as response:
                 content = await response.read()
         except OSError as e:
             what = f"{remote.request_id}: no connection to the bootstrap server at {url}: {e!r}"
@@ -191,22 +194,33 @@ class BootstrapHandoff(NixlHandoff):
         return msgspec.json.decode(content, type=RemoteBlocks)
 
 
+def room_path(remote: RemoteBlocks) -> str:
+    """Return the path of a room, with the prefill rank in the query if the request names it."""
+    query = "" if remote.prefill_dp_rank is None else f"?{remote.prefill_dp_rank}"
+    return f"{PATH}{remote.room}{query}"
+
+
 @asynccontextmanager
 async def bootstrap_server(
-    rooms: BootstrapRooms, host: str, port: int, key: str
+    rooms: Sequence[BootstrapRooms], host: str, port: int, key: str
 ) -> AsyncIterator[int]:
-    """Run the bootstrap server and yield its port. Requests need the run's key."""
+    """Run the bootstrap server of all ranks, each with its `rooms`, and yield its port.
+
+    Requests need the run's key. A room that another rank opens than the one that is expected times
+    out, as in SGLang (decode.py, _resolve_prefill_dp_rank).
+    """
     expected = f"Bearer {key}".encode() if key else b""
 
     async def handle(request: HttpRequest, reply: ResponseWriter) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")
-        room = request.path.removeprefix(PATH)
+        room, expected_rank = request.path.removeprefix(PATH), request.query
         if expected and not hmac.compare_digest(given, expected):
             return send_json(reply, error_body("Invalid or missing API key.", 401), 401)
         if not room.isdigit():
             return send_json(reply, error_body("Not Found", 404), 404)
+        rank = int(expected_rank) if expected_rank.isdigit() else int(room)
         try:
-            send_json(reply, await rooms.wait(int(room)))
+            send_json(reply, await rooms[rank % len(rooms)].wait(int(room)))
         except KvTransferError as e:
             send_json(reply, error_body(e.message, 504), 504)
 

@@ -7,16 +7,17 @@ any user of the network could use up the descriptors of the process.
 import logging
 import os
 import socket
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Lock, Thread
+from typing import Any
 
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
+from hpc_dynamo.defects import contain_defects
 from hpc_dynamo.descriptors import connection_budget
 
 # Agents of one address show their key within milliseconds; a node has few of them.
@@ -46,7 +47,8 @@ class ConnectionLimit:
         self._limits = StrangerLimits(limits.per_address, total)
         self.port = 0  # the port of the server, once it is bound
         self._strangers = dict[int, str]()  # address by descriptor, the oldest first
-        self._counts, self._lock = Counter[str](), Lock()
+        self._by_address = dict[str, dict[int, None]]()  # the same by address
+        self._lock = Lock()
         self.closed = 0
         address = f"inproc://monitor-{id(server)}"
         server.monitor(address, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
@@ -65,6 +67,10 @@ class ConnectionLimit:
         self._forget(descriptor)
 
     def _follow(self, events: zmq.Socket[bytes]) -> None:
+        """Follow the events until the end of the server.
+
+        ZMQ's own thread waits for this one: an error here would stop all messages of the server.
+        """
         with events:
             while True:
                 try:
@@ -73,64 +79,76 @@ class ConnectionLimit:
                     return
                 if event["event"] == zmq.EVENT_MONITOR_STOPPED:
                     return
-                if event["event"] == zmq.EVENT_ACCEPTED:
-                    self._accepted(event["value"])
-                else:
-                    self._forget(event["value"])
+                with contain_defects(log, event):
+                    self._handle(event)
+
+    def _handle(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == zmq.EVENT_ACCEPTED:
+            self._accepted(event["value"])
+        else:
+            self._forget(event["value"])
 
     def _accepted(self, descriptor: int) -> None:
         with _duplicate(descriptor) as connection:
-            address = connection.getpeername()[0] if connection else ""
+            address = _addresses(connection)[1] if connection else ""
         self._forget(descriptor)
-        if not address:
+        if not address:  # its client has gone
             return
         with self._lock:
             self._strangers[descriptor] = address
-            self._counts[address] += 1
-            most = max(self._counts, key=self._counts.__getitem__)
-        if self._counts[address] > self._limits.per_address:
-            self._close_oldest(address)
-        elif len(self._strangers) > self._limits.total:
-            self._close_oldest(most)
+            of_address = self._by_address.setdefault(address, {})
+            of_address[descriptor] = None
+            if len(of_address) > self._limits.per_address:
+                oldest = next(iter(of_address))
+            elif len(self._strangers) > self._limits.total:
+                oldest = next(iter(self._strangers))
+            else:
+                return
+        self._close(oldest)
 
     def _forget(self, descriptor: int) -> None:
         with self._lock:
             address = self._strangers.pop(descriptor, None)
             if address is not None:
-                self._counts[address] -= 1
-                self._counts += Counter()  # removes zeros
+                of_address = self._by_address[address]
+                del of_address[descriptor]
+                if not of_address:
+                    del self._by_address[address]
 
-    def _close_oldest(self, address: str) -> None:
-        oldest = next((fd for fd, each in [*self._strangers.items()] if each == address), None)
-        if oldest is None:
-            return
-        self._forget(oldest)
+    def _close(self, descriptor: int) -> None:
         if not self.closed:
             log.warning(
-                "%d connections without the key of the run from %s; the oldest are closed",
-                self._counts[address] + 1, address,
+                "%d connections without the key of the run, one from %s; the oldest are closed",
+                len(self._strangers), self._strangers.get(descriptor, "a closed one"),
             )  # fmt: skip
+        self._forget(descriptor)
         self.closed += 1
-        with _duplicate(oldest) as connection, suppress(OSError):
+        with _duplicate(descriptor) as connection:
             # ZMQ's thread may have closed it, and the descriptor may be of something else.
-            if connection and connection.getsockname()[1] == self.port:
-                connection.shutdown(socket.SHUT_RDWR)
+            if connection and _addresses(connection)[0] == self.port:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
 def _duplicate(descriptor: int) -> Iterator[socket.socket | None]:
-    """Yield a copy of the socket of a connection; None if it is closed."""
+    """Yield a copy of the socket with this descriptor; None if it is no open socket."""
+    copy = connection = None
     try:
-        copy = socket.socket(fileno=os.dup(descriptor))
-    except OSError:
-        yield None
-        return
-    with copy:
-        yield copy if _is_connected(copy) else None
+        with suppress(OSError):
+            copy = os.dup(descriptor)
+            connection = socket.socket(fileno=copy)
+        yield connection
+    finally:
+        if connection:
+            connection.close()
+        elif copy is not None:
+            os.close(copy)
 
 
-def _is_connected(connection: socket.socket) -> bool:
+def _addresses(connection: socket.socket) -> tuple[int, str]:
+    """Return the own port and the address of the peer: 0 and empty if it is not connected."""
     try:
-        return bool(connection.getpeername())
-    except OSError:
-        return False
+        return int(connection.getsockname()[1]), str(connection.getpeername()[0])
+    except (OSError, LookupError):  # also a socket without ports
+        return 0, ""

@@ -3,6 +3,8 @@
 import os
 import pickle
 import shutil
+import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -12,7 +14,10 @@ from tempfile import mkdtemp
 
 import pytest
 
+from hpc_dynamo.head.workloads.endpoint_socket import port_owner
+from hpc_dynamo.process.listeners import listeners
 from hpc_dynamo.process.node_folder import PREFIX
+from hpc_dynamo.process.port_guard import PortGuard
 from hpc_dynamo.run import Run
 from tests.support.runs import HANG_S, SIMULATOR, until, write_prompts
 
@@ -166,6 +171,52 @@ def test_files_of_a_run_are_private_with_any_umask(scratch: Path) -> None:
         assert "ermission denied" in refused.stderr
 
 
+STEAL = """
+import socket, sys
+for address in ("127.0.0.1", "0.0.0.0", "::"):
+    with socket.socket(socket.AF_INET6 if address == "::" else socket.AF_INET) as thief:
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(sys.argv[2]))
+        try:
+            thief.bind((address, int(sys.argv[1])))
+            thief.listen()
+            sys.exit("stolen")
+        except OSError:
+            pass
+sys.exit("in use")
+"""
+
+
+def steals_port(cwd: Path, port: int) -> str:
+    """Return what another user gets that binds a port with all options and addresses."""
+    tries = {
+        as_user(ATTACKER, "/usr/bin/python3", "-c", STEAL, str(port), option, cwd=cwd).stderr
+        for option in ("0", "1")
+    }
+    return "stolen" if "stolen\n" in tries else tries.pop().strip()
+
+
+def test_port_of_a_dead_engine_cannot_be_taken(scratch: Path) -> None:
+    """The key and prompts went there until the head knew of the death."""
+    guard = PortGuard()
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as engine:
+        port = engine.getsockname()[1]
+        assert guard.keep("127.0.0.1", port)
+    assert steals_port(scratch, port) == "in use"
+    guard.close()
+    assert steals_port(scratch, port) == "stolen"
+    with socket.create_server(("127.0.0.1", 0)) as engine:
+        assert not guard.keep("127.0.0.1", engine.getsockname()[1])
+
+
+def assert_dead_engine_keeps_its_port(scratch: Path, url: str) -> None:
+    port = int(url.rpartition(":")[2])
+    engine = int(port_owner(port).split()[1].rstrip(":"))
+    os.kill(engine, signal.SIGKILL)
+    until("the end of the engine", lambda: not [*listeners(port)])
+    assert steals_port(scratch, port) == "in use"
+
+
 def test_running_endpoint_shows_and_serves_nothing(scratch: Path) -> None:
     """Command lines, environments, sockets and ports of a run, seen by another user."""
     home = scratch / "serving"
@@ -195,6 +246,7 @@ def test_running_endpoint_shows_and_serves_nothing(scratch: Path) -> None:
         for url in urls:
             ask = ("curl", "-s", "--noproxy", "*", "-o", "/dev/null", "-w", "%{http_code}", url)
             assert as_user(ATTACKER, *ask, cwd=scratch).stdout == "401", url
+        assert_dead_engine_keeps_its_port(scratch, status.workers[0].url)
     finally:
         as_user(VICTIM, *program("stop", "name=s"), cwd=home)
     until("the end", lambda: run.attempts()[0].outcome())

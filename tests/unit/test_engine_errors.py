@@ -101,4 +101,12 @@ def test_append_engine_error_without_text_returns_message() -> None:
         append_engine_error("worker 0 answered 400", b'{"detail":"no"}')
         == "worker 0 answered 400: no"
     )
-    assert append_engine_error("worker 0 answered 502", b"") == "worker 0 answered 502"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [(b"", ""), (b"Internal Server Error", ": Internal Server Error"), (b"{}", "")],
+)
+def test_error_without_reason_refers_to_log(body: bytes, said: str) -> None:
+    found = append_engine_error("worker 0 answered 502", body)
+    assert found == f"worker 0 answered 502{said}; the log of the engine may have the reason"

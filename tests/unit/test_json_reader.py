@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from hpc_dynamo.json_reader import (
     MAX_DEPTH,
     MAX_LENIENT_VALUES,
+    MAX_SURROGATES_BYTES,
+    PIECE_BYTES,
     JsonError,
     count_outside_strings,
     is_null,
@@ -151,3 +153,23 @@ def test_any_bytes_are_read_or_raise_json_error(content: bytes) -> None:
     for read in (read_value, read_fields):
         with suppress(JsonError):
             read(content)
+
+
+@pytest.mark.parametrize("shift", range(6))
+def test_escapes_between_two_pieces_are_counted_right(shift: int) -> None:
+    long = "x" * (PIECE_BYTES - 12 + shift)
+    content = rb'{"a": "' + long.encode() + rb'\\\"[[\"[\\", "b": [1, {}]}'
+    json.loads(content)
+    assert count_outside_strings(content, b"[{", 2) == 3
+    assert nesting_depth(content) == 3
+
+
+def test_long_text_with_half_surrogate_pairs_is_refused() -> None:
+    """The decoder needed 3 s for 32 MB, in which no other thread ran."""
+    half = "\ud800".encode("utf-16-be", "surrogatepass")
+    text = half * 10 + "a".encode("utf-16-be") * (MAX_SURROGATES_BYTES // 2)
+    content = '{"a": "'.encode("utf-16-be") + text + '"}'.encode("utf-16-be")
+    for read in (read_value, read_fields):
+        with pytest.raises(JsonError, match="not utf-16"):
+            read(content)
+        read(content[: len(content) - 2 * MAX_SURROGATES_BYTES // 4 - 4] + '"}'.encode("utf-16-be"))

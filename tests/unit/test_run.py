@@ -10,6 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from hpc_dynamo import jsonl
+from hpc_dynamo.cli.log_tail import MAX_BYTES, LogTail
 from hpc_dynamo.config import Config, Engine, Role, Topology
 from hpc_dynamo.errors import HpcDynamoError
 from hpc_dynamo.launch.exit_code import exit_code
@@ -169,6 +171,35 @@ def test_record_that_is_a_pipe_or_too_large_is_refused(tmp_path: Path) -> None:
     for path in (pipe, large, Path("/dev/zero")):
         with pytest.raises(HpcDynamoError, match=r"it is not a regular file|it has more than"):
             read_json(path, dict)
+
+
+def test_record_that_is_nested_too_deep_is_refused(attempt: Attempt) -> None:
+    depth = 100_000
+    attempt.outcome_file.write_bytes(b'{"unknown":' + b"[" * depth + b"]" * depth + b"}")
+    with pytest.raises(HpcDynamoError, match=r"outcome\.json cannot be read"):
+        attempt.outcome()
+
+
+def test_lines_of_a_pipe_or_a_device_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(OSError, match="not a regular file"):
+            next(jsonl.read(tmp_path / name, Outcome))
+    assert list(jsonl.read(tmp_path / "missing", Outcome)) == []
+
+
+def test_end_of_a_log_without_newlines_is_read_within_a_limit(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        file.truncate(1 << 40)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nlast\n")
+    tail = LogTail(log)
+    assert tail.last(1) == ["last"]
+    lines = tail.last(2)
+    assert lines[1:] == ["last"]
+    assert MAX_BYTES / 2 <= len(lines[0]) <= 2 * MAX_BYTES
 
 
 def test_later_lines_of_texts_that_are_shown_are_indented(attempt: Attempt) -> None:

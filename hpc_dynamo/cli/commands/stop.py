@@ -8,7 +8,6 @@ from hpc_dynamo.cli.follow import follow
 from hpc_dynamo.cli.render.console import OUT
 from hpc_dynamo.cli.run_lookup import find_run
 from hpc_dynamo.launch.extra_jobs import stop_leftover_jobs
-from hpc_dynamo.run.privacy import require_private_folder
 
 EXAMPLES = """\
   hpc-dynamo stop  # the newest active run
@@ -21,12 +20,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Stop all active attempts and wait for their end.
-
-    Raises FileRefused if another user could have named the jobs to stop.
-    """
+    """Stop all active attempts and wait for their end."""
     run = find_run(args, prefer=lambda run: any(launch.live_attempts(run)))
-    require_private_folder(run.path)
     message = f"{run.path} is not running"
     # A job that was just asked for its successor names it at its end, hence the loop.
     while jobs := [(attempt, job) for attempt, job, _, _ in launch.live_attempts(run)]:

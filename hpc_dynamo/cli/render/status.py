@@ -135,6 +135,8 @@ def _summary(attempt: Attempt, s: BatchSummary) -> Table:
     table.add_row(name, quantiles_text(s.ttft_decode))
     table.add_row("ITL", quantiles_text(s.itl))
     table.add_row("KV bytes moved by NIXL", f"{s.kv_bytes:,}")
+    if s.kv_transfer_failures:
+        table.add_row("failed KV transfers", f"{s.kv_transfer_failures:,}")
     table.add_row("decode workers busy", f"{100 * s.decode_busy:.0f} % of the time")
     roster = attempt.roster()
     if roster:

@@ -98,7 +98,10 @@ class Engine:
         "absolute folders. Requests may always hold media as `data:` URLs.",
     )
     max_num_seqs: int = setting(
-        256, "Sequences that one worker decodes at the same time.", unit="sequences", ge=1
+        256,
+        "Sequences that one worker decodes at the same time, shared by its data-parallel ranks.",
+        unit="sequences",
+        ge=1,
     )
     cpus: int = setting(
         4, "CPUs for each GPU of a worker; CPUs of a worker that uses no GPU.", unit="CPUs", ge=1

@@ -127,6 +127,13 @@ class Route:
         "ZMQ endpoints of each engine's KV events, live|replay, prefill engines first. Empty: no "
         "events.",
     )
+    data_parallel: int = setting(
+        1,
+        "Data-parallel ranks of each engine. Requests are steered to them. The endpoints of their "
+        "events follow those of rank 0, as the engines derive them: TCP port + rank.",
+        unit="ranks",
+        ge=1,
+    )
     peers: tuple[str, ...] = setting((), "URLs of other heads in front of the same engines.")
 
     @property

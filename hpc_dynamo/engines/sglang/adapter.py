@@ -61,6 +61,7 @@ SGLANG_METRICS = MetricNames(
     cache_info="",
     kv_bytes_unit=2**20,
     kv_tokens="sglang:max_total_num_tokens",
+    kv_failures="sglang:num_transfer_failed_reqs",
 )
 
 SLEEP_ENDPOINTS = SleepEndpoints("/release_memory_occupation", "/resume_memory_occupation")

@@ -6,7 +6,7 @@ from hpc_dynamo.config import Config, Device, Engine, Role
 from hpc_dynamo.engines.adapter import EventEndpoints, Placement
 from hpc_dynamo.engines.environment import device_environment, network_environment, python_path
 from hpc_dynamo.engines.event_options import kv_events_config
-from hpc_dynamo.engines.options import command_line, user_options
+from hpc_dynamo.engines.options import command_line, sequences_per_rank, user_options
 from hpc_dynamo.engines.sglang.role_switch import OPTION, has_bootstrap_server, switches_roles
 
 # Page size. With SGLang's default of 1 each token is a transfer of its own.
@@ -49,7 +49,7 @@ def server_flags(config: Config, placement: Placement, events: EventEndpoints | 
         "tp-size": sizes.tensor,
         "pp-size": sizes.pipeline,
         "dp-size": sizes.data,
-        "max-running-requests": config.engine.max_num_seqs,
+        "max-running-requests": sequences_per_rank(config.engine, sizes.data),
         "page-size": BLOCK_TOKENS,
         "enable-metrics": True,
         "enable-cache-report": True,

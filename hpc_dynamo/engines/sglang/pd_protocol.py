@@ -6,12 +6,13 @@ worker. A worker of either role refuses a request without a room. The host is th
 worker's URL; its /server_info reports the port.
 
 SGLang looks every 4 s whether the client of a request has left. /abort_request ends a request at
-once, by the id in its field `rid`. Prompt i of a list is a request of its own, `RID_i`. Messages
-and responses take no id.
+once, by the id in its field `rid`. Prompt i of a list is a request of its own, `RID_i`. Responses
+have the id in `request_id`, and messages take none.
 
 Source: SGLang 0.5.23, srt/disaggregation/common/conn.py, srt/managers/scheduler.py, the load
 balancer of its router (mini_lb.py), and PDRoutingFields of entrypoints/openai/protocol.py;
-for ids srt/managers/tokenizer_manager.py (abort_request) and io_struct.py (_normalize_rid).
+for ids srt/managers/tokenizer_manager.py (abort_request), io_struct.py (_normalize_rid) and
+entrypoints/openai/serving_responses.py.
 """
 
 import msgspec
@@ -33,6 +34,12 @@ FAKE_BOOTSTRAP_HOST = "2.2.2.2"  # no KV cache is moved; made for health checks
 DROPPED = frozenset({"stream", "stream_options"})
 
 REQUEST_ID = "rid"
+# Fields with the id of a request, and the beginning of the id. /v1/messages has none.
+REQUEST_IDS = {
+    CHAT: (REQUEST_ID, ""),
+    COMPLETIONS: (REQUEST_ID, ""),
+    RESPONSES: ("request_id", "resp_"),
+}
 
 
 class SglangPdProtocol:
@@ -62,10 +69,14 @@ class SglangPdProtocol:
         return {"bootstrap_host": FAKE_BOOTSTRAP_HOST, "bootstrap_room": 0}
 
     def with_request_id(self, path: str, body: Body, request_id: str) -> Body | None:
-        return body | {REQUEST_ID: request_id} if path in (CHAT, COMPLETIONS) else None
+        if path not in REQUEST_IDS:
+            return None
+        field, start = REQUEST_IDS[path]
+        return body | {field: start + request_id}
 
-    def abort_bodies(self, body: Body) -> list[Body]:
-        request_id, prompt = body[REQUEST_ID], field_value(body.get("prompt"))
+    def abort_bodies(self, path: str, body: Body) -> list[Body]:
+        request_id: str = body[REQUEST_IDS[path][0]]
+        prompt = field_value(body.get("prompt")) if path == COMPLETIONS else None
         ids = [request_id]
         if isinstance(prompt, list | tuple) and prompt and not isinstance(prompt[0], int):
             ids = [f"{request_id}_{i}" for i in range(len(prompt))]

@@ -22,7 +22,12 @@ from hpc_dynamo.engines.contract import disaggregated_media
 from hpc_dynamo.engines.environment import device_environment, python_executable
 from hpc_dynamo.engines.event_options import ipc_event_endpoints, kv_events_config
 from hpc_dynamo.engines.option_names import tuning_options
-from hpc_dynamo.engines.options import command_line, positive_option, user_options
+from hpc_dynamo.engines.options import (
+    command_line,
+    positive_option,
+    sequences_per_rank,
+    user_options,
+)
 from hpc_dynamo.engines.pd_protocol import Body, ConcurrentProtocol, PdProtocol
 from hpc_dynamo.engines.sglang.adapter import SglangAdapter
 from hpc_dynamo.engines.sglang.role_switch import has_bootstrap_server
@@ -31,7 +36,7 @@ from hpc_dynamo.engines.trtllm.adapter import TrtllmAdapter
 from hpc_dynamo.engines.vllm.adapter import SLEEP_ENDPOINTS, VLLM_METRICS, VllmAdapter
 from hpc_dynamo.engines.vllm.lora import vllm_options
 from hpc_dynamo.errors import unknown_name
-from hpc_dynamo.messages import ONE_CACHE, PrefixCaches
+from hpc_dynamo.messages import PrefixCaches
 from hpc_dynamo.topology import Plan, Worker
 
 # Start of a multi-node worker: one process on each node, or MPI ranks as TensorRT-LLM's.
@@ -104,7 +109,7 @@ class SimulatorAdapter(EngineAdapter):
             "port": placement.ports[0],
             "model": config.model.served_name,
             "role": "both" if self.serves_both_roles(config) else str(placement.worker.role),
-            "max-num-seqs": config.engine.max_num_seqs,
+            "max-num-seqs": sequences_per_rank(config.engine, ranks),
             "enable-prompt-tokens-details": True,
             "kv-load-failure-policy": str(self._load_failure_policy(config.engine)),
             **({"data-parallel-size": ranks} if ranks > 1 else {}),
@@ -153,9 +158,7 @@ class SimulatorAdapter(EngineAdapter):
         return ipc_event_endpoints(config.router, placement, caches.count)
 
     def prefix_caches(self, engine: Engine, role: Role, sizes: ParallelSizes) -> PrefixCaches:
-        """Return a cache for each rank of an aggregated worker; others have one."""
-        if role is not Role.aggregated:
-            return ONE_CACHE
+        """Return those of the simulated engine."""
         return simulated_engine(engine).prefix_caches(engine, role, sizes)
 
     def serves_both_roles(self, config: Config) -> bool:

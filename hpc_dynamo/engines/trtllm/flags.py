@@ -13,6 +13,7 @@ from hpc_dynamo.config.merge import merge_options, parse_json
 from hpc_dynamo.engines.adapter import EngineCommand, Placement
 from hpc_dynamo.engines.contract import long_names, plain_name, version_key
 from hpc_dynamo.engines.environment import device_environment, python_executable
+from hpc_dynamo.engines.options import sequences_per_rank
 from hpc_dynamo.engines.trtllm.signature import KEY_FIELD, signing_key
 
 # A prefill worker frees blocks that were not pulled within this time; by default never.
@@ -51,7 +52,7 @@ def server_command(config: Config, placement: Placement) -> EngineCommand:
         "backend": "pytorch",
         "tp_size": sizes.tensor * sizes.data,
         "pp_size": sizes.pipeline,
-        "max_batch_size": config.engine.max_num_seqs,
+        "max_batch_size": sequences_per_rank(config.engine, sizes.data),
         "extra_llm_api_options": f"{placement.log_folder}/{name}",
     }
     if signs_handoffs(config.engine):

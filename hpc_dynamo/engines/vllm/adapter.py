@@ -15,6 +15,7 @@ from hpc_dynamo.engines.adapter import (
     roles_can_change,
 )
 from hpc_dynamo.engines.compat_checks import check_block_size, require_model
+from hpc_dynamo.engines.contract import version_key
 from hpc_dynamo.engines.diagnostics import COMMON, NO_MODEL, OLD_GPU
 from hpc_dynamo.engines.environment import python_executable
 from hpc_dynamo.engines.event_options import ipc_event_endpoints
@@ -37,6 +38,8 @@ from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.messages import PrefixCaches
 from hpc_dynamo.topology import Plan
 
+# First version whose prefill and decode workers may sleep.
+SLEEP_VERSION = "0.33"
 BLOCK_TOKENS = {Device.cuda: 16, Device.cpu: 128}
 
 VLLM_METRICS = MetricNames(
@@ -51,6 +54,7 @@ VLLM_METRICS = MetricNames(
     itl="vllm:inter_token_latency_seconds",
     kv_bytes="vllm:nixl_bytes_transferred",
     cache_info="vllm:cache_config_info",
+    kv_failures="vllm:nixl_num_failed_transfers",
 )
 
 # Source: vLLM, entrypoints/serve/dev/sleep/api_router.py.
@@ -104,6 +108,10 @@ class VllmAdapter(EngineAdapter):
         if config.engine.sleep_mode and config.engine.device is Device.cpu:
             what = "engine.sleep_mode=true: vLLM's workers can sleep only on GPUs"
             raise ConfigError(what, hint="engine.sleep_mode=false")
+        for role, _ in config.topology.pools if config.engine.sleep_mode else ():
+            if obstacle := self.sleep_obstacle(config.engine, role):
+                hint = f"engine.sleep_mode=false, or vLLM {SLEEP_VERSION} and engine.version="
+                raise ConfigError(f"engine.sleep_mode=true: {obstacle}", hint=hint + SLEEP_VERSION)
         check_block_size(config.router, self.block_tokens(config.engine))
 
     def command(self, config: Config, placement: Placement) -> EngineCommand:
@@ -138,6 +146,19 @@ class VllmAdapter(EngineAdapter):
 
     def sleep_endpoints(self, engine: Engine) -> SleepEndpoints | None:
         return SLEEP_ENDPOINTS if engine.sleep_mode else None
+
+    def sleep_obstacle(self, engine: Engine, role: Role) -> str:
+        """Refuse sleep with KV transfers below vLLM 0.33.
+
+        Sleep frees the KV cache, and its memory has another address afterwards. vLLM 0.32 does not
+        register it with NIXL again (kv_connector/v1/nixl has no code for it). vLLM 0.33 does, and
+        refuses connectors that do not.
+        """
+        key = version_key(engine.version)
+        if role is Role.aggregated or not key or key >= version_key(SLEEP_VERSION):
+            return ""
+        what = f"vLLM {engine.version} does not register the KV cache for transfers again after "
+        return f"{what}it has slept"
 
     def block_tokens(self, engine: Engine) -> int:
         """Return vLLM 0.32's default, or `block-size`. Some attention backends use another size."""

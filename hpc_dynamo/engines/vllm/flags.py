@@ -6,7 +6,7 @@ from hpc_dynamo.config import Config, Engine
 from hpc_dynamo.engines.adapter import EventEndpoints, Placement
 from hpc_dynamo.engines.environment import device_environment, network_environment, python_path
 from hpc_dynamo.engines.event_options import kv_events_config
-from hpc_dynamo.engines.options import command_line, user_options
+from hpc_dynamo.engines.options import command_line, sequences_per_rank, user_options
 from hpc_dynamo.engines.vllm.kv_connectors import transfer_config
 from hpc_dynamo.engines.vllm.lora import vllm_options
 from hpc_dynamo.engines.vllm.shards import shard_options
@@ -54,7 +54,7 @@ def server_flags(
         "tensor-parallel-size": sizes.tensor,
         "pipeline-parallel-size": sizes.pipeline,
         "data-parallel-size": sizes.data,
-        "max-num-seqs": config.engine.max_num_seqs,
+        "max-num-seqs": sequences_per_rank(config.engine, sizes.data),
         "middleware": "hpc_dynamo_auth.BearerTokenAuth",
         "enable-prompt-tokens-details": True,
         "enable-request-id-headers": True,

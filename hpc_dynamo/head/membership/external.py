@@ -2,7 +2,8 @@
 
 An engine is ready once it has generated a token, or listed its models if `model.name` is not
 set. Its /health is checked every second, and its progress as in agents if it publishes metrics.
-After two failures in a row, or a hang, it is removed until it is ready again.
+After two failures in a row, or a hang, it is removed until it is ready again. One of another
+version than the others is removed as long as they are there.
 """
 
 import asyncio
@@ -23,12 +24,12 @@ from hpc_dynamo.agent.probe import (
     query_models,
 )
 from hpc_dynamo.agent.progress_watch import ProgressWatch, WatchedEngine
-from hpc_dynamo.config import Config, Role
+from hpc_dynamo.config import Config, ParallelSizes, Role
 from hpc_dynamo.engines import EventEndpoints, engine, pd_protocol_of, probe_fields
 from hpc_dynamo.head.membership.versions import VersionCheck
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import KvEvents, WorkerReport, WorkerState
-from hpc_dynamo.router import RequestRouter
+from hpc_dynamo.router import RequestRouter, target_key
 
 CHECK_INTERVAL_S = 1.0
 TIMEOUT_S = 10.0  # a busy engine may answer /health late
@@ -53,14 +54,16 @@ class ExternalWorkers:
         self._model, self._engines = config.model.name, config.route.engines
         self._pd_protocol, self._versions = pd_protocol_of(config.engine), VersionCheck(config)
         pairs = [pair.split("|") for pair in config.route.events]
-        self._events = dict(enumerate(EventEndpoints(live, replay) for live, replay in pairs))
+        ranks = config.route.data_parallel
+        dp_ranks = tuple(range(ranks)) if ranks > 1 else ()
+        ends = (EventEndpoints(live, replay, dp_ranks) for live, replay in pairs)
+        self._events = dict(enumerate(ends))
         if not config.router.kv_events:
             self._events.clear()
-        self._metrics, self._hang_timeout_s = (
-            engine(config.engine.name).metrics,
-            config.engine.hang_timeout_s,
-        )
+        adapter = engine(config.engine.name)
+        self._metrics, self._hang_timeout_s = adapter.metrics, config.engine.hang_timeout_s
         self._watches = dict[int, ProgressWatch]()  # by rank
+        self._serving = dict[int, WorkerReport]()  # also those that others refuse
         self._router, self._http = router, http
         self._relay = KvEventRelay("", self._receive_kv_events, group)
         self.workers = {
@@ -71,6 +74,7 @@ class ExternalWorkers:
                 host=urlsplit(url).netloc,
                 state=WorkerState.starting,
                 url=url,
+                caches=adapter.prefix_caches(config.engine, role, ParallelSizes(data=ranks)),
             )
             for rank, (role, url) in enumerate(self._engines)
         }
@@ -94,11 +98,14 @@ class ExternalWorkers:
         while True:
             began = time.monotonic()
             while reason := await self._not_serving_reason(role, url):
+                self._serving.pop(rank, None)
                 self._update(rank, state, f"{url} {reason}")
                 await asyncio.sleep(CHECK_INTERVAL_S)
             models = await self._query_models(url)
-            ready = replace(self.workers[rank], state=WorkerState.ready, version=models.version)
-            if reason := self._versions.conflict(ready, self.workers.values()):
+            self._serving[rank] = replace(
+                self.workers[rank], state=WorkerState.ready, version=models.version
+            )
+            if reason := self._refusal(rank):
                 await asyncio.sleep(CHECK_INTERVAL_S)
             else:
                 async with self._routed(rank, role, url, time.monotonic() - began, models):
@@ -112,10 +119,12 @@ class ExternalWorkers:
     ) -> AsyncIterator[None]:
         """Keep a worker in the router, with its KV events, while the context is open."""
         self._update(rank, WorkerState.ready, start_s=start_s, models=models)
-        await self._router.add_worker(rank, role, url)
+        caches = self.workers[rank].caches
+        await self._router.add_worker(rank, role, url, caches=caches)
         try:
             async with self._relay.follow(rank, self._events.get(rank)):
-                self._relay.replay(rank, 0)  # earlier events were not received
+                for dp_rank in caches.dp_ranks:  # earlier events were not received
+                    self._relay.replay(rank, 0, dp_rank)
                 yield
         finally:
             self._router.remove_worker(rank)
@@ -139,9 +148,10 @@ class ExternalWorkers:
 
     async def _receive_kv_events(self, events: KvEvents) -> None:
         state = self._router.kv_state
-        first_missing = state.receive_events(events.rank, events.seq, events.payload)
+        key = target_key(events.rank, events.dp_rank)
+        first_missing = state.receive_events(key, events.seq, events.payload)
         if first_missing is not None:
-            self._relay.replay(events.rank, first_missing)
+            self._relay.replay(events.rank, first_missing, events.dp_rank)
 
     # Queries to an engine, with a deadline.
 
@@ -159,12 +169,12 @@ class ExternalWorkers:
         return NO_MODELS
 
     async def _wait_for_failure(self, rank: int, role: Role, url: str) -> str:
-        """Return the reason, once an engine does not answer /health or hangs."""
+        """Return the reason, once an engine does not answer /health, hangs or is refused."""
         model = self._model or next(iter(self.workers[rank].models), "")
         fields = probe_fields(self._pd_protocol, role)
         watched = WatchedEngine(url, model, fields, self._metrics)
         watch = self._watches[rank] = ProgressWatch(self._http, watched, self._hang_timeout_s)
-        checks = [asyncio.create_task(self._wait_until_silent(url))]
+        checks = [asyncio.create_task(self._wait_until_unusable(rank, url))]
         try:
             if model and await watch.has_counters():
                 checks.append(asyncio.create_task(watch.wait_for_hang()))
@@ -176,12 +186,17 @@ class ExternalWorkers:
             await asyncio.gather(*checks, return_exceptions=True)
             del self._watches[rank]
 
-    async def _wait_until_silent(self, url: str) -> str:
-        failures = 0
-        while failures < MAX_FAILURES:
+    async def _wait_until_unusable(self, rank: int, url: str) -> str:
+        failures, refusal = 0, ""
+        while failures < MAX_FAILURES and not refusal:
             await asyncio.sleep(CHECK_INTERVAL_S)
             failures = 0 if await self._is_alive(url) else failures + 1
-        return "no longer answers"
+            refusal = self._refusal(rank)
+        return refusal or "no longer answers"
+
+    def _refusal(self, rank: int) -> str:
+        """Return why the other engines refuse this one because of its version."""
+        return self._versions.conflicts(self._serving.values()).get(rank, "")
 
     async def _is_alive(self, url: str) -> bool:
         with suppress(TimeoutError):

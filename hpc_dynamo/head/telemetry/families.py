@@ -98,6 +98,11 @@ WORKER_READY = _worker("ready", "1 if the worker receives requests, else 0.")
 WORKER_HANGS = _counter(
     "worker_hangs", "Times that the worker was killed because it hung.", "rank", "role", "node"
 )
+WORKER_TRANSFER_FAILURES = _counter(
+    "worker_kv_transfer_failures",
+    "Failed KV transfers since the start of the engine.",
+    *("rank", "role", "node"),
+)
 WORKER_ACTIVE = _worker("requests_active", "Requests assigned by the router.")
 WORKER_RUNNING = _worker("requests_running", "Requests that the engine runs.")
 WORKER_WAITING = _worker("requests_waiting", "Requests queued in the engine.")

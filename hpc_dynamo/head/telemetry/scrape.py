@@ -44,6 +44,7 @@ class MetricsScraper:
             prompt_tokens=int(metrics.prompt_tokens),
             prefix_queries=int(metrics.prefix_queries),
             prefix_hits=int(metrics.prefix_hits),
+            kv_transfer_failures=int(metrics.kv_failures),
             ttft=metrics.ttft.quantiles(),
             itl=metrics.itl.quantiles(),
         )

@@ -22,6 +22,9 @@ def worker_metrics(
     yield families.WORKER_RUNNING.values((row, load.running) for row, load in known)
     yield families.WORKER_WAITING.values((row, load.waiting) for row, load in known)
     yield families.WORKER_KV_USAGE.values((row, load.kv_usage) for row, load in known)
+    yield families.WORKER_TRANSFER_FAILURES.values(
+        (row, load.kv_transfer_failures) for row, load in known
+    )
     yield families.WORKER_HITS.values((row, load.cache_hit_rate) for row, load in known)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 
 import msgspec
 
@@ -48,11 +49,15 @@ class SleepController:
         return ready[rank]
 
     def _paths(self, worker: WorkerReport) -> SleepEndpoints:
-        config = self._context.routes[worker.model].config
-        paths = engine(config.engine.name).sleep_endpoints(config.engine)
+        own = self._context.routes[worker.model].config.engine
+        adapter = engine(own.name)
+        paths = adapter.sleep_endpoints(own)
         if paths is None:
             what = f"worker {worker.rank} was not started with engine.sleep_mode=true"
             raise RequestFailed(what, status=409)
+        reported = replace(own, version=worker.version or own.version)
+        if obstacle := adapter.sleep_obstacle(reported, worker.role):
+            raise RequestFailed(f"worker {worker.rank} cannot sleep: {obstacle}", status=409)
         return paths
 
     async def _sleep(self, worker: WorkerReport, paths: SleepEndpoints) -> None:

@@ -136,9 +136,11 @@ class KvState:
             for rank, blocks in index.overlaps(hashes).items():
                 if blocks > cached.get(rank, 0):
                     cached[rank] = blocks
-        for rank, caches in self._caches.items():
-            if rank in cached:
-                cached[rank] //= caches
+        for rank in self._caches.keys() & cached.keys():
+            if share := cached[rank] // self._caches[rank]:
+                cached[rank] = share
+            else:
+                del cached[rank]
         return cached
 
     @property

@@ -39,6 +39,9 @@ class RoutingExplanation(msgspec.Struct, frozen=True, kw_only=True):
     handover_tokens: float  # see TransferCost
     prefill: int | None
     decode: int | None
+    # Data-parallel ranks of the two; None: the worker has one, or its engine selects it.
+    prefill_dp_rank: int | None
+    decode_dp_rank: int | None
     workers: tuple[Candidate, ...]
     model: str = ""  # if there are several
 
@@ -65,6 +68,8 @@ def explain(
         handover_tokens=selector.transfer_cost.tokens,
         prefill=selection.prefill.worker.rank if selection and selection.prefill else None,
         decode=selection.decode.worker.rank if selection else None,
+        prefill_dp_rank=selection.prefill.dp_rank if selection and selection.prefill else None,
+        decode_dp_rank=selection.decode.dp_rank if selection else None,
         workers=tuple(
             _candidate(t, inputs, cost(t, inputs), t.key in usable, selection)
             for w in sorted(workers, key=lambda w: w.rank)

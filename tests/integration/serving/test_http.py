@@ -92,7 +92,7 @@ def test_missing_path_in_any_engine_format_is_404(path: str, body: bytes) -> Non
         (400, b'{"detail":[{"loc":["body"]}]}', "/v1/completions", "worker 0 answered"),
         (400, b"<html>", "/v1/messages", "worker 0 answered"),
         (502, b"<html><h1>Bad Gateway</h1></html>", "/v1/completions", "Bad Gateway"),
-        (500, b"Internal Server Error", "/v1/chat/completions", "Internal Server Error"),
+        (500, b"Internal Server Error", "/v1/chat/completions", "worker 0 answered"),
         (422, b'{"detail":[{"loc":["body","n"],"msg":"no"}]}', "/v1/messages", "n: no"),
         (400, FLAT, "/v1/messages", "the input is too long"),
     ],

@@ -110,6 +110,18 @@ def test_requests_of_lost_client_are_aborted_on_both_workers(rooms: Served) -> N
     stream = rooms.client.completions.create(**endless, extra_body={"ignore_eos": True})
     next(iter(stream))
     stream.close()
+    until_idle(rooms)
+
+
+def test_response_of_lost_client_is_aborted_on_both_workers(rooms: Served) -> None:
+    endless: Any = {"model": MODEL, "input": FABLE, "max_output_tokens": 4000, "stream": True}
+    with rooms.client.responses.create(**endless, extra_body={"ignore_eos": True}) as stream:
+        assert next(iter(stream)).response.id.startswith("resp_")
+        until("both have it", lambda: rooms.busy() > 0)
+    until_idle(rooms)
+
+
+def until_idle(rooms: Served) -> None:
     until("the engines are idle", lambda: rooms.busy() == 0, 10)
     usage = "vllm:kv_cache_usage_perc"
     until("no block is held", lambda: not any(e[usage] for e in rooms.engines().values()), 10)

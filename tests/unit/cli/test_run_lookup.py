@@ -10,8 +10,9 @@ from hpc_dynamo.cli.render.endpoint import ssh_tunnel
 from hpc_dynamo.cli.run_folder import serve_run
 from hpc_dynamo.cli.run_lookup import find_run
 from hpc_dynamo.config import Config
-from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.errors import ConfigError, FileRefused
 from hpc_dynamo.messages import Endpoint
+from hpc_dynamo.run import Run
 
 OTHER = 65534
 
@@ -40,6 +41,31 @@ def test_runs_of_other_users_are_not_read(tmp_path: Path) -> None:
     os.chown(tmp_path / "old", OTHER, OTHER)
     with pytest.raises(ConfigError, match="holds no run"):
         newest(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
+@pytest.mark.parametrize("by_name", [True, False])
+def test_named_run_of_another_user_is_refused(tmp_path: Path, by_name: bool) -> None:
+    """Its files could be pipes without a writer or endless, or name a URL for the user's key."""
+    theirs = run_folder(tmp_path, "theirs", 0)
+    words = ["theirs", f"runs_dir={tmp_path}"] if by_name else [str(theirs)]
+    args = Namespace(overrides=words, config_dir=None)
+    assert find_run(args).path == theirs
+    assert theirs.stat().st_mode & 0o777 == 0o755
+    os.chown(theirs, OTHER, OTHER)
+    with pytest.raises(FileRefused, match="belongs to another user"):
+        find_run(args)
+    os.chown(theirs, 0, 0)
+    os.chown(theirs / "attempts", OTHER, OTHER)
+    with pytest.raises(FileRefused, match="belongs to another user"):
+        find_run(args)
+
+
+def test_folders_with_other_names_are_no_attempts(tmp_path: Path) -> None:
+    run = run_folder(tmp_path, "run", 0)
+    for name in ("²", "٣", "1a", "-1", "1\n"):
+        (run / "attempts" / name).mkdir()
+    assert [attempt.number for attempt in Run(run).attempts()] == [1]
 
 
 def test_refused_folder_without_a_run_keeps_its_mode(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ class House:
     async def engine(self, reply: Reply) -> Engine:
         engine = Engine(reply)
         app = web.Application()
-        app.router.add_post(PATH, engine.post)
+        app.router.add_post("/v1/{path}", engine.post)
         app.router.add_get("/server_info", engine.introduce)
         app.router.add_post("/abort_request", engine.abort)
         runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)

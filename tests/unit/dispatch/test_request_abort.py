@@ -1,6 +1,7 @@
 """Requests that end early are aborted on SGLang's workers, and only there."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -43,6 +44,21 @@ async def abandon(dispatcher: Sender, prompt: Any, *engines: Engine) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_abandoned_response_is_aborted_by_its_id(rooms: House) -> None:
+    """SGLang has the id in another field there, and it is the response's own."""
+    dispatcher, *engines = await rooms.split(silent, silent)
+    sending = dispatcher.send("/v1/responses", {"input": "x", "prompt": ["a"]}, SOON_S)
+    task = asyncio.create_task(sending)
+    await asyncio.gather(*(engine.has(1) for engine in engines))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    for engine in engines:
+        request_id = engine.bodies[0]["request_id"]
+        assert re.fullmatch("resp_[0-9a-f]{32}", request_id)
+        assert await aborted(engine) == [request_id]
 
 
 async def aborted(engine: Engine, count: int = 1) -> list[str]:

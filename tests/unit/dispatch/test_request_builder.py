@@ -11,9 +11,8 @@ import pytest
 
 from hpc_dynamo.config import Config, Engine
 from hpc_dynamo.dispatch import RequestBuilder, RequestContext
-from hpc_dynamo.dispatch.request_builder import MAX_IDS
 from hpc_dynamo.dispatch.reserved_fields import REFUSED_FIELDS, RESERVED_FIELDS
-from hpc_dynamo.engines import CHAT, COMPLETIONS
+from hpc_dynamo.engines import CHAT, COMPLETIONS, MAX_IDS
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.preprocess import PROMPT_FIELDS, PromptTooLong, Tokens
 

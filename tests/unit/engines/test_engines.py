@@ -229,6 +229,18 @@ def test_sleep_mode_sets_options_and_endpoints() -> None:
     assert engine("vllm").sleep_endpoints(CONFIG.engine) is None
 
 
+@pytest.mark.parametrize("version", ["0.32", "0.32.0", "0.9.1"])
+def test_sleep_with_kv_transfers_needs_vllm_that_registers_memory_again(version: str) -> None:
+    old = replace(CONFIG, engine=Engine(sleep_mode=True, version=version), topology=ONE_EACH)
+    with pytest.raises(ConfigError, match=r"engine\.sleep_mode=true: vLLM 0\.\d+") as refused:
+        engine("vllm").check(old, plan(old))
+    assert "engine.version=0.33" in refused.value.hint
+    new = [Engine(sleep_mode=True, version=other) for other in ("", "0.33.1", "1.0")]
+    for own in (*new, Engine(version=version)):
+        engine("vllm").check(replace(old, engine=own), plan(old))
+    assert engine("vllm").sleep_obstacle(old.engine, Role.aggregated) == ""
+
+
 @pytest.mark.parametrize("spelling", ["kv-transfer-config", "kv_transfer_config"])
 def test_user_options_override_generated_vllm_options(spelling: str) -> None:
     mine = {"kv_buffer_size": 1e9, "kv_role": "kv_both"}
@@ -333,9 +345,10 @@ def test_each_data_parallel_rank_has_endpoints_in_the_private_folder(name: str) 
         1: ("ipc:///tmp/x/inproc-3_dp1", "ipc:///tmp/x/inproc-3r_dp1"),
         2: ("ipc:///tmp/x/inproc-3_dp2", "ipc:///tmp/x/inproc-3r_dp2"),
     }
-    shards = (*where.worker.shards, *where.worker.shards)
+    shards = (Shard(0, (0, 1)), Shard(1, (0,)), Shard(2, ()))
     spread = replace(where, worker=replace(where.worker, shards=shards))
-    assert engine(name).event_endpoints(config, spread) is None, "ranks are on other nodes"
+    each = [engine(name).event_endpoints(config, replace(spread, shard_index=i)) for i in range(3)]
+    assert [own and own.dp_ranks for own in each] == [(0, 1), (2,), None]
 
 
 @pytest.mark.parametrize(
@@ -585,6 +598,8 @@ vllm:time_to_first_token_seconds_bucket{engine="1",le="+Inf"} 1.0
 vllm:nixl_bytes_transferred_bucket{engine="0",le="+Inf"} 2.0
 vllm:nixl_bytes_transferred_sum{engine="0"} 8.4e+06
 vllm:nixl_bytes_transferred_count{engine="0"} 2.0
+# TYPE vllm:nixl_num_failed_transfers_total counter
+vllm:nixl_num_failed_transfers_total{engine="0"} 2.0
 # TYPE vllm:cache_config_info gauge
 vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="4096"} 1.0
 """
@@ -598,6 +613,7 @@ def test_metrics_are_parsed_into_common_names() -> None:
         prompt_tokens=1200,
         generation_tokens=340,
         kv_bytes=8.4e6,
+        kv_failures=2,
         kv_tokens=65536,
         ttft=Histogram.from_cumulative({0.1: 3, 0.5: 5, math.inf: 6}),
     )

@@ -186,7 +186,7 @@ def test_ranks_of_attention_have_endpoints_of_their_own(name: str) -> None:
     for config, ranks in ((CONFIG, 1), (of_attention, 2)):
         endpoints = engine("sglang").event_endpoints(config, where)
         assert endpoints
-        assert endpoints.ranks == ranks
+        assert len(endpoints.by_rank()) == ranks
 
 
 PAGE = """\
@@ -209,6 +209,9 @@ sglang:kv_transfer_total_mb_count 24.0
 sglang:kv_transfer_total_mb_sum 98.4375
 # TYPE sglang:max_total_num_tokens gauge
 sglang:max_total_num_tokens{tp_rank="0"} 16384.0
+# TYPE sglang:num_transfer_failed_reqs_total counter
+sglang:num_transfer_failed_reqs_total{tp_rank="0"} 2.0
+sglang:num_transfer_failed_reqs_total{tp_rank="1"} 1.0
 """
 
 
@@ -219,6 +222,7 @@ def test_metrics() -> None:
     assert (found.prompt_tokens, found.generation_tokens) == (100, 7)
     assert found.kv_bytes == 140 * 16 * 46080, "140 pages of 16 tokens of SmolLM2-135M in float32"
     assert found.kv_tokens == 16384
+    assert found.kv_failures == 3
 
 
 # Prefill/decode protocol

@@ -12,7 +12,7 @@ import pytest
 from hpc_dynamo.config import Config, Engine, Model, Pool, Topology, TopologyKind
 from hpc_dynamo.dispatch import RequestBuilder, RequestContext
 from hpc_dynamo.dispatch.worker_client import OBJECT_DECODER
-from hpc_dynamo.engines import CHAT, COMPLETIONS
+from hpc_dynamo.engines import CHAT, COMPLETIONS, MAX_IDS
 from hpc_dynamo.engines.sglang.prompt_check import vocabulary_size
 from hpc_dynamo.errors import RequestFailed
 
@@ -58,6 +58,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"messages": [], "n": False}, f"{COUNT} 0"),
     (CHAT, {"messages": [], "n": -1.0}, f"{COUNT} -1"),
     (CHAT, {"messages": [], "n": "-1"}, f"{COUNT} -1"),
+    (COMPLETIONS, {"prompt": "a", "logprobs": 101}, "logprobs must be at most 100"),
+    (COMPLETIONS, {"prompt": "a", "logprobs": "1e9"}, "logprobs must be at most 100"),
+    (CHAT, {"messages": [], "top_logprobs": 101}, "top_logprobs must be at most 100"),
+    ("/v1/responses", {"input": "a", "top_logprobs": 129}, "top_logprobs must be at most"),
+    ("/generate", {"text": "a", "top_logprobs_num": [1, 500]}, "top_logprobs_num must be at most"),
     (COMPLETIONS, {"prompt": [1, 1e9]}, INTEGERS),
     (COMPLETIONS, {"prompt": [1.0]}, INTEGERS),
     (COMPLETIONS, {"prompt": [1, "999999999"]}, INTEGERS),
@@ -92,6 +97,8 @@ SENT: list[tuple[str, dict[str, Any]]] = [
     ("/generate", {"input_ids": [1], "sampling_params": {"n": 2, "stop_token_ids": []}}),
     ("/generate", {"text": ["a"], "token_ids_logprob": [None, [1]], "sampling_params": None}),
     ("/v1/score", {"query": "a", "items": ["b"], "label_token_ids": [1, 2]}),
+    (COMPLETIONS, {"prompt": "a", "logprobs": 100}),
+    (CHAT, {"messages": [], "logprobs": True, "top_logprobs": None}),
     # SGLang refuses these itself.
     (COMPLETIONS, {"prompt": ""}),
     (CHAT, {"messages": [], "n": "two"}),
@@ -153,3 +160,11 @@ def test_vocabulary_size(tmp_path: Path, content: str, size: int) -> None:
     assert vocabulary_size(tmp_path) == 0
     (tmp_path / "config.json").write_text(content)
     assert vocabulary_size(tmp_path) == size
+
+
+def test_many_token_ids_are_refused_without_a_look_at_each(config: Config) -> None:
+    """The check of 16 million ids took seconds, in which no stream continued."""
+    many = b'{"input": [[%b1]]}' % (b"1," * MAX_IDS)
+    body = OBJECT_DECODER.decode(many)
+    with pytest.raises(RequestFailed, match=f"more than {MAX_IDS} token ids"):
+        asyncio.run(RequestBuilder(config).build(EMBEDDINGS, many, body, RequestContext()))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from hpc_dynamo.engines import MAX_IDS
 from hpc_dynamo.frontend.errors import ApiError
 from hpc_dynamo.frontend.request_translator import read_body
 from hpc_dynamo.json_reader import count_outside_strings
@@ -56,3 +57,35 @@ def test_long_texts_and_token_ids_are_accepted(body: dict[str, Any]) -> None:
 def test_brackets_in_strings_are_not_counted() -> None:
     content = json.dumps({'a{"': ['\\"[[[[', {"b": "\\\\{"}]}).encode()
     assert count_outside_strings(content, b"[{", 2) == 3
+
+
+MANY = b"1," * (MAX_IDS + 1) + b"1"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": "a", "stop_token_ids": [%b]}' % MANY,
+        b'{"prompt": ["url", %b]}' % MANY,
+        b'{"messages": [%b]}' % MANY.replace(b"1", b'"ab"'),
+        b'{"input": [%b], "x": [%b]}' % (MANY, MANY),
+    ],
+    ids=["ids of another field", "text before ids", "texts", "two fields"],
+)
+def test_many_values_are_refused(body: bytes) -> None:
+    """Values of a body of 32 MB took seconds and gigabytes."""
+    with pytest.raises(ApiError, match=f"at most {MAX_IDS} are accepted"):
+        read_body(body, LIMIT)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": [%b]}' % MANY,
+        b'{"input": [[%b], [%b]]}' % (MANY, MANY),
+        b'{"prompt": "%b", "stop": [","]}' % MANY,
+    ],
+    ids=["prompt", "inputs", "commas in a text"],
+)
+def test_many_token_ids_are_accepted(body: bytes) -> None:
+    read_body(body, LIMIT)

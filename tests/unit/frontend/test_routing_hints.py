@@ -22,7 +22,7 @@ FIELDS = {
     "overlap_weight": [1e999, -1e999, 1e308],
     "priority": [2**63, 2**31, 1.5, 10**400],
     "workers": [[-1], [2**63], list(range(2000)), "1", [[0]]],
-    "session": ["s" * 5000, 5],
+    "session": ["s" * 5000, "s" * 70_000, 5],
     "policy": ["fastest", 3],
 }
 

@@ -111,6 +111,13 @@ async def test_worker_without_steering_is_one_target_with_a_share_of_its_blocks(
     assert router.kv_state.overlaps(list(range(8))) == {0: 8}, "restarted with one rank"
 
 
+@pytest.mark.parametrize(("blocks", "share"), [(1, {}), (3, {}), (4, {0: 1}), (7, {0: 1})])
+async def test_share_below_one_block_is_no_overlap(blocks: int, share: dict[int, int]) -> None:
+    router = await ranked_router(PrefixCaches(4, steered=False))
+    (await router.route(routing_request(blocks * BLOCK, *range(blocks)))).release()
+    assert router.kv_state.overlaps(list(range(8))) == share
+
+
 async def test_blocks_of_a_removed_rank_are_forgotten() -> None:
     router = await ranked_router()
     (await router.route(routing_request(3 * BLOCK, 1, 2, 3))).release()

@@ -1,9 +1,12 @@
 """The control plane over real sockets: keys, delivery, timeouts."""
 
 import asyncio
+import os
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -187,6 +190,46 @@ async def test_connections_without_key_are_limited(closing: ExitStack) -> None:
     assert (await received(server, SOON_S))[1] == Ping("old")
     await late.send(Ping("new"))
     assert (await received(server, SOON_S))[1] == Ping("new")
+
+
+async def test_connections_that_are_reset_at_once_do_not_stop_the_server(
+    server: ControlServer[Ping | Pong], connect: Connect
+) -> None:
+    """One of them ended the thread that ZMQ's own thread waits for: all agents became silent."""
+    client = connect()
+    port = int(server.endpoint.rpartition(":")[2])
+    reset = struct.pack("ii", 1, 0)
+    for _ in range(300):
+        with socket.create_connection((HERE, port)) as stranger:
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+    for text in ("after", "again"):
+        await client.send(Ping(text))
+        assert (await received(server, SOON_S))[1] == Ping(text)
+    await connect().send(Ping("new"))
+    assert (await received(server, SOON_S))[1] == Ping("new")
+
+
+def descriptors() -> set[str]:
+    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
+
+
+async def test_descriptor_of_a_closed_connection_may_be_of_anything(
+    server: ControlServer[Ping | Pong], closing: ExitStack
+) -> None:
+    """ZMQ's thread closes connections before this process reads its event; then descriptors are
+    reused."""
+    sockets = [*socket.socketpair(), socket.socket()]
+    numbers = [closing.enter_context(each).fileno() for each in sockets]
+    pipe = os.pipe()
+    numbers += [*pipe, 1 << 20]
+    before = descriptors()
+    for number in numbers:
+        server.connections._accepted(number)
+        server.connections._close(number)
+    assert descriptors() == before
+    assert server.connections.strangers == 0
+    for each in pipe:
+        os.close(each)
 
 
 async def test_receive_raises_after_its_timeout(
