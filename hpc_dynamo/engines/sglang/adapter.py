@@ -71,6 +71,9 @@ KNOWN_FAILURES = {
     "No module named 'sglang'": "pip install sglang, or engine.python=/env/bin/python",
     "CUDA out of memory": "engine.args.mem-fraction-static=0.8, or more GPUs per worker",
     "Not enough memory": "a larger engine.args.mem-fraction-static, or more GPUs per worker",
+    "Not enough host memory available": (
+        "a smaller engine.kv_host_cache_gb; SGLang leaves 10 GiB of the node's memory free"
+    ),
     "Some GPUs may be occupied": (
         "`nvidia-smi` on that node: another process uses one of the worker's GPUs"
     ),

@@ -1,7 +1,4 @@
-"""One prefill and one decode worker of real vLLM, shared by the tests of this folder.
-
-Both have a host cache, below a MultiConnector with NIXL.
-"""
+"""One prefill and one decode worker of real vLLM, shared by the tests of this folder."""
 
 from collections.abc import Iterator
 
@@ -20,8 +17,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "router.conditional_disaggregation=false",
         f"engine.args.max-model-len={CONTEXT}",
         "engine.decode.args.enable-prefix-caching=false",
-        "engine.kv_host_cache_gb=0.5",
-        "engine.env.VLLM_SERVER_DEV_MODE=1",  # for /reset_prefix_cache
         "engine.args.enable-auto-tool-choice=true",
         "engine.args.tool-call-parser=hermes",
     )
