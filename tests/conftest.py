@@ -17,6 +17,7 @@ from hpc_dynamo.run import Attempt, Run, Secrets, new_token
 from hpc_dynamo.topology import Plan
 from hpc_dynamo.wire import new_keys
 from tests.cluster.slurm import SlurmCluster, Spec, sweep, unavailable
+from tests.support.requirements import skip_without
 from tests.support.terminal import Call, caller
 from tests.support.worker_shares import in_shares
 
@@ -106,15 +107,10 @@ def cluster() -> Iterator[SlurmCluster]:
     HPC_DYNAMO_REQUIRE they fail instead.
     """
     if reason := unavailable():
-        refuse = pytest.fail if "cluster" in _required() else pytest.skip
-        refuse(reason)
+        skip_without("cluster", reason)
     sweep()
     with SlurmCluster(Spec(f"t{os.getpid()}n", gpus=2)) as cluster:
         yield cluster
-
-
-def _required() -> list[str]:
-    return os.environ.get("HPC_DYNAMO_REQUIRE", "").replace(",", " ").split()
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """Run the whole test suite: `python -m tests.suite`, the recipe of `make test`.
 
-    prepare    install Slurm and Open MPI with apt-get (root on Debian only)
+    prepare    install Slurm, Open MPI, Charliecloud and Podman with apt-get (root on Debian only)
 
 Then three lanes at the same time:
 
     local                   unit and integration tests
     vllm-env, vllm, lint    install the CPU build of vLLM; tests with real vLLM engines; then ruff,
-                            mypy and docs
+                            mypy and docs. If SGLang is required, its parts follow those of vLLM
     cluster                 tests on a real Slurm cluster, which mostly wait
 
 A part that fails does not stop the others. The exit code is 1 if any part failed. Output lines
@@ -25,7 +25,8 @@ from pathlib import Path
 
 from hpc_dynamo.demo import provision, provision_sglang
 from hpc_dynamo.demo.engine_environment import MODEL_GB
-from tests.cluster.install import PACKAGES, missing_programs, not_installable
+from tests.cluster.install import missing_packages, not_installable
+from tests.support.requirements import required
 
 PYTEST = (sys.executable, "-m", "pytest", "-q", "--durations=15")
 # pytest then prints the reasons in the short summary in full, not cut at 80 columns.
@@ -74,9 +75,10 @@ def announcement() -> str:
     """Return what the suite is going to install on this machine."""
     lines = []
     if reason := not_installable():
-        lines.append(f"Slurm and Open MPI: not installed ({reason}); cluster tests are skipped")
-    elif missing_programs():
-        lines.append(f"Slurm and Open MPI: apt-get install {' '.join(PACKAGES)}")
+        what = f"not installed ({reason}); cluster tests are skipped"
+        lines.append(f"Slurm, Open MPI, Charliecloud and Podman: {what}")
+    for words in () if reason else missing_packages():
+        lines.append(f"apt-get install {' '.join(words)}")
     places = provision.vllm_paths()
     if not places.complete:
         size = f"about {provision.DISK_GB + MODEL_GB:.0f} GB"
@@ -142,11 +144,6 @@ def files_with(marker: str) -> list[str]:
     """Return the test files that use a marker. The import of all others takes 9 s."""
     files = Path("tests").rglob("test_*.py")
     return sorted(str(file) for file in files if f"pytest.mark.{marker}" in file.read_text())
-
-
-def required(what: str) -> bool:
-    """Return True if HPC_DYNAMO_REQUIRE has this word."""
-    return what in os.environ.get("HPC_DYNAMO_REQUIRE", "").replace(",", " ").split()
 
 
 Part = tuple[str, Sequence[str]]

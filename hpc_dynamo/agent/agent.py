@@ -81,7 +81,12 @@ class Agent:
         async with asyncio.TaskGroup() as group:
             context = self._context = self._node_context(folder, group)
             self._shard_followers = ShardFollowers(
-                node, workers, context.follower_process, self._client.send, group
+                node,
+                workers,
+                context.follower_process,
+                context.follow_events,
+                self._client.send,
+                group,
             )
             for worker in self._layout.on_node(node):
                 self._place(worker)

@@ -62,7 +62,7 @@ class EngineProcess:
         host: str,
         sessions: SessionMonitor,
     ) -> None:
-        self._attempt, self._config, self._place = attempt, config, place
+        self._attempt, self._config, self.placement = attempt, config, place
         self._sessions = sessions
         self._log = attempt.worker_log(place.worker.rank, place.shard_index)
         # Earlier executions have written to the same log.
@@ -76,14 +76,14 @@ class EngineProcess:
 
     @property
     def url(self) -> str:
-        return f"http://{self._place.address}:{self._place.ports[0]}"
+        return f"http://{self.placement.address}:{self.placement.ports[0]}"
 
     async def listens(self) -> bool:
         """Return True if its HTTP port is open, and is this user's.
 
         Raises PortTaken if another user listens there: the key must not go to that user.
         """
-        place = self._place
+        place = self.placement
         user = await asyncio.to_thread(port_user, place.address, place.ports[0])
         if user.other_user:
             raise self._port_taken(place.ports[0], user.other_user)
@@ -91,7 +91,7 @@ class EngineProcess:
 
     async def start_error(self, error: EngineError) -> EngineError:
         """Return PortTaken if another process has a port that the engine needs, else `error`."""
-        place = self._place
+        place = self.placement
         needed = place.ports + (place.rendezvous.ports if place.rendezvous else ())
         for port in needed:
             user = await asyncio.to_thread(port_user, place.address, port)
@@ -130,7 +130,7 @@ class EngineProcess:
             await child.stop()
 
     async def _command(self) -> EngineCommand:
-        config, place, adapter = self._config, self._place, engine(self._config.engine.name)
+        config, place, adapter = self._config, self.placement, engine(self._config.engine.name)
         command = adapter.command(config, place)
         # The other nodes of an MPI step do not have the folder of this one.
         temporary = {} if self._is_mpi_step else temporary_folders(place)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
 from msgspec import structs
@@ -63,6 +64,12 @@ class NodeContext:
     ) -> EngineProcess:
         """Return the process of shard `index` of a worker, which is not its first."""
         return self.process(self.placer.follower(worker, index, rendezvous))
+
+    def follow_events(self, placement: Placement) -> AbstractAsyncContextManager[None]:
+        """Relay the KV events of a process while the context is open. Enter it before the start."""
+        config, rank = self.config_of(placement.worker), placement.worker.rank
+        adapter = engine(config.engine.name)
+        return self.relay.follow(rank, adapter.event_endpoints(config, placement))
 
 
 class ManagedWorker:
@@ -140,14 +147,13 @@ class ManagedWorker:
 
     async def _run(self, worker: Worker) -> None:
         """Start the worker once and wait for its end: raises EngineError, or is cancelled."""
-        context, config = self._context, self._context.config_of(worker)
+        context = self._context
         placement = context.placer.leader(worker)
         await self._report(worker, WorkerState.starting)
-        events = engine(config.engine.name).event_endpoints(config, placement)
         # The ranks of an MPI step are started by Slurm, not by other agents.
         has_followers = len(worker.shards) > 1 and not is_mpi_step(context.config, worker)
         async with (
-            context.relay.follow(worker.rank, events),
+            context.follow_events(placement),
             context.shard_leader.start_shards(placement, has_followers) as follower_exit,
         ):
             await self._serve(placement, follower_exit, has_followers)

@@ -8,11 +8,12 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 from hpc_dynamo.agent.engine_process import EngineProcess
 from hpc_dynamo.agent.hang_watch import wait_for_shard
-from hpc_dynamo.engines import ShardRendezvous
+from hpc_dynamo.engines import Placement, ShardRendezvous
 from hpc_dynamo.errors import EngineError
 from hpc_dynamo.messages import ShardExited, StartShard
 from hpc_dynamo.topology import Worker
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 # Arguments: the worker in its present role, the index of the shard, the rendezvous.
 MakeProcess = Callable[[Worker, int, ShardRendezvous], EngineProcess]
+# Relays the KV events of a shard while the context is open.
+FollowEvents = Callable[[Placement], AbstractAsyncContextManager[None]]
 
 
 class ShardFollowers:
@@ -31,12 +34,14 @@ class ShardFollowers:
         node: int,
         workers: tuple[Worker, ...],
         make_process: MakeProcess,
+        follow_events: FollowEvents,
         send: Callable[[ShardExited], Coroutine[None, None, None]],
         group: asyncio.TaskGroup,
     ) -> None:
         self._node = node
         self._shards = dict[int, tuple[Worker, int]]()  # worker and index of the shard, by rank
-        self._make_process, self._send, self._group = make_process, send, group
+        self._make_process, self._follow_events = make_process, follow_events
+        self._send, self._group = send, group
         self._tasks = dict[int, asyncio.Task[None]]()
         self._started = dict[int, StartShard]()  # last message by rank
         self._exited = dict[int, ShardExited]()  # by rank
@@ -96,7 +101,7 @@ class ShardFollowers:
         async with self._locks[message.rank]:
             try:
                 process = self._make_process(replace(worker, role=message.role), index, rendezvous)
-                async with process.running() as child:
+                async with self._follow_events(process.placement), process.running() as child:
                     raise await wait_for_shard(process, child)
             except EngineError as e:
                 log.error("%s", e)

@@ -56,17 +56,17 @@ class EventEndpoints:
     by the number of a TCP port (vLLM 0.32 and SGLang 0.5.23, offset_endpoint_port).
     """
 
-    live: str  # published as they happen
-    replay: str  # requested after a gap
-    ranks: int = 1
+    live: str  # published as they happen; of rank 0
+    replay: str  # requested after a gap; of rank 0
+    dp_ranks: tuple[int, ...] = ()  # ranks that publish there; empty: the worker has only one
 
     def by_rank(self) -> "dict[int | None, EventEndpoints]":
         """Return the endpoints of each data-parallel rank; None stands for a worker with one."""
-        if self.ranks == 1:
+        if not self.dp_ranks:
             return {None: self}
         return {
             rank: EventEndpoints(_of_rank(self.live, rank), _of_rank(self.replay, rank))
-            for rank in range(self.ranks)
+            for rank in self.dp_ranks
         }
 
 

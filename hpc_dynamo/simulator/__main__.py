@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine
 from functools import partial
 from typing import NoReturn
 
@@ -22,12 +22,16 @@ from hpc_dynamo.simulator.bad_answers import BadAnswer
 from hpc_dynamo.simulator.blocks import BlockPool, KvMemory
 from hpc_dynamo.simulator.data_parallel import DataParallelScheduler
 from hpc_dynamo.simulator.engine_context import EngineContext
-from hpc_dynamo.simulator.events import KvEventJournal, KvEventsConfig
+from hpc_dynamo.simulator.event_publishing import (
+    event_publishing,
+    local_publishers,
+    publish_received,
+)
 from hpc_dynamo.simulator.handoffs import with_handoffs
 from hpc_dynamo.simulator.injected_failures import InjectedFailures
 from hpc_dynamo.simulator.metrics import SimulatorMetrics
 from hpc_dynamo.simulator.model import SimulatedModel
-from hpc_dynamo.simulator.nodes import follow, followers
+from hpc_dynamo.simulator.nodes import FollowerNodes, follow, followers
 from hpc_dynamo.simulator.options import KEY_VARIABLE, check, parser, set_nodes_from_slurm
 from hpc_dynamo.simulator.scheduler import Scheduler
 from hpc_dynamo.simulator.server import HttpApi, malformed_request
@@ -35,7 +39,6 @@ from hpc_dynamo.simulator.sglang_api import SglangApi
 from hpc_dynamo.simulator.sglang_requests import SglangRequests
 from hpc_dynamo.simulator.step import SchedulerLimits
 from hpc_dynamo.timing_model import load_timing
-from hpc_dynamo.wire import KvEventPublisher
 
 log = logging.getLogger("hpc_dynamo.simulator")
 
@@ -50,6 +53,7 @@ def engine_context(args: argparse.Namespace) -> EngineContext:
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
         mean_output_tokens=args.mean_output_tokens,
+        tokens_per_step=args.tokens_per_step,
         time_scale=args.time_scale,
         recompute=args.kv_load_failure_policy == "recompute",
         die_after_tokens=args.die_after_tokens,
@@ -109,9 +113,9 @@ def new_scheduler(
 
 @contextlib.asynccontextmanager
 async def running_engine(
-    args: argparse.Namespace, port: int, key: str
+    args: argparse.Namespace, port: int, key: str, nodes: FollowerNodes
 ) -> AsyncIterator[EngineContext]:
-    """Run the engine of this rank. Its tasks end with the context."""
+    """Run the engine of this worker. Its tasks end with the context."""
     engine = engine_context(args)
     loops = [engine.scheduler.run()]
     async with contextlib.AsyncExitStack() as stack:
@@ -119,43 +123,12 @@ async def running_engine(
             added = with_handoffs(engine, args, port, key)
             engine, watches = await stack.enter_async_context(added)
             loops += watches
-        loops += stack.enter_context(event_publishing(args, engine.scheduler))
+        loops += stack.enter_context(event_publishing(args, engine.scheduler, nodes))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         running = [tasks.create_task(each) for each in loops]
         yield engine
         for task in running:
             task.cancel()
-
-
-@contextlib.contextmanager
-def event_publishing(
-    args: argparse.Namespace, scheduler: Scheduler
-) -> Iterator[list[Coroutine[None, None, None]]]:
-    """Publish KV events if the options ask for it. Yield the tasks that this needs."""
-    config = KvEventsConfig.parse(args.kv_events_config)
-    if not config.enabled:
-        yield []
-        return
-    with contextlib.ExitStack() as stack:
-        publishers = [
-            stack.enter_context(_publishing(args, config, rank, own))
-            for rank, own in enumerate(scheduler.ranks)
-        ]
-        yield [publisher.serve_replays() for publisher in publishers]
-
-
-@contextlib.contextmanager
-def _publishing(
-    args: argparse.Namespace, config: KvEventsConfig, rank: int, scheduler: Scheduler
-) -> Iterator[KvEventPublisher]:
-    """Publish the events of one data-parallel rank."""
-    endpoints = config.endpoint_of(rank), config.replay_endpoint_of(rank)
-    publisher = KvEventPublisher(*endpoints, topic=config.topic, buffer_steps=config.buffer_steps)
-    journal = KvEventJournal(args.block_size, rank)
-    scheduler.model.record_events(journal)
-    scheduler.publish_events = partial(journal.publish, publisher)
-    with contextlib.closing(publisher):
-        yield publisher
 
 
 async def serve(args: argparse.Namespace) -> None:
@@ -170,14 +143,16 @@ async def serve(args: argparse.Namespace) -> None:
             return
     key = os.environ.get(KEY_VARIABLE, "")
     if args.node_rank:
-        await first_of(stop.wait(), follow(args, key))
+        with local_publishers(args) as (publishers, loops):
+            publish = partial(publish_received, publishers)
+            await first_of(stop.wait(), follow(args, key, publish), *loops)
         return
     api = HttpApi(key)
     server = HttpServer(api.handle, format_error=malformed_request)
     async with server, followers(args, key) as nodes:
         port = await server.listen(args.host, args.port, reuse_port=True)  # as vLLM does
         await first_of(stop.wait(), nodes.complete.wait(), nodes.lost.wait())
-        async with running_engine(args, port, key) as engine:
+        async with running_engine(args, port, key, nodes) as engine:
             api.open(engine)
             log.info("%s of %s, listening on http://%s:%d", args.role, args.model, args.host, port)
             await (stop.wait() if args.outlive_nodes else first_of(stop.wait(), nodes.lost.wait()))

@@ -1,7 +1,7 @@
 """KV events in vLLM's form: changes of the prefix cache, published as one batch per step."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
@@ -14,7 +14,6 @@ from hpc_dynamo.kv.events import (
     KvEventBatch,
     encode_events,
 )
-from hpc_dynamo.wire import KvEventPublisher
 
 MEDIUM = "GPU"
 
@@ -106,11 +105,11 @@ class KvEventJournal:
         events, self._events = self._events, []
         return events
 
-    async def publish(self, publisher: KvEventPublisher) -> None:
+    async def publish(self, publish: Callable[[bytes], Awaitable[None]]) -> None:
         """Publish all recorded events as one batch."""
         if events := self.drain():
             batch = KvEventBatch(time.time(), events, data_parallel_rank=self._rank)
-            await publisher.publish(encode_events(batch))
+            await publish(encode_events(batch))
 
 
 def _short_hash(digest: bytes) -> int:

@@ -6,8 +6,10 @@ import subprocess
 from pathlib import Path
 
 PACKAGES = ("slurm-wlm", "munge", "libopenmpi-dev", "openmpi-bin", "iproute2")
-# Container runtimes for an ordinary user; without recommended packages, which add 400 MB.
+# Container runtimes for an ordinary user. Recommended packages would add 400 MB.
 CONTAINER_PACKAGES = ("charliecloud-runtime", "podman", "crun", "uidmap")
+_NO_RECOMMENDED = "--no-install-recommends"
+_HINT = "as root: python -m tests.cluster.slurm install"
 _CONTAINER_PROGRAMS = ("ch-run", "podman", "crun")
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "mpirun", "ip", "nsenter")
 _SPACES = ("--net", "--mount", "--uts", "--ipc", "--pid", "--fork", "--mount-proc")
@@ -19,11 +21,16 @@ def missing_programs() -> list[str]:
 
 
 def missing_containers() -> str:
-    """Return the container runtimes that are not installed and how to get them, or an empty text.
-    The suite does not install them."""
+    """Return the missing container runtimes and how to install them, or an empty text."""
     missing = [name for name in _CONTAINER_PROGRAMS if not shutil.which(name, path=_PATH)]
-    install = f"apt-get install --no-install-recommends {' '.join(CONTAINER_PACKAGES)}"
-    return f"needs {', '.join(missing)}: {install}" if missing else ""
+    return f"needs {', '.join(missing)}; {_HINT}" if missing else ""
+
+
+def missing_packages() -> list[tuple[str, ...]]:
+    """Return the arguments of each `apt-get install` that is needed."""
+    slurm = PACKAGES if missing_programs() else ()
+    containers = (_NO_RECOMMENDED, *CONTAINER_PACKAGES) if missing_containers() else ()
+    return [words for words in (slurm, containers) if words]
 
 
 def unavailable() -> str:
@@ -31,8 +38,7 @@ def unavailable() -> str:
     if reason := not_installable():
         return reason
     if missing := missing_programs():
-        hint = "as root: python -m tests.cluster.slurm install"
-        return f"the Slurm test cluster needs {', '.join(missing)}; {hint}"
+        return f"the Slurm test cluster needs {', '.join(missing)}; {_HINT}"
     freezer = "mount -t cgroup -o freezer none /mnt"
     probe = subprocess.run(
         ("unshare", *_SPACES, "sh", "-c", freezer), capture_output=True, text=True, check=False
@@ -55,10 +61,11 @@ def install() -> str:
     """Install missing packages with apt-get and return a report."""
     if reason := not_installable():
         raise SystemExit(reason)
-    if not missing_programs():
-        return "Slurm and Open MPI are already installed"
+    missing = missing_packages()
+    if not missing:
+        return "Slurm, Open MPI, Charliecloud and Podman are already installed"
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for action in (("update",), ("install", "--yes", *PACKAGES)):
+    for action in (("update",), *(("install", "--yes", *words) for words in missing)):
         print("apt-get", *action, flush=True)
         subprocess.run(("apt-get", *action), env=env, check=True)
-    return f"installed: {' '.join(PACKAGES)}"
+    return f"installed: {' '.join(package for words in missing for package in words)}"

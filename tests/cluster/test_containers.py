@@ -17,6 +17,7 @@ from hpc_dynamo.run import Run
 from tests.cluster.install import missing_containers
 from tests.cluster.slurm import SlurmCluster
 from tests.support.container_image import PYTHON, build_image
+from tests.support.requirements import skip_without
 from tests.support.runs import HANG_S, answers, latest, until, write_prompts
 
 pytestmark = pytest.mark.cluster
@@ -90,7 +91,7 @@ class Site:
 @pytest.fixture(scope="module")
 def site(cluster: SlurmCluster) -> Iterator[Site]:
     if reason := missing_containers():
-        pytest.skip(reason)
+        skip_without("containers", reason)
     folder = cluster.shared / "containers"
     folder.mkdir()
     site = Site(cluster, folder)

@@ -33,6 +33,7 @@ from tests.support.vllm_serve import MODEL, POLL_S, engine_pid, process_of, serv
 
 pytestmark = [pytest.mark.sglang, pytest.mark.slow_fault, pytest.mark.timeout(1800)]
 
+RESPONSES = "/v1/responses"
 SERVER, SCHEDULER = "", "sglang::scheduler"
 HELD = ("num_running_reqs", "num_waiting_reqs", "num_used_tokens")  # in /v1/loads
 BLOCK, CACHE = 16, 4096  # tokens
@@ -100,23 +101,27 @@ def until_idle(served: Served) -> None:
     until("idle workers", lambda: not any(held(served).values()), poll_s=POLL_S)
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("kind", ["whole", "stream", "response"])
 def test_requests_of_lost_client_are_aborted_on_both_workers(
-    disaggregated: Served, fault: FaultRecorder, stream: bool
+    disaggregated: Served, fault: FaultRecorder, kind: str
 ) -> None:
     """The client leaves while the prefill worker computes, or in the middle of its stream."""
-    served = disaggregated
-    what = "of a stream leaves" if stream else "leaves while its prompt is computed"
+    served, whole = disaggregated, kind == "whole"
+    what = "leaves while its prompt is computed" if whole else f"of a {kind} leaves"
     row = fault(f"SGLang, the client {what}", "both workers drop the request at once")
     until_idle(served)
-    prompt = f"{stream} " + SEA * (1 if stream else 200)
-    body = {"model": MODEL, "prompt": prompt, "max_tokens": 500, "ignore_eos": True}
+    prompt = f"{kind} " + SEA * (200 if whole else 1)
+    path, body = COMPLETIONS, {"prompt": prompt, "max_tokens": 500, "ignore_eos": True}
+    if kind == "response":
+        path, body = RESPONSES, {"input": prompt, "max_output_tokens": 500}
     with closing(served.connect()) as client:
         headers = {"Authorization": f"Bearer {served.key}"}
-        client.request("POST", COMPLETIONS, json.dumps(body | {"stream": stream}), headers)
-        if stream:
-            assert client.getresponse().readline().startswith(b"data:")
-        until("the request", lambda: holds(served, "decode" if stream else "prefill"))
+        client.request(
+            "POST", path, json.dumps({**body, "model": MODEL, "stream": not whole}), headers
+        )
+        if not whole:
+            assert client.getresponse().readline().startswith((b"data:", b"event:"))
+        until("the request", lambda: holds(served, "prefill" if whole else "decode"))
     row.injected()
     row.requests(1)
     until_idle(served)

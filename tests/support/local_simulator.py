@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from hpc_dynamo.http import HttpServer
 from hpc_dynamo.simulator.__main__ import running_engine
 from hpc_dynamo.simulator.engine_context import EngineContext
+from hpc_dynamo.simulator.nodes import FollowerNodes
 from hpc_dynamo.simulator.options import parser
 from hpc_dynamo.simulator.server import HttpApi
 
@@ -21,7 +22,7 @@ async def local_simulator(*options: str) -> AsyncIterator[str]:
     api = HttpApi(KEY)
     async with HttpServer(api.handle) as server:
         port = await server.listen("127.0.0.1", 0)
-        async with running_engine(args, port, KEY) as engine:
+        async with running_engine(args, port, KEY, FollowerNodes(1, KEY)) as engine:
             api.open(engine)
             yield f"http://127.0.0.1:{port}"
             async with asyncio.timeout(IDLE_S):

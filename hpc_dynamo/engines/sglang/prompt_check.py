@@ -1,9 +1,9 @@
-"""Prompts that end an SGLang engine.
+"""Prompts and parameters that end an SGLang engine.
 
 SGLang 0.5.23 checks neither token ids nor the elements of a list of prompts. An id outside the
-vocabulary or a prompt without tokens raises an exception in its scheduler, which then ends with
-every request on it. It also answers `n: -1`, and its error for `n: 0` does not name the field.
-Other engines refuse such requests with status 400.
+vocabulary, a prompt without tokens or too many log-probabilities raise an exception in its
+scheduler. It then ends with every request on it. SGLang also answers `n: -1`, and its error for
+`n: 0` does not name the field. Other engines refuse such requests with status 400.
 
 SGLang reads `1e9`, `"7"` and `true` as integers. Here only JSON integers are token ids.
 """
@@ -37,6 +37,9 @@ INPUT_IDS = "input_ids"
 CHECKS_EMPTY = frozenset({COMPLETIONS, "/v1/embeddings"})
 # Fields with token ids that are no prompt, on every path; may be lists of lists.
 IDS = ("label_token_ids", "stop_token_ids", "token_ids_logprob")
+# Numbers of alternatives to each token; a list of prompts may have a list of them.
+ALTERNATIVES = ("logprobs", "top_logprobs", "top_logprobs_num")
+MAX_ALTERNATIVES = 128  # a prefill worker has a buffer of this size (disaggregation/utils.py)
 PARAMETERS = "sampling_params"  # an object or a list of them, on SGLang's own paths
 
 
@@ -66,6 +69,12 @@ class SglangPromptCheck:
         answers = _integer(field_value(body.get("n")))
         if answers is not None and answers < 1:
             return f"n must be at least 1, got {answers}"
+        most = min(MAX_ALTERNATIVES, self._vocabulary or MAX_ALTERNATIVES)
+        for field in ALTERNATIVES:
+            value = field_value(body.get(field))
+            several = value if isinstance(value, list | tuple) else [value]
+            if any((_integer(each) or 0) > most for each in several):
+                return f"{field} must be at most {most}"
         for field in IDS:
             value = field_value(body.get(field))
             if isinstance(value, list | tuple):

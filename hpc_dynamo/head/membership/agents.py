@@ -14,6 +14,7 @@ from hpc_dynamo.agent import HEARTBEAT_S
 from hpc_dynamo.config import Role
 from hpc_dynamo.defects import contain_defects
 from hpc_dynamo.errors import EngineError, HpcDynamoError
+from hpc_dynamo.head.membership.kv_events import KvEventReceiver
 from hpc_dynamo.head.membership.links import HEARTBEAT, AgentLinks
 from hpc_dynamo.head.membership.losses import ModelFailure, lost_report, shows_bad_node
 from hpc_dynamo.head.membership.reports import ReportSubscriptions
@@ -27,7 +28,6 @@ from hpc_dynamo.messages import (
     Hello,
     HelloRequest,
     KvEvents,
-    KvReplayRequest,
     Preempted,
     Roster,
     SetAsleep,
@@ -38,7 +38,7 @@ from hpc_dynamo.messages import (
     WorkerReport,
     WorkerState,
 )
-from hpc_dynamo.router import RequestRouter, target_key
+from hpc_dynamo.router import RequestRouter
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.topology import Plan, Worker
 from hpc_dynamo.wire import ControlServer
@@ -76,6 +76,7 @@ class Membership:
         self._stop_reason = ""  # given to all agents
         self._changed = asyncio.Condition()
         self._shards = MultiNodeCoordinator(self._links.send)
+        self._kv_events = KvEventReceiver(self._links, lambda r: self._placed.get(r), self._router)
         self.workers: dict[int, WorkerReport] = {}  # last report, by rank
         self._subscriptions = ReportSubscriptions()
         self.subscribe = self._subscriptions.subscribe
@@ -114,7 +115,7 @@ class Membership:
             case AgentStopped(node=node) if node in self._nodes:
                 await self._remove_agent(node, WorkerState.stopped, "its agent has exited")
             case KvEvents():
-                await self._receive_kv_events(peer, message)
+                await self._kv_events.receive(peer, message)
                 await asyncio.sleep(0)  # many events must not delay other tasks
             case _:
                 name = type(message).__name__
@@ -175,19 +176,6 @@ class Membership:
         """Return True if a node runs the first shard of a worker now."""
         return rank in self._placed and self._placed[rank].node == node
 
-    async def _receive_kv_events(self, peer: bytes, events: KvEvents) -> None:
-        rank = events.rank
-        # Events may still arrive after the end of an extra job, or from a node that was replaced.
-        if rank in self._placed and self._links.is_peer(self._placed[rank].node, peer):
-            state, key = self._router(rank).kv_state, target_key(rank, events.dp_rank)
-            if (first := state.receive_events(key, events.seq, events.payload)) is not None:
-                await self._request_replay(rank, first, events.dp_rank)
-
-    async def _request_replay(self, rank: int, start: int, dp_rank: int | None = None) -> None:
-        if rank in self._placed:
-            request = KvReplayRequest(rank=rank, dp_rank=dp_rank, start=start)
-            await self._links.send(self._placed[rank].node, request)
-
     async def watch(self) -> None:
         """Remove agents that died or fell silent, with their workers. Runs until cancelled."""
         while True:
@@ -240,7 +228,7 @@ class Membership:
             place, asleep, caches = (worker.role, worker.url), worker.asleep, worker.caches
             await router.add_worker(worker.rank, *place, draining=asleep, caches=caches)
             for dp_rank in worker.caches.dp_ranks:  # earlier events were not received
-                await self._request_replay(worker.rank, 0, dp_rank)
+                await self._kv_events.request_replay(worker.rank, 0, dp_rank)
         else:
             router.remove_worker(worker.rank)
         if worker.state in EXITED:

@@ -55,7 +55,8 @@ class ExternalWorkers:
         self._pd_protocol, self._versions = pd_protocol_of(config.engine), VersionCheck(config)
         pairs = [pair.split("|") for pair in config.route.events]
         ranks = config.route.data_parallel
-        ends = (EventEndpoints(live, replay, ranks) for live, replay in pairs)
+        dp_ranks = tuple(range(ranks)) if ranks > 1 else ()
+        ends = (EventEndpoints(live, replay, dp_ranks) for live, replay in pairs)
         self._events = dict(enumerate(ends))
         if not config.router.kv_events:
             self._events.clear()

@@ -123,10 +123,11 @@ class WorkerBits:
         found = dict[TargetKey, int]()
         for bits, depth in prefixes:
             if depth:
-                found.update(dict.fromkeys(self._ranks_of(bits), depth))
+                found.update(dict.fromkeys(self.ranks_of(bits), depth))
         return found
 
-    def _ranks_of(self, bits: int) -> Iterable[TargetKey]:
+    def ranks_of(self, bits: int) -> Iterable[TargetKey]:
+        """Return the workers of these bits."""
         if bits.bit_count() > _FEW:
             return compress(self._ranks, bin(bits)[:1:-1].encode().translate(_FLAGS))
         ranks = list[TargetKey]()

@@ -345,9 +345,10 @@ def test_each_data_parallel_rank_has_endpoints_in_the_private_folder(name: str) 
         1: ("ipc:///tmp/x/inproc-3_dp1", "ipc:///tmp/x/inproc-3r_dp1"),
         2: ("ipc:///tmp/x/inproc-3_dp2", "ipc:///tmp/x/inproc-3r_dp2"),
     }
-    shards = (*where.worker.shards, *where.worker.shards)
+    shards = (Shard(0, (0, 1)), Shard(1, (0,)), Shard(2, ()))
     spread = replace(where, worker=replace(where.worker, shards=shards))
-    assert engine(name).event_endpoints(config, spread) is None, "ranks are on other nodes"
+    each = [engine(name).event_endpoints(config, replace(spread, shard_index=i)) for i in range(3)]
+    assert [own and own.dp_ranks for own in each] == [(0, 1), (2,), None]
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,8 @@ def test_ranks_share_the_sequences_of_a_worker(
 
 def test_endpoints_of_ranks_follow_those_of_rank_0() -> None:
     """As vLLM and SGLang derive them."""
-    tcp = EventEndpoints("tcp://n0:5557", "tcp://[::1]:5600", 2).by_rank()
+    tcp = EventEndpoints("tcp://n0:5557", "tcp://[::1]:5600", (0, 1)).by_rank()
     assert tcp[1] == EventEndpoints("tcp://n0:5558", "tcp://[::1]:5601")
     assert tcp[0] == EventEndpoints("tcp://n0:5557", "tcp://[::1]:5600")
-    ipc = EventEndpoints("ipc:///f/inproc", "ipc:///f/inproc-r", 2).by_rank()
+    ipc = EventEndpoints("ipc:///f/inproc", "ipc:///f/inproc-r", (0, 1)).by_rank()
     assert ipc[1] == EventEndpoints("ipc:///f/inproc_dp1", "ipc:///f/inproc-r_dp1")
