@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import mul
+from typing import Any
 
 from hpc_dynamo import config as c
 from hpc_dynamo.errors import WireError
@@ -221,7 +222,8 @@ def _plain_blocks(event: BlockStored) -> tuple[int, bytes]:
     their tokens.
 
     Salts and media change a block, but not the hashes used here. SGLang 0.5.23 puts ids made from
-    a medium's digest in the place of its tokens. They have up to 62 bits.
+    a medium's digest in the place of its tokens. They have up to 62 bits. Those of TensorRT-LLM are
+    texts.
     """
     if event.cache_salt is not None:
         return 0, b""
@@ -230,8 +232,17 @@ def _plain_blocks(event: BlockStored) -> tuple[int, bytes]:
     if (plain := next(changed, blocks)) < blocks:
         blocks, ids = plain, ids[: plain * event.block_size]
     try:
-        return blocks, array("I", ids).tobytes()
-    except OverflowError:
-        first = next(i for i, token in enumerate(ids) if not 0 <= token < 1 << 32)
+        return blocks, _packed(ids)
+    except (OverflowError, TypeError):
+        first = next(i for i, token in enumerate(ids) if not _is_token(token))
         blocks = first // max(event.block_size, 1)
-        return blocks, array("I", ids[: blocks * event.block_size]).tobytes()
+        return blocks, _packed(ids[: blocks * event.block_size])
+
+
+def _packed(ids: list[Any]) -> bytes:
+    """Raises OverflowError or TypeError for values that are not ids of tokens."""
+    return array("I", ids).tobytes()
+
+
+def _is_token(token: object) -> bool:
+    return isinstance(token, int) and 0 <= token < 1 << 32

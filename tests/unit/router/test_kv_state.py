@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from hpc_dynamo.config import Router as RouterConfig
@@ -223,6 +224,24 @@ def test_blocks_in_lower_tiers_have_a_cost() -> None:
     assert state.load_tokens(hashes(), cached) == {0: pytest.approx(0.1 * 4 * BLOCK)}
     engine.publish(stored(0, 4, medium="GPU"))
     assert state.load_tokens(hashes(), cached) == {}
+
+
+def test_batch_of_tensorrt_llm_is_indexed() -> None:
+    """The form that its publisher documents; a part of an image has a text instead of an id."""
+    state = new_state()
+    Engine(state, 0)
+    image: list[int | str] = [*PROMPT[: 2 * BLOCK], "digest", *PROMPT[2 * BLOCK + 1 :]]
+    event = {
+        "type": "BlockStored", "block_hashes": [-1, 2, 3, 4], "parent_block_hash": None,
+        "token_ids": image, "block_size": BLOCK, "lora_id": None, "medium": "GPU",
+        "lora_name": None, "group_idx": 0, "mm_keys": [[], [], [{"type": "mm_key", "hash": "d"}]],
+    }  # fmt: skip
+    payload = msgspec.msgpack.encode([time.time(), [event], 0])
+    assert state.receive_events(0, 0, payload) is None
+    assert state.overlaps(hashes()) == {0: 2}
+    removed = {"type": "BlockRemoved", "block_hashes": [2, 3, 4], "medium": "GPU"}
+    state.receive_events(0, 1, msgspec.msgpack.encode([time.time(), [removed], 0]))
+    assert (state.overlaps(hashes()), state.unreadable_batches) == ({0: 1}, 0)
 
 
 @pytest.mark.parametrize(
