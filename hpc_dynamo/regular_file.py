@@ -7,6 +7,9 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+MAX_KEY_BYTES = 1 << 16  # size of a file with a key or a certificate
+MAX_RECORD_BYTES = 64 << 20  # size of a JSON file; a record of 10,000 nodes has a few MiB
+
 
 def open_regular_file(path: Path) -> BinaryIO:
     """Open a file without waiting for it. Raises OSError if it is a pipe, a device or a socket."""
@@ -26,6 +29,12 @@ def read_regular_file(path: Path, max_bytes: int) -> bytes:
             if len(content) <= max_bytes:
                 return content
     raise OSError(errno.EFBIG, f"it has more than {max_bytes} bytes", str(path))
+
+
+def read_key(path: str | Path) -> str:
+    """Return the key in a file, without spaces around it. Raises OSError, see
+    `read_regular_file`, and UnicodeDecodeError."""
+    return read_regular_file(Path(path), MAX_KEY_BYTES).decode().strip()
 
 
 def _open_without_wait(path: str, flags: int) -> int:

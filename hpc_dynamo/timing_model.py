@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from hpc_dynamo.errors import InputError, unknown_name
+from hpc_dynamo.regular_file import MAX_RECORD_BYTES, read_regular_file
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,9 @@ def load_timing(name: str) -> TimingModel:
     if path.suffix != ".json":
         raise unknown_name("simulate.timing_model", name, [*PROFILES, "FILE.json"])
     try:
-        return msgspec.json.decode(path.read_bytes(), type=TimingModel)
+        return msgspec.json.decode(read_regular_file(path, MAX_RECORD_BYTES), type=TimingModel)
     except OSError as e:
         raise InputError(f"{path}: cannot be read: {e.strerror}") from e
-    except msgspec.DecodeError as e:
+    except (msgspec.DecodeError, RecursionError) as e:
         known = ", ".join(field.name for field in fields(TimingModel))
         raise InputError(f"{path}: {e}", hint=f"valid fields: {known}") from e

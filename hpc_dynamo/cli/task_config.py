@@ -11,6 +11,7 @@ from hpc_dynamo.config.resolve import with_engine_limits, with_run
 from hpc_dynamo.engines import is_concurrent
 from hpc_dynamo.errors import ConfigError
 from hpc_dynamo.planner.interpolation import load_performance
+from hpc_dynamo.regular_file import read_key
 
 
 def composed(args: Namespace) -> Config:
@@ -80,9 +81,14 @@ def with_absolute_files(serve: Serve) -> Serve:
 def key_file(field: str, value: str) -> str:
     """Return the absolute path of a file with a key. Raises ConfigError if there is no key."""
     key = _file(field, value)
-    if key and not Path(key).read_text().strip():
-        hint = f"openssl rand -hex 32 > {key}, or leave {field} out"
-        raise ConfigError(f"{field}={key} is empty", hint=hint)
+    hint = f"openssl rand -hex 32 > {key}, or leave {field} out"
+    try:
+        if key and not read_key(key):
+            raise ConfigError(f"{field}={key} is empty", hint=hint)
+    except (UnicodeDecodeError, OSError) as e:
+        if isinstance(e, PermissionError):
+            raise  # `main` reports it with the owner and what to ask for
+        raise ConfigError(f"{field}={key} is no file with a key: {e}", hint=hint) from e
     return key
 
 

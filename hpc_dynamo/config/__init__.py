@@ -42,7 +42,7 @@ from hpc_dynamo.config.schema.planner import (
     PriorityTarget,
     ScaleOut,
 )
-from hpc_dynamo.config.schema.router import Policy, Router
+from hpc_dynamo.config.schema.router import Policy, Router, TierCost
 from hpc_dynamo.config.schema.setting import schema_fields
 from hpc_dynamo.config.schema.simulate import Simulate
 from hpc_dynamo.config.schema.topology import ParallelSizes, Pool, Role, Topology, TopologyKind
@@ -88,6 +88,7 @@ __all__ = [
     "Simulate",
     "Slurm",
     "Task",
+    "TierCost",
     "Topology",
     "TopologyKind",
     "check_folder",

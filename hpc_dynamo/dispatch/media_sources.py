@@ -3,6 +3,9 @@
 Clients name them. SGLang 0.5 and TensorRT-LLM 1.3 open local paths, with or without `file://`, and
 fetch any URL. vLLM 0.32 fetches any URL, also of hosts that only the node can reach. Therefore a
 request may hold media itself, and `engine.allowed_media` lists other sources.
+
+vLLM keeps media by their `uuid`, in place of a hash of the content. So a client could read a medium
+of another one, or replace it. A `uuid` is therefore refused.
 """
 
 import re
@@ -118,7 +121,9 @@ def _media(value: Any, named: bool) -> Iterator[str]:
 
 def _inside(value: dict[str, Any], named: bool) -> Iterator[tuple[Any, bool]]:
     kind = value.get("type")
-    is_medium = named or (isinstance(kind, str) and kind in KINDS)
+    is_medium = named or (isinstance(kind, str) and _is_kind(kind))
+    if value.get("uuid") is not None and (is_medium or any(map(_mentions_media, value))):
+        raise refusal("uuid names a medium that engines keep for all clients; omit it", "uuid")
     for name, inner in value.items():
         # The input of a tool may have any names; a source is an object in Anthropic's format.
         if name in IGNORED or (name == "input" and kind == "tool_use"):
@@ -131,6 +136,15 @@ def _inside(value: dict[str, Any], named: bool) -> Iterator[tuple[Any, bool]]:
 def _url(source: str) -> re.Match[str] | None:
     """Return the parts of an http or https URL; None for a long text, whose search takes long."""
     return _URL.fullmatch(source) if len(source) <= _LONGEST_URL else None
+
+
+def _is_kind(kind: str) -> bool:
+    """Return True for the type of a medium, such as `image`, `input_file` or `video_url`."""
+    return kind.removeprefix("input_").removesuffix("_url") in KINDS
+
+
+def _mentions_media(name: str) -> bool:
+    return not {"audio", "image", "video"}.isdisjoint(name.split("_"))
 
 
 def _names_media(name: str) -> bool:

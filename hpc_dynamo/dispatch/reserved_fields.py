@@ -25,6 +25,7 @@ NESTED_RESERVED_FIELDS: Mapping[str, str] = {
     "disaggregated_params": "address of KV blocks",
     "ec_transfer_params": "address of encoder outputs",
     "encoder_urls": "address of encoder outputs",
+    "kv_hints": "instructions for the KV cache of the engine",
     "http_worker_ipc": "address of the process that receives the response",
     "kv_router_hint": "address of KV blocks",
     "kv_transfer_params": "address of KV blocks",
@@ -46,9 +47,11 @@ REFUSED_FIELDS: Mapping[str, str] = {
     "lora_id": "name the LoRA adapter in `model`",
     "lora_path": "name the LoRA adapter in `model`",
     "lora_request": "TensorRT-LLM loads the file that it names",
+    "mm_hashes": "it names media that the engine keeps for all clients",
     "session_params": "it continues or ends the requests of other clients",
 }
 NESTED_NAMES = NESTED_RESERVED_FIELDS.keys() | REFUSED_FIELDS.keys()
+BACKGROUND = "background"  # on SGLang's own paths: continue without the client
 VLLM_XARGS = "vllm_xargs"  # vLLM merges the entries of this field into its own fields
 # Paths whose objects are content, such as schemas of tools, with any names in them.
 CONTENT_PATHS = frozenset(
@@ -67,6 +70,9 @@ def check_fields(path: str, body: Body) -> None:
     for name in body.keys() & REFUSED_FIELDS:
         if field_value(body[name]) is not None:
             raise refusal(f"{name} is not accepted: {REFUSED_FIELDS[name]}", name)
+    if path != RESPONSES and field_value(body.get(BACKGROUND)):
+        what = f"{BACKGROUND} is only accepted by {RESPONSES}: the request would not end with you"
+        raise refusal(what, BACKGROUND)
     searched = (VLLM_XARGS,) if path in CONTENT_PATHS else body.keys()
     for name in searched:
         value = body.get(name)

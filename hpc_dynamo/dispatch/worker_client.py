@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 
 from hpc_dynamo.descriptors import OUT_OF_DESCRIPTORS
-from hpc_dynamo.dispatch.execution import is_off
+from hpc_dynamo.dispatch.execution import count, is_off
 from hpc_dynamo.dispatch.refusal import refusal
 from hpc_dynamo.dispatch.request_context import RequestContext
 from hpc_dynamo.dispatch.response_check import BadResponse, CheckedResponse
@@ -49,6 +49,11 @@ class EngineRequest:
     headers: Sequence[tuple[bytes, bytes]] = ()
     samples: int = 1
     context: RequestContext = NO_CONTEXT  # same as for the client's request
+
+    @property
+    def choices(self) -> int:
+        """Return the number of answers that the client gets; below 1 if it is malformed."""
+        return count(self.body, "n")
 
 
 class IncomingResponse(Protocol):

@@ -15,7 +15,10 @@ CLOCK = struct.Struct("!d")
 
 @asynccontextmanager
 async def clock_server(address: str) -> AsyncIterator[int]:
-    """Yield a port that answers each received byte with the time."""
+    """Yield a port that answers each received byte with the time.
+
+    Any user of the network can connect, so a connection gets few answers and little time.
+    """
     server = await asyncio.start_server(_send_time, address, 0)
     async with server:
         yield int(server.sockets[0].getsockname()[1])
@@ -23,11 +26,13 @@ async def clock_server(address: str) -> AsyncIterator[int]:
 
 async def _send_time(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
-        while await reader.read(1):
-            writer.write(CLOCK.pack(time.time()))
-            await writer.drain()
-    except ConnectionError:
-        pass  # the client is gone
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            for _ in range(CLOCK_SAMPLES):
+                if not await reader.read(1):
+                    break
+                writer.write(CLOCK.pack(time.time()))
+    except (ConnectionError, TimeoutError):
+        pass  # the client is gone, or no node of the job
     finally:
         writer.close()
 

@@ -42,6 +42,7 @@ from hpc_dynamo.preprocess import (
     mismatched_tokenizer,
 )
 from hpc_dynamo.printable import LOG_FORMAT, LineFormatter
+from hpc_dynamo.regular_file import read_key
 from hpc_dynamo.router import RemoteRouter, RoutingRequest
 from hpc_dynamo.run import Attempt
 from hpc_dynamo.run.logs import RateLimit
@@ -175,7 +176,7 @@ async def _report(
 
 def _api_key(attempt: Attempt, serve_config: Serve) -> str:
     file = serve_config.api_key_file
-    return Path(file).read_text().strip() if file else attempt.run.api_key()
+    return read_key(file) if file else attempt.run.api_key()
 
 
 def _client(serve_config: Serve) -> HttpClient:

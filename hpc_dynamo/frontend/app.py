@@ -178,7 +178,9 @@ class App:
                 record = StreamRecord() if model.migrator.records(request) else None
                 is_stored = exchange.request.path == RESPONSES  # by the worker, in its memory
                 on_start = self._passthrough.remember_response if is_stored else None
-                exchange.relay = ResponseRelay(exchange.response, model.stats, record, on_start)
+                exchange.relay = ResponseRelay(
+                    exchange.response, model.stats, record, on_start, request.choices
+                )
                 await model.migrator.run(request, exchange.relay)
         except TimeoutError as e:
             what = f"no complete response within {self._timeout_s:.0f} s"

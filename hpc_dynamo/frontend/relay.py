@@ -9,6 +9,7 @@ import msgspec
 
 from hpc_dynamo.dispatch import IncomingResponse, StreamRecord, stream_error
 from hpc_dynamo.frontend.stats import FrontendStats
+from hpc_dynamo.frontend.token_gaps import TokenGaps
 from hpc_dynamo.http import ResponseWriter
 from hpc_dynamo.router import Lease
 
@@ -36,13 +37,15 @@ class ResponseRelay:
         stats: FrontendStats,
         record: StreamRecord | None = None,
         on_start: Callable[[bytes, int], None] | None = None,
+        choices: int = 1,
     ) -> None:
-        """`on_start` gets the first bytes of the response, and the rank of its worker."""
+        """`on_start` gets the first bytes of the response, and the rank of its worker. `choices`
+        is the number of answers in it."""
         self._response, self._stats, self.record = response, stats, record
         self._started_at = self._last_chunk_at = time.monotonic()
         self._on_start = on_start
         self._content_type = b"application/json"
-        self._chunks = 0  # not yet reported to the router
+        self._gaps, self._unreported, self._reported = TokenGaps(choices), 0, 0  # pieces
         self.last_piece = b""
         self._partial = list[bytes]()  # pieces of an event that is not complete
         self._lease: Lease
@@ -58,13 +61,14 @@ class ResponseRelay:
         self._partial.clear()
         self._content_type = response.headers.get("content-type", "application/json").encode()
         if self._content_type.startswith(EVENTS):
-            await response.relay(self)
+            try:
+                await response.relay(self)
+            finally:
+                self._report_tokens()
             if self._partial:
                 self._response.write(b"".join(self._partial))
             if not self.started:
                 self._begin()
-            if self._chunks:
-                lease.report_progress(self._chunks)
             self._response.end()
         elif length(response.headers) > MAX_WHOLE_BYTES:
             await self._relay_long(response)
@@ -86,10 +90,7 @@ class ResponseRelay:
         self._response.end()
 
     def write(self, data: bytes) -> None:
-        """Relay a piece of a stream. Each counts as one token, while the client keeps up.
-
-        Raises WorkerFailed.
-        """
+        """Relay a piece of a stream. Raises WorkerFailed."""
         if self.record is not None:
             if self._partial or not data.endswith(b"\n\n"):
                 data = self._whole_events(data)
@@ -115,12 +116,14 @@ class ResponseRelay:
             self.record.append(data)
         now = time.monotonic()
         if self._response.status:
-            self._stats.itl.observe(now - self._last_chunk_at)
-            self._chunks += 1
-            if self._chunks == CHUNKS_PER_REPORT:
-                self._lease.report_progress(self._chunks)
-                self._chunks = 0
+            self._gaps.add(now - self._last_chunk_at, data)
+            self._unreported += 1
+            if self._unreported == CHUNKS_PER_REPORT:
+                self._lease.report_progress(self._unreported)
+                self._reported += self._unreported
+                self._unreported = 0
         else:
+            self._gaps.add(None, data)
             self._begin()
             self._report_start(data)
             self._lease.report_first_token()
@@ -128,6 +131,13 @@ class ResponseRelay:
         self._last_chunk_at = now
         self.last_piece = data
         self._response.write(data)
+
+    def _report_tokens(self) -> None:
+        """Count the tokens of this worker. Until here each piece was reported as one."""
+        more = self._gaps.take(self._stats.itl) - self._reported
+        self._unreported = self._reported = 0
+        if more > 0:
+            self._lease.report_progress(more)
 
     def _whole_events(self, data: bytes) -> bytes:
         """Return the events that are complete with this piece, and keep the rest."""

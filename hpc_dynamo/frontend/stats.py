@@ -38,7 +38,7 @@ class FrontendStats(msgspec.Struct, kw_only=True):
     forwarding: int = 0  # requests to the next job that are in progress
     prompt_tokens: int = 0  # computed before routing
     ttft: Histogram = msgspec.field(default_factory=_latencies)  # time to first token
-    itl: Histogram = msgspec.field(default_factory=_latencies)  # time between chunks of streams
+    itl: Histogram = msgspec.field(default_factory=_latencies)  # time between tokens of streams
     seconds: Histogram = msgspec.field(default_factory=_latencies)  # duration of requests
 
     def add(self, other: "FrontendStats") -> None:

@@ -1,7 +1,6 @@
 """Head of `hpc-dynamo route`: an endpoint in front of external engines, without agents or Slurm."""
 
 import asyncio
-from pathlib import Path
 
 from hpc_dynamo.head.lifecycle import JobLifecycle
 from hpc_dynamo.head.membership.external import LOOPBACK, ExternalWorkers
@@ -10,6 +9,7 @@ from hpc_dynamo.head.workloads.serve import ServeWorkload
 from hpc_dynamo.head.workloads.workload import HeadContext, model_routes
 from hpc_dynamo.http import HttpClient
 from hpc_dynamo.messages import Outcome
+from hpc_dynamo.regular_file import read_key
 from hpc_dynamo.run import Attempt
 
 
@@ -46,4 +46,4 @@ class Standalone(JobLifecycle):
     def _peer_client(self) -> HttpClient:
         """Return a client with the API key, which all heads share."""
         file = self._config.serve.api_key_file
-        return HttpClient.bearer(Path(file).read_text().strip() if file else "")
+        return HttpClient.bearer(read_key(file) if file else "")

@@ -1,7 +1,8 @@
 """TLS context that trusts one certificate."""
 
 import ssl
-from pathlib import Path
+
+from hpc_dynamo.regular_file import read_key
 
 END = "-----END CERTIFICATE-----"
 
@@ -12,7 +13,7 @@ def pinned_tls_context(file: str) -> ssl.SSLContext:
     Names are not checked because endpoints are reached by address, or through a tunnel from
     localhost. Raises OSError.
     """
-    first, end, _ = Path(file).read_text().partition(END)
+    first, end, _ = read_key(file).partition(END)
     context = ssl.create_default_context(cadata=first + end)
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN

@@ -1,10 +1,11 @@
 """Events of an engine's prefix cache: blocks that were stored or removed.
 
 Records and their MessagePack encoding, as engines publish them. Source: vLLM,
-vllm/distributed/kv_events.py; SGLang's differ in `cache_salt`. Versions differ in whether a batch
-and its events are arrays or maps, and in the number of trailing fields. `decode_events` accepts
-all of them; `encode_events` writes the form of vLLM 0.32.0, a batch as an array and each event as
-a map.
+vllm/distributed/kv_events.py; SGLang's differ in `cache_salt`. TensorRT-LLM's are maps with
+`mm_keys` (tensorrt_llm/_torch/pyexecutor/kv_cache_events.py at 13599e98c71c). Versions differ in
+whether a batch and its events are arrays or maps, and in the number of trailing fields.
+`decode_events` accepts all of them; `encode_events` writes the form of vLLM 0.32.0, a batch as an
+array and each event as a map.
 """
 
 from typing import Any
@@ -26,7 +27,8 @@ class BlockStored(msgspec.Struct, frozen=True, tag=True):
 
     block_hashes: list[BlockHash]
     parent_block_hash: BlockHash | None
-    token_ids: list[int]  # `block_size` per block
+    # Integers, `block_size` per block. TensorRT-LLM has texts for parts of media.
+    token_ids: list[Any]
     block_size: int  # tokens
     lora_id: int | None = None
     medium: str | None = None  # GPU, CPU, STORAGE; engines without tiers send GPU or nothing

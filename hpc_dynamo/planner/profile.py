@@ -9,6 +9,7 @@ import msgspec
 
 from hpc_dynamo import jsonl
 from hpc_dynamo.errors import ConfigError
+from hpc_dynamo.regular_file import MAX_RECORD_BYTES, read_regular_file
 
 HINT = "`hpc-dynamo profile …` writes profile.json into its run folder"
 
@@ -92,10 +93,10 @@ class EngineProfile(msgspec.Struct, frozen=True, kw_only=True):
 def load_profile(file: Path) -> EngineProfile:
     """Read a profile. Raises ConfigError for a missing or unusable file."""
     try:
-        profile = msgspec.json.decode(file.read_bytes(), type=EngineProfile)
+        profile = msgspec.json.decode(read_regular_file(file, MAX_RECORD_BYTES), type=EngineProfile)
     except OSError as e:
         raise ConfigError(f"{file}: cannot be read: {e.strerror}", hint=HINT) from e
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise ConfigError(f"{file}: is not a profile: {e}", hint=HINT) from e
     for metric in (Metric.ttft, Metric.itl):
         if not profile.of(metric):

@@ -19,6 +19,8 @@ from hpc_dynamo.preprocess.model_folder import ModelFolder
 from hpc_dynamo.preprocess.tokens import PromptTooLong, Tokens, UnknownTokens, is_failure
 
 CACHE_BYTES = 64 << 20
+# Factor of the time for characters that are not ASCII, at most: millions of merges in one word.
+SLOW_CHARS = 20
 # Texts of this length take 30 bytes of memory for each character, so few are tokenized at a time.
 LARGE_CHARS = 1 << 20
 _LARGE = ThreadPoolExecutor(2, thread_name_prefix="tokenize-large")
@@ -159,7 +161,8 @@ class Preprocessor:
         self, text: str, special: bool, max_tokens: int = 0, *, inline: bool = True
     ) -> Tokens:
         """`inline` is False if other texts are encoded right before and after this one."""
-        if inline and len(text) <= self._encoder.inline_chars:
+        limit = self._encoder.inline_chars // (1 if text.isascii() else SLOW_CHARS)
+        if inline and len(text) <= limit:
             return self.encode(text, special=special)
         if 0 < max_tokens * self._longest_token < len(text):
             raise PromptTooLong(max_tokens)

@@ -11,12 +11,9 @@ from typing import TypeVar
 import msgspec
 
 from hpc_dynamo.errors import HpcDynamoError
-from hpc_dynamo.regular_file import read_regular_file
+from hpc_dynamo.regular_file import MAX_RECORD_BYTES, read_regular_file
 
 T = TypeVar("T")
-
-# A record of 10,000 nodes has a few MiB.
-MAX_JSON_BYTES = 64 << 20
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -40,13 +37,13 @@ def write_json(path: Path, value: object, *, mode: int = 0o644) -> None:
 
 def read_json(path: Path, type_: type[T], *, shown: bool = False) -> T | None:
     """Return the record in `path`, or None without a file. Raises HpcDynamoError if it is
-    invalid, larger than `MAX_JSON_BYTES`, or no file; a pipe is not waited for.
+    invalid, larger than `MAX_RECORD_BYTES`, or no file; a pipe is not waited for.
 
     If its texts are `shown` on terminals, their lines after the first are indented: the run may be
     of another user, and a line could pass for a message of this program.
     """
     try:
-        content = read_regular_file(path, MAX_JSON_BYTES)
+        content = read_regular_file(path, MAX_RECORD_BYTES)
         return msgspec.json.decode(_indented(content) if shown else content, type=type_)
     except FileNotFoundError:
         return None

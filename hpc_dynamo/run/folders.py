@@ -22,6 +22,7 @@ from hpc_dynamo.messages import (
     Roster,
     Status,
 )
+from hpc_dynamo.regular_file import read_key
 from hpc_dynamo.run.files import read_json, write_atomic, write_json
 from hpc_dynamo.run.privacy import create_private_folder
 from hpc_dynamo.run.result_parts import part_of, parts_in
@@ -104,7 +105,7 @@ class Attempt:
         route = self.config().route
         if not route.engines:
             return self.run.secrets().token
-        return Path(route.api_key_file).read_text().strip() if route.api_key_file else ""
+        return read_key(route.api_key_file) if route.api_key_file else ""
 
     def reset_for_requeue(self) -> None:
         """Remove the records of an attempt whose job was requeued, so that no reader uses them."""
@@ -222,7 +223,7 @@ class Run:
         return _read_required(self.secrets_file, Secrets)
 
     def api_key(self) -> str:
-        return self.key_file.read_text().strip()
+        return read_key(self.key_file)
 
     def publish_url(self, url: str) -> None:
         """Write the URL that clients use from now on."""

@@ -53,6 +53,7 @@ def engine_context(args: argparse.Namespace) -> EngineContext:
         max_num_seqs=args.max_num_seqs,
         max_num_batched_tokens=args.max_num_batched_tokens,
         mean_output_tokens=args.mean_output_tokens,
+        tokens_per_step=args.tokens_per_step,
         time_scale=args.time_scale,
         recompute=args.kv_load_failure_policy == "recompute",
         die_after_tokens=args.die_after_tokens,

@@ -1,5 +1,6 @@
 """Effects of the modelled computation on the KV cache, and outputs computed from the cache."""
 
+from collections.abc import Iterable
 from hashlib import blake2b
 
 from hpc_dynamo.simulator.blocks import (
@@ -105,7 +106,14 @@ class SimulatedModel:
             return 0
         return int.from_bytes(blake2b(b"".join(read), digest_size=8).digest(), "big")
 
-    def advance_decode(self, sequence: OutputSequence) -> None:
+    def advance_decodes(self, sequences: Iterable[OutputSequence]) -> list[OutputSequence]:
+        """Compute the last token of each unfinished sequence, and return these sequences."""
+        running = [each for each in sequences if each.finish_reason is None]
+        for sequence in running:
+            self._advance_decode(sequence)
+        return running
+
+    def _advance_decode(self, sequence: OutputSequence) -> None:
         """Compute the last token. If it fills a block, write and publish the block."""
         sequence.computed_tokens += 1
         full, rest = divmod(sequence.computed_tokens, self.block_size)

@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     add("--mpi", action="store_true", help="the nodes are the tasks of this Slurm step")
     add("--seed", type=int, default=0, help="the same on all ranks of a model (%(default)s)")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"))
-    for add_group in (_add_sglang, _add_ranks, _add_failures):
+    for add_group in (_add_sglang, _add_ranks_and_drafts, _add_failures):
         add_group(p)
     return p
 
@@ -89,9 +89,11 @@ def _add_sglang(p: argparse.ArgumentParser) -> None:
     add("--disconnect-check-s", type=float, default=4.0, help=left)
 
 
-def _add_ranks(p: argparse.ArgumentParser) -> None:
+def _add_ranks_and_drafts(p: argparse.ArgumentParser) -> None:
     help_text = "data-parallel ranks, each with a KV cache (%(default)s)"
     p.add_argument("--data-parallel-size", type=int, default=1, metavar="N", help=help_text)
+    drafts = "of each sequence, as if drafts were accepted (%(default)s)"
+    p.add_argument("--tokens-per-step", type=int, default=1, metavar="N", help=drafts)
 
 
 def _add_failures(p: argparse.ArgumentParser) -> None:

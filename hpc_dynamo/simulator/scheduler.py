@@ -178,11 +178,9 @@ class Scheduler:
     def _apply(self, plan: StepPlan, now: float) -> None:
         """Apply the results of a step that has ended."""
         self._exit_if_injected(plan.decodes)
-        decodes = [each for each in plan.decodes if each.finish_reason is None]
+        decodes = self.model.advance_decodes(plan.decodes)
         self.metrics.itl.observe(now - self._last_step_at, len(decodes))
         self._last_step_at = now
-        for sequence in decodes:
-            self.model.advance_decode(sequence)
         chunks = [(each, size) for each, size in plan.chunks if not each.finish_reason]
         for sequence, size in chunks:
             self.model.advance_prefill(sequence, size)
@@ -190,6 +188,8 @@ class Scheduler:
         for sequence in started:
             self._start_output(sequence, now)
         self._generate([*decodes, *started])
+        for _ in range(self._limits.tokens_per_step - 1):
+            self._generate(self.model.advance_decodes(decodes))
         self._prefilling = [s for s in self._prefilling if not s.finish_reason and not s.generator]
         self._decoding = [s for s in [*decodes, *started] if s.finish_reason is None]
         self._stall_if_injected()

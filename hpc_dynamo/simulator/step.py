@@ -13,6 +13,7 @@ class SchedulerLimits:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
     mean_output_tokens: int = 128
+    tokens_per_step: int = 1  # accepted drafts of a sequence included
     time_scale: float = 1.0  # multiplies the duration of each step
     recompute: bool = False  # compute a prompt whose blocks could not be pulled; else fail it
     die_after_tokens: int | None = None  # exit when an output of this length would continue

@@ -8,6 +8,7 @@ adapter_config.json.
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -39,30 +40,37 @@ def llama(folder: Path, like: Path) -> Path:
     """Create a Llama of two layers and four heads, with the tokenizer of the model in `like`."""
     folder.mkdir()
     known = json.loads((like / "config.json").read_text())
+    weights, shape = language_model(known)
+    (folder / "config.json").write_text(json.dumps(known | shape))
+    for name in TOKENIZER:
+        if (like / name).exists():
+            shutil.copy(like / name, folder)
+    save(folder / "model.safetensors", weights)
+    return folder
+
+
+def language_model(known: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return the weights of the Llama, and the fields of its configuration that differ from those
+    of `known`."""
     shape = {
         "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS, "num_key_value_heads": HEADS, "head_dim": HEAD,
         "tie_word_embeddings": False,  # otherwise it repeats the last word
     }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(known | shape))
-    for name in TOKENIZER:
-        if (like / name).exists():
-            shutil.copy(like / name, folder)
     inner = {"gate_proj": (INNER, HIDDEN), "up_proj": (INNER, HIDDEN), "down_proj": (HIDDEN, INNER)}
     heads = dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj"), (HIDDEN, HIDDEN))
     dice, weights = np.random.default_rng(7), dict[str, np.ndarray]()
-    weights["model.embed_tokens.weight"] = _noise(dice, known["vocab_size"], HIDDEN)
-    weights["lm_head.weight"] = _noise(dice, known["vocab_size"], HIDDEN)
+    weights["model.embed_tokens.weight"] = noise(dice, known["vocab_size"], HIDDEN)
+    weights["lm_head.weight"] = noise(dice, known["vocab_size"], HIDDEN)
     weights["model.norm.weight"] = np.ones(HIDDEN, np.float32)
     for layer in range(LAYERS):
         at = f"model.layers.{layer}"
         for part, shapes in (("self_attn", heads), ("mlp", inner)):
             for name, size in shapes.items():
-                weights[f"{at}.{part}.{name}.weight"] = _noise(dice, *size) / HIDDEN**0.5
+                weights[f"{at}.{part}.{name}.weight"] = noise(dice, *size) / HIDDEN**0.5
         for norm in ("input_layernorm", "post_attention_layernorm"):
             weights[f"{at}.{norm}.weight"] = np.ones(HIDDEN, np.float32)
-    _save(folder / "model.safetensors", weights)
-    return folder
+    return weights, shape
 
 
 def lora(folder: Path, base: Path, rank: int, seed: int) -> Path:
@@ -76,17 +84,17 @@ def lora(folder: Path, base: Path, rank: int, seed: int) -> Path:
     weights = dict[str, np.ndarray]()
     for layer in range(shape["num_hidden_layers"]):
         at = f"base_model.model.model.layers.{layer}.self_attn.o_proj"
-        weights[f"{at}.lora_A.weight"] = _noise(dice, rank, wide)
-        weights[f"{at}.lora_B.weight"] = _noise(dice, hidden, rank)
-    _save(folder / "adapter_model.safetensors", weights)
+        weights[f"{at}.lora_A.weight"] = noise(dice, rank, wide)
+        weights[f"{at}.lora_B.weight"] = noise(dice, hidden, rank)
+    save(folder / "adapter_model.safetensors", weights)
     return folder
 
 
-def _noise(dice: np.random.Generator, *shape: int) -> np.ndarray:
+def noise(dice: np.random.Generator, *shape: int) -> np.ndarray:
     return dice.standard_normal(shape, np.float32)
 
 
-def _save(file: Path, weights: dict[str, np.ndarray]) -> None:
+def save(file: Path, weights: dict[str, np.ndarray]) -> None:
     """Write a safetensors file: header length, header, values."""
     header, at = dict[str, object](), 0
     for name, values in weights.items():

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from hpc_dynamo.config.schema.setting import setting
+from hpc_dynamo.config.schema.setting import section, setting
 
 
 class Policy(StrEnum):
@@ -16,6 +16,18 @@ class Policy(StrEnum):
     power_of_two = "power_of_two"  # the less loaded of two random workers
     session = "session"  # the same worker for requests with the same X-Session-Id
     direct = "direct"  # the worker that the header X-Worker-Rank names
+
+
+@dataclass(frozen=True)
+class TierCost:
+    """Cost of a cached block that a worker must load, relative to computing it."""
+
+    host: float = setting(
+        0.1, "Of a block in the host memory of a worker. 0: as on the device.", ge=0, le=1
+    )
+    disk: float = setting(
+        0.5, "Of a block on the disk of a worker. 1: as if it were not cached.", ge=0, le=1
+    )
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,7 @@ class Router:
         1.0, "Weight of the uncached blocks of a prompt. Above 1: fewer copies of a prefix.", ge=0
     )
     decode_weight: float = setting(0.02, "Weight of the blocks of running requests.", ge=0)
+    tier_cost: TierCost = section(TierCost())
     temperature: float = setting(0.0, "Above 0: costlier workers are also chosen, at random.", ge=0)
     max_prefill_tokens_per_worker: int | None = setting(
         None,

@@ -19,6 +19,7 @@ import msgspec
 from hpc_dynamo.config import Config
 from hpc_dynamo.engines.pd_protocol import COMPLETIONS, MAX_IDS, Body, field_value
 from hpc_dynamo.model_files import model_source
+from hpc_dynamo.regular_file import MAX_RECORD_BYTES, read_regular_file
 
 # Fields with prompts, as texts or token ids, by path. `input_ids` counts on every path.
 PROMPTS = {
@@ -136,7 +137,7 @@ def sglang_prompt_check(config: Config) -> SglangPromptCheck:
 def vocabulary_size(folder: Path) -> int:
     """Return the number of token ids by a model's `config.json`, 0 if it is not given."""
     try:
-        known = json.loads((folder / "config.json").read_bytes())
+        known = json.loads(read_regular_file(folder / "config.json", MAX_RECORD_BYTES))
         size = known.get("vocab_size") or known.get("text_config", {}).get("vocab_size")
     except (OSError, ValueError, AttributeError, RecursionError):
         return 0

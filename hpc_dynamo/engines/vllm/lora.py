@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from hpc_dynamo.config import Model
+from hpc_dynamo.regular_file import MAX_RECORD_BYTES, read_regular_file
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of --max-lora-rank
 MAX_ACTIVE = 8  # adapters in one batch; each occupies device memory
@@ -44,7 +45,7 @@ def adapter_rank(path: str) -> int:
     """Return the largest rank of an adapter's layers; 0 if it cannot be read or vLLM refuses it."""
     try:
         adapter = msgspec.json.decode(
-            (Path(path) / ADAPTER_CONFIG).read_bytes(), type=_AdapterConfig
+            read_regular_file(Path(path) / ADAPTER_CONFIG, MAX_RECORD_BYTES), type=_AdapterConfig
         )
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return 0

@@ -90,7 +90,10 @@ DEFECTS = _counter(
 )
 TASKS = _gauge("asyncio_tasks", "Tasks of the head, and of all frontends together.", "process")
 TTFT = _histogram("time_to_first_token_seconds", "Time to the first bytes of an answer.")
-ITL = _histogram("inter_token_latency_seconds", "Time between two pieces of a streamed answer.")
+ITL = _histogram(
+    "inter_token_latency_seconds",
+    "Time between two tokens of a streamed answer; between pieces if it has no usage.",
+)
 E2E_LATENCY = _histogram("e2e_request_latency_seconds", "Time to the end of an answer.")
 
 # Workers, reported by their engines and the router.

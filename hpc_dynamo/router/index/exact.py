@@ -1,10 +1,11 @@
 """Index of the KV blocks that the workers' KV events confirm."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from hpc_dynamo.router.index.block_owners import BlockOwners, PrefixDepths, TargetKey, WorkerBits
 from hpc_dynamo.router.index.hashes import TOKEN_BYTES, chained_hashes
+from hpc_dynamo.router.index.lower_tiers import LowerTierOwners, TierCounts
 from hpc_dynamo.router.index.worker_blocks import (
     PAGE,
     BlockKey,
@@ -38,6 +39,7 @@ class PrefixIndex:
     def __init__(self, capacity: int, block_tokens: int) -> None:
         self._capacity, self._block_tokens = capacity, block_tokens
         self._owners, self._page_owners = BlockOwners(1024), BlockOwners(8)
+        self._lower_tiers = LowerTierOwners()
         self._bits, self._workers = WorkerBits(), dict[TargetKey, WorkerBlocks]()
         self._ended = deque[WorkerBlocks]()  # with blocks to sweep
         self._copies = 0
@@ -140,8 +142,7 @@ class PrefixIndex:
             return False
         blocks = chained_hashes(tokens, self._block_tokens, page.last)
         self._append_to_page(worker, table, page, [key], blocks)
-        worker.add_copies(self._owners.add(blocks, worker.bit))
-        self._copies += 1
+        self._add_copies(worker, table, blocks)
         return True
 
     def _append_to_page(
@@ -182,8 +183,14 @@ class PrefixIndex:
             part = hashes[done * ratio : upto * ratio]
             self._append_to_page(worker, table, page, short_keys[done:upto], part)
             page, depth, done = None, depth + len(part), upto
-        worker.add_copies(self._owners.add(hashes, worker.bit))
-        self._copies += len(hashes)
+        self._add_copies(worker, table, hashes)
+
+    def _add_copies(self, worker: WorkerBlocks, table: KeyTable, blocks: Sequence[int]) -> None:
+        worker.add_copies(self._owners.add(blocks, worker.bit))
+        self._copies += len(blocks)
+        if worker.has_lower_tiers:
+            worker.count_copies(table.tier, blocks, 1)
+            self._lower_tiers.update(worker, blocks)
 
     def remove(self, rank: TargetKey, keys: Sequence[BlockKey], medium: str = "GPU") -> list[int]:
         """Remove blocks from this medium; unknown blocks are ignored.
@@ -205,6 +212,9 @@ class PrefixIndex:
             self._copies -= len(blocks)
             last = worker.remove_copies(blocks)
             self._owners.discard(last, worker.bit)
+            if worker.has_lower_tiers:
+                worker.count_copies(table.tier, blocks, -1)
+                self._lower_tiers.update(worker, blocks)
             removed += last
         return removed
 
@@ -230,6 +240,8 @@ class PrefixIndex:
             return 1
         page.swept = True
         self._owners.discard(page.blocks, bit)
+        if self._lower_tiers:
+            self._lower_tiers.discard(page.blocks, bit)
         self._page_owners.discard((page.last,), bit)
         return len(page.blocks)
 
@@ -246,3 +258,9 @@ class PrefixIndex:
                 owners = self._owners.match_prefix(hashes[start:end], owners, whole, left, start)
         left.append((owners, count))
         return self._bits.depths(left)
+
+    def lower_tier_blocks(
+        self, hashes: Sequence[int], cached: Mapping[TargetKey, int]
+    ) -> TierCounts:
+        """Return how many of the first `cached` blocks are only in each lower tier of a worker."""
+        return self._lower_tiers.count(hashes, cached, self._bits) if self._lower_tiers else {}

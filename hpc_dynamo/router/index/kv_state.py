@@ -4,8 +4,10 @@ import logging
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import mul
+from typing import Any
 
 from hpc_dynamo import config as c
 from hpc_dynamo.errors import WireError
@@ -22,10 +24,10 @@ from hpc_dynamo.router.index.block_owners import TargetKey
 from hpc_dynamo.router.index.event_stream import EventStream
 from hpc_dynamo.router.index.exact import PrefixIndex
 from hpc_dynamo.router.index.hashes import adapter_root
+from hpc_dynamo.router.index.tiers import is_shared
 
+NOTHING_TO_LOAD: Mapping[TargetKey, float] = {}
 PENDING_S = 5.0  # maximum time from a decision to the event that confirms it
-# Locality of blocks in a tier that all workers share.
-REMOTE = "REMOTE"
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ class KvState:
 
     def __init__(self, config: c.Router, clock: Callable[[], float] = time.monotonic) -> None:
         block, capacity = config.block_tokens, config.index_capacity_blocks
-        self._clock = clock
+        self._clock, self._block_tokens, self._tier_cost = clock, block, config.tier_cost
         self.confirmed = PrefixIndex(capacity, block)
         self.pending = ApproximateIndex(capacity, PENDING_S, clock)
         self.approximate = ApproximateIndex(capacity, config.approximate_ttl_s, clock)
@@ -143,6 +145,26 @@ class KvState:
                 del cached[rank]
         return cached
 
+    def load_tokens(
+        self, hashes: Sequence[int], cached: Mapping[TargetKey, int]
+    ) -> Mapping[TargetKey, float]:
+        """Return the cost of the `cached` blocks that are only in lower tiers, in prompt tokens.
+
+        A prompt that was just sent to a worker is expected on its device.
+        """
+        found = self.confirmed.lower_tier_blocks(hashes, cached)
+        if not found:
+            return NOTHING_TO_LOAD
+        for index in (self.pending, self.approximate):
+            for rank, blocks in index.overlaps(hashes).items():
+                if blocks >= cached.get(rank, 0):
+                    found.pop(rank, None)
+        costs = self._tier_cost.host, self._tier_cost.disk
+        return {
+            rank: self._block_tokens * sum(map(mul, costs, blocks))
+            for rank, blocks in found.items()
+        }
+
     @property
     def gaps(self) -> int:
         return self._former_gaps + sum(stream.gaps for stream in self._streams.values())
@@ -164,9 +186,9 @@ class KvState:
             match event:
                 case AllBlocksCleared():
                     self.forget(rank)
-                case BlockStored() if event.locality != REMOTE:
+                case BlockStored() if not is_shared(event.medium, event.locality):
                     self._store(rank, event)
-                case BlockRemoved() if event.locality != REMOTE:
+                case BlockRemoved() if not is_shared(event.medium, event.locality):
                     self._remove(rank, event)
 
     def _store(self, rank: TargetKey, event: BlockStored) -> None:
@@ -200,7 +222,8 @@ def _plain_blocks(event: BlockStored) -> tuple[int, bytes]:
     their tokens.
 
     Salts and media change a block, but not the hashes used here. SGLang 0.5.23 puts ids made from
-    a medium's digest in the place of its tokens. They have up to 62 bits.
+    a medium's digest in the place of its tokens. They have up to 62 bits. Those of TensorRT-LLM are
+    texts.
     """
     if event.cache_salt is not None:
         return 0, b""
@@ -209,8 +232,17 @@ def _plain_blocks(event: BlockStored) -> tuple[int, bytes]:
     if (plain := next(changed, blocks)) < blocks:
         blocks, ids = plain, ids[: plain * event.block_size]
     try:
-        return blocks, array("I", ids).tobytes()
-    except OverflowError:
-        first = next(i for i, token in enumerate(ids) if not 0 <= token < 1 << 32)
+        return blocks, _packed(ids)
+    except (OverflowError, TypeError):
+        first = next(i for i, token in enumerate(ids) if not _is_token(token))
         blocks = first // max(event.block_size, 1)
-        return blocks, array("I", ids[: blocks * event.block_size]).tobytes()
+        return blocks, _packed(ids[: blocks * event.block_size])
+
+
+def _packed(ids: list[Any]) -> bytes:
+    """Raises OverflowError or TypeError for values that are not ids of tokens."""
+    return array("I", ids).tobytes()
+
+
+def _is_token(token: object) -> bool:
+    return isinstance(token, int) and 0 <= token < 1 << 32

@@ -1,9 +1,12 @@
 """The cached blocks of one worker, by the keys that its engine gives them."""
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import msgspec
+
+from hpc_dynamo.router.index.tiers import tier_of
 
 BlockKey = int | bytes  # identifies a block and its prefix within one engine
 PAGE = 32  # blocks that one look-up covers
@@ -76,9 +79,10 @@ class ChainEnd(msgspec.Struct, gc=False):
 
 
 class KeyTable:
-    """Pages by key, for one medium (GPU or CPU)."""
+    """Pages by key, for one medium (GPU or CPU). `tier` is that of the medium; see tiers.py."""
 
-    def __init__(self) -> None:
+    def __init__(self, tier: int = 0) -> None:
+        self.tier = tier
         self.partitions: tuple[dict[int, Page], ...] = tuple({} for _ in range(_PARTITIONS))
 
     def find(self, key: int) -> Page | None:
@@ -104,10 +108,37 @@ class WorkerBlocks:
         self.bit = bit
         self._tables = dict[str, KeyTable]()  # by medium
         self._extra_copies = dict[int, int]()  # number of more copies by block
+        # Copies by block, for each lower tier. Empty if the worker has none.
+        self._lower_copies = dict[int, Counter[int]]()
         self._ended_partitions = list[dict[int, Page]]()
 
     def table(self, medium: str) -> KeyTable:
-        return self._tables.get(medium) or self._tables.setdefault(medium, KeyTable())
+        return self._tables.get(medium) or self._new_table(medium, tier_of(medium))
+
+    def _new_table(self, medium: str, tier: int) -> KeyTable:
+        if tier:
+            self._lower_copies.setdefault(tier, Counter())
+        return self._tables.setdefault(medium, KeyTable(tier))
+
+    @property
+    def has_lower_tiers(self) -> bool:
+        return bool(self._lower_copies)
+
+    def count_copies(self, tier: int, blocks: Iterable[int], change: int) -> None:
+        """Add copies of blocks to a lower tier, or subtract them."""
+        if (counts := self._lower_copies.get(tier)) is not None:
+            for block in blocks:
+                counts[block] += change
+                if not counts[block]:
+                    del counts[block]
+
+    def fastest_tier(self, block: int) -> int:
+        """Return the fastest tier with a copy; 0 if it is the device, or there is no copy."""
+        lower = {tier: counts[block] for tier, counts in self._lower_copies.items()}
+        in_lower = sum(lower.values())
+        if not in_lower or 1 + self._extra_copies.get(block, 0) > in_lower:
+            return 0
+        return min(tier for tier, copies in lower.items() if copies)
 
     def chain_end(self, key: int, table: KeyTable) -> ChainEnd | None:
         """Return the end of the prefix with this key, None if it is unknown.

@@ -18,7 +18,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     chosen: bool
     cost: float
     overlap_blocks: int  # prompt blocks that are cached there
-    left_tokens: int  # prompt tokens that are not cached there
+    left_tokens: int  # prompt tokens that are not cached there, and `load_tokens`
+    load_tokens: float  # cost of cached blocks in lower tiers, see router.tier_cost
     prefill_tokens: int  # placed there and not yet computed
     blocks: int  # KV blocks of this head's requests
     active: int  # requests of this head
@@ -94,6 +95,7 @@ def _candidate(
         cost=round(cost, 3),
         overlap_blocks=inputs.overlaps.get(target.key, 0),
         left_tokens=inputs.uncached_tokens(target),
+        load_tokens=inputs.load_tokens.get(target.key, 0.0),
         prefill_tokens=target.prefill_tokens,
         blocks=target.blocks,
         active=target.active,

@@ -8,7 +8,7 @@ is a worker, or a data-parallel rank of it.
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hpc_dynamo.config import Policy
 from hpc_dynamo.router.index.block_owners import TargetKey
@@ -27,11 +27,17 @@ class CostInputs:
     recompute_weight: float = 1.0
     decode_weight: float = 1.0
     session: str = ""
+    # Cost of the blocks that are only in lower tiers, in prompt tokens (router.tier_cost).
+    load_tokens: Mapping[TargetKey, float] = field(default_factory=dict)
 
     def uncached_tokens(self, target: RoutingTarget) -> int:
-        """Return the prompt tokens that the target must compute or pull."""
+        """Return the prompt tokens that the target must compute or pull.
+
+        Blocks that it loads from a lower tier count with `load_tokens`.
+        """
         cached = self.overlaps.get(target.key, 0) * self.block_tokens
-        return max(self.prompt_tokens - cached, 0)
+        left = max(self.prompt_tokens - cached, 0)
+        return left + round(self.load_tokens.get(target.key, 0)) if self.load_tokens else left
 
 
 Cost = Callable[[RoutingTarget, CostInputs], float]

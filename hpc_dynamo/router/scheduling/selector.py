@@ -89,9 +89,11 @@ class WorkerSelector:
     def cost_inputs(self, request: RoutingRequest, hashes: list[int]) -> CostInputs:
         """Return the inputs of the cost functions; routing hints override the configuration."""
         hints, config = request.hints, self._config
+        overlaps = self._kv_state.overlaps(hashes) if hashes else {}
         return CostInputs(
             prompt_tokens=request.prompt_tokens,
-            overlaps=self._kv_state.overlaps(hashes) if hashes else {},
+            overlaps=overlaps,
+            load_tokens=self._kv_state.load_tokens(hashes, overlaps),
             block_tokens=config.block_tokens,
             overlap_weight=_value_or(hints.overlap_weight, config.overlap_weight),
             recompute_weight=config.recompute_weight,

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -256,6 +257,20 @@ async def test_closed_port_and_wrong_clock_are_faults() -> None:
     assert all(f.host == "me" for f in found)
     assert "a port of shut cannot be reached" in str(found[0])
     assert "its clock is 100.0 s behind" in str(found[1])
+
+
+async def test_strangers_that_send_without_end_do_not_stop_the_clock() -> None:
+    """Any user of the network can connect. Forty connections had stopped a node for 28 s."""
+    async with AsyncExitStack() as stack:
+        port = await stack.enter_async_context(connectivity.clock_server(HERE))
+        for _ in range(30):
+            stranger = stack.enter_context(socket.create_connection((HERE, port)))
+            stranger.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    stranger.send(b"x" * 100_000)
+        peer = NodeReady(node=1, address=HERE, port=port, facts=HEALTHY)
+        assert (await connectivity.connect_to_peers(0, [peer])).unreachable == {}
 
 
 async def test_link_from_dead_nixl_peer_is_dead() -> None:

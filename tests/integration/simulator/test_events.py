@@ -100,7 +100,7 @@ class Histories(RuleBasedStateMachine):
             self.model.advance_prefill(answer, tokens)
         elif answer.output_length < answer.max_output_tokens:
             answer.tokens.append(7)
-            self.model.advance_decode(answer)
+            self.model.advance_decodes([answer])
 
     @precondition(lambda self: self.answers)
     @rule(data=st.data())

@@ -17,6 +17,7 @@ from tests.support.terminal import Call, printed
 FILES = sorted((conf_dir() / "recipe").glob("*.yaml"))
 RECIPES = [file.stem for file in FILES]
 ENGINES = ("sglang", "trtllm", "vllm")
+FEATURES = ("qwen3-8b-ngram-vllm", "qwen3-8b-reasoning-vllm")
 CASES = ("deepseek-r1", "llama-70b-2p2d", "llama-8b", "llama-8b-1p1d")
 
 P, D, A = "prefill", "decode", "aggregated"
@@ -27,6 +28,7 @@ LAYOUTS = {
     "deepseek-r1-vllm": (8, [(P, 2, 16)] * 2 + [(D, 2, 16)] * 2),
     **{f"llama-70b-2p2d-{e}": (4, [(P, 1, 8)] * 2 + [(D, 1, 8)] * 2) for e in ENGINES},
     **{f"llama-8b-{e}": (1, [(A, 1, 1)] * 8) for e in ENGINES},
+    **{feature: (1, [(A, 1, 1)] * 8) for feature in FEATURES},
     **{f"llama-8b-1p1d-{e}": (1, [(P, 1, 1), (D, 1, 1)]) for e in ENGINES},
 }
 
@@ -44,7 +46,8 @@ def laid_out(made: Config) -> tuple[int, list[tuple[str, int, int]]]:
 
 
 def test_there_is_one_for_every_case_and_engine() -> None:
-    assert sorted(RECIPES) == sorted(f"{case}-{engine}" for case in CASES for engine in ENGINES)
+    cases = [f"{case}-{engine}" for case in CASES for engine in ENGINES]
+    assert sorted(RECIPES) == sorted([*cases, *FEATURES])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

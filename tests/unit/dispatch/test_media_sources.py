@@ -63,6 +63,8 @@ BODIES: dict[str, Any] = {
     "image_url": lambda u: content({"type": "image_url", "image_url": {"url": u}}),
     "image_url as text": lambda u: content({"type": "image_url", "image_url": u}),
     "without type": lambda u: content({"image_url": u}),
+    "type with url": lambda u: content({"type": "image_url", "url": u}),
+    "parts of tokens": lambda u: {"content_parts": [{"type": "video_url", "url": u}]},
     "video_url": lambda u: content({"type": "video_url", "video_url": {"url": u}}),
     "audio_url": lambda u: content({"type": "audio_url", "audio_url": {"url": u}}),
     "image": lambda u: content({"type": "image", "image": u}),
@@ -181,3 +183,27 @@ def test_entries_of_the_setting() -> None:
     for wrong in ("", "/", "https://a.org", "a.org/x", "*a.org", "/data/../etc", "a b", "a:80"):
         with pytest.raises(ConfigError, match=r"engine\.allowed_media"):
             check_allowed_media((wrong,))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": DATA}},
+        {"type": "image_url", "image_url": None},
+        {"image_url": DATA},
+        {"type": "text", "text": "a", "video_url": None},
+        {"type": "input_audio", "input_audio": {"data": LONG}},
+        {"type": "image_embeds", "image_embeds": None},
+        {"type": "image_pil", "image_pil": None},
+    ],
+)
+def test_name_of_a_kept_medium_is_refused(part: dict[str, Any]) -> None:
+    """vLLM uses the medium that any client has sent under this name."""
+    sources = MediaSources(["*"])
+    assert not refused(sources, content(part))
+    assert refused(sources, content(part | {"uuid": "a" * 64}))
+
+
+def test_objects_without_media_may_have_an_id() -> None:
+    documents = {"documents": [{"uuid": "1", "document_id": "2", "text": "an image_url"}]}
+    assert not refused(MediaSources(), documents)

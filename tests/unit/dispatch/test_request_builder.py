@@ -172,6 +172,12 @@ async def test_field_that_would_change_the_response_is_refused(name: str) -> Non
     await build(CHAT, TALK | {name: None})
 
 
+async def test_request_may_not_continue_without_its_client() -> None:
+    assert "background" in (await refused("/generate", {"text": "a", "background": True})).message
+    await build("/generate", {"text": "a", "background": False})
+    await build("/v1/responses", {"input": "a", "background": True})
+
+
 @pytest.mark.parametrize("name", ["cache_salt", "extra_key", "priority", "session_id"])
 async def test_field_that_affects_only_its_request_is_sent(name: str) -> None:
     assert name not in {*RESERVED_FIELDS, *REFUSED_FIELDS}

@@ -37,7 +37,8 @@ class RecordedBody(dict[str, Any]):
 async def test_fields_that_affect_the_prompt_are_known(folders: dict[str, Path]) -> None:
     preprocess = Preprocessor.load(folders["llama3"])
     await preprocess.completion(RecordedBody(prompt="a"))
-    # Of a chat, one field is read next to those of its rendering.
-    await preprocess.chat(RecordedBody(messages=[{"role": "user", "content": "a"}]))
+    # Of a chat, one field is read next to those of its rendering, and those about media.
+    media = [{"type": "image_url", "image_url": {"url": "data:,a"}}]
+    await preprocess.chat(RecordedBody(messages=[{"role": "user", "content": media}]))
     ChatRenderer({"default": "a"}, {}).render(RecordedBody(messages=[{"role": "user"}]))
     assert RecordedBody.names == PROMPT_FIELDS

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from hpc_dynamo.router.index.exact import PrefixIndex
 from hpc_dynamo.router.index.hashes import adapter_root, chained_hashes
+from hpc_dynamo.router.index.lower_tiers import TierCounts
+from hpc_dynamo.router.index.tiers import LOWER_TIERS, tier_of
 
 LENGTH = 80  # blocks of a prompt: two and a half pages
 BLOCK = 2  # tokens
@@ -67,6 +69,20 @@ class ReferenceIndex:
                 depth += 1
             if depth:
                 found[rank] = depth
+        return found
+
+    def lower_tier_blocks(self, prompt: Prefix) -> TierCounts:
+        found = TierCounts()
+        for rank, depth in self.overlaps(prompt).items():
+            tables = self.workers[rank].items()
+            counts = [0] * len(LOWER_TIERS)
+            for end in range(1, depth + 1):
+                prefix = (prompt[0], prompt[1][:end])
+                tiers = [tier_of(m) for m, t in tables if any(prefix in p for p in t.values())]
+                if fastest := min(tiers):
+                    counts[LOWER_TIERS.index(fastest)] += 1
+            if any(counts):
+                found[rank] = counts
         return found
 
 
@@ -131,7 +147,9 @@ def event_sequences(draw: st.DrawFn) -> list[Step]:
         root=st.sampled_from(draw(several(0, ADAPTER))),
     ).filter(lambda run: run.start < run.last)
     rank = st.sampled_from(draw(several(0, 1, 2)))
-    medium = st.sampled_from(draw(st.sampled_from([["GPU"], ["GPU", "CPU"]])))
+    medium = st.sampled_from(
+        draw(st.sampled_from([["GPU"], ["GPU", "CPU"], ["GPU", "CPU_PINNED", "DISK"]]))
+    )
     step = st.tuples(st.sampled_from(KINDS), rank, medium, runs)
     return draw(st.lists(step, min_size=1, max_size=40))
 
@@ -173,5 +191,8 @@ def replayed(steps: list[Step], capacity: int) -> tuple[PrefixIndex, ReferenceIn
     for step in steps:
         apply(index, reference, *step)
         for prompt in PROMPTS:
-            assert index.overlaps(hashes(prompt)) == reference.overlaps(prompt)
+            found = index.overlaps(hashes(prompt))
+            assert found == reference.overlaps(prompt)
+            lower = index.lower_tier_blocks(hashes(prompt), found)
+            assert lower == reference.lower_tier_blocks(prompt)
     return index, reference

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from hpc_dynamo.config import Router as RouterConfig
@@ -16,7 +17,7 @@ from hpc_dynamo.kv.events import (
     KvEventBatch,
     encode_events,
 )
-from hpc_dynamo.router import KvState, RoutingRequest, adapter_root, block_hashes
+from hpc_dynamo.router import KvState, RoutingRequest, TargetKey, adapter_root, block_hashes
 from tests.unit.router.requests import BLOCK, aggregated_router
 
 PROMPT = list(range(100, 100 + 4 * BLOCK))
@@ -201,6 +202,78 @@ def test_blocks_of_a_shared_tier_are_not_counted_as_the_workers_own() -> None:
     engine.publish(stored(0, 2, medium="STORAGE", locality="LOCAL"))
     engine.publish(BlockRemoved([0, 1], medium="STORAGE", locality="REMOTE"))
     assert state.overlaps(hashes()) == {0: 2}
+
+
+def test_blocks_in_lower_tiers_have_a_cost() -> None:
+    """Events as of vLLM with an OffloadingConnector: the device evicts, the host keeps."""
+    state = new_state()
+    engine = Engine(state, 0)
+    engine.publish(stored(0, 4, medium="GPU"), stored(0, 4, medium="CPU"))
+    cached: dict[TargetKey, int] = {0: 4}
+    assert state.overlaps(hashes()) == cached
+    assert state.load_tokens(hashes(), cached) == {}
+    engine.publish(BlockRemoved([3, 2], medium="GPU"))
+    assert state.overlaps(hashes()) == cached
+    assert state.load_tokens(hashes(), cached) == {0: pytest.approx(0.1 * 2 * BLOCK)}
+    engine.publish(stored(2, 1, parent=1, medium="STORAGE"), BlockRemoved([2], medium="CPU"))
+    assert state.load_tokens(hashes(), cached) == {0: pytest.approx((0.1 + 0.5) * BLOCK)}
+    state.expect(0, hashes())
+    assert state.load_tokens(hashes(), cached) == {}, "a request loads them now"
+    state.forget(0)
+    engine.publish(stored(0, 4, medium="CPU"))
+    assert state.load_tokens(hashes(), cached) == {0: pytest.approx(0.1 * 4 * BLOCK)}
+    engine.publish(stored(0, 4, medium="GPU"))
+    assert state.load_tokens(hashes(), cached) == {}
+
+
+def test_batch_of_tensorrt_llm_is_indexed() -> None:
+    """The form that its publisher documents; a part of an image has a text instead of an id."""
+    state = new_state()
+    Engine(state, 0)
+    image: list[int | str] = [*PROMPT[: 2 * BLOCK], "digest", *PROMPT[2 * BLOCK + 1 :]]
+    event = {
+        "type": "BlockStored", "block_hashes": [-1, 2, 3, 4], "parent_block_hash": None,
+        "token_ids": image, "block_size": BLOCK, "lora_id": None, "medium": "GPU",
+        "lora_name": None, "group_idx": 0, "mm_keys": [[], [], [{"type": "mm_key", "hash": "d"}]],
+    }  # fmt: skip
+    payload = msgspec.msgpack.encode([time.time(), [event], 0])
+    assert state.receive_events(0, 0, payload) is None
+    assert state.overlaps(hashes()) == {0: 2}
+    removed = {"type": "BlockRemoved", "block_hashes": [2, 3, 4], "medium": "GPU"}
+    state.receive_events(0, 1, msgspec.msgpack.encode([time.time(), [removed], 0]))
+    assert (state.overlaps(hashes()), state.unreadable_batches) == ({0: 1}, 0)
+
+
+@pytest.mark.parametrize(
+    ("medium", "share"),
+    [("GPU", 0), ("CPU", 0.1), ("cpu", 0.1), ("CPU_PINNED", 0.1), ("DISK", 0.5), ("STORAGE", 0.5),
+     (None, 0), ("NEW", 0)],
+)  # fmt: skip
+def test_media_of_vllm_and_sglang_have_their_costs(medium: str | None, share: float) -> None:
+    state = new_state()
+    Engine(state, 0).publish(stored(0, 4, medium=medium))
+    expected = {0: pytest.approx(share * 4 * BLOCK)} if share else {}
+    assert state.load_tokens(hashes(), state.overlaps(hashes())) == expected
+
+
+def test_blocks_of_sglangs_shared_pool_are_not_counted() -> None:
+    state = new_state()
+    Engine(state, 0).publish(stored(0, 4, medium="EXTERNAL"))
+    assert state.overlaps(hashes()) == {}
+
+
+async def test_worker_with_blocks_on_its_device_is_preferred() -> None:
+    router = await aggregated_router(3)
+    first, second, third = (Engine(router.kv_state, rank) for rank in range(3))
+    third.publish(stored(0, 1, medium="GPU"))
+    second.publish(stored(0, 4, medium="CPU"))
+    request = RoutingRequest(prompt_tokens=4 * BLOCK, block_hashes=ids(PROMPT))
+    explained = router.explain(request)
+    assert [w.rank for w in explained.workers if w.chosen] == [1], "loading is faster"
+    assert [w.load_tokens for w in explained.workers] == [0, pytest.approx(0.4 * BLOCK), 0]
+    assert explained.workers[1].left_tokens == round(0.4 * BLOCK)
+    first.publish(stored(0, 4, medium="GPU"))
+    assert [w.rank for w in router.explain(request).workers if w.chosen] == [0]
 
 
 def test_missed_events_are_requested_and_applied() -> None:
