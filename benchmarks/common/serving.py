@@ -28,7 +28,7 @@ class ServingJob:
 
 @asynccontextmanager
 async def serving(
-    folder: Path, name: str, model: Path, overrides: Sequence[str]
+    folder: Path, name: str, model: Path, overrides: Sequence[str], ready_s: float = READY_S
 ) -> AsyncIterator[ServingJob]:
     """Yield a job that serves; stop it with Ctrl-C. The log of the command is in `folder`.
 
@@ -44,14 +44,16 @@ async def serving(
             *argv, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
         )
     try:
-        url = (await _announced(process, run, log)).url.removesuffix("/v1")
+        url = (await _announced(process, run, log, ready_s)).url.removesuffix("/v1")
         yield ServingJob(process.pid, url, run)
     finally:
         await _end(process, run)
 
 
-async def _announced(process: asyncio.subprocess.Process, run: Run, log: Path) -> Endpoint:
-    deadline = time.monotonic() + READY_S
+async def _announced(
+    process: asyncio.subprocess.Process, run: Run, log: Path, ready_s: float
+) -> Endpoint:
+    deadline = time.monotonic() + ready_s
     while process.returncode is None and time.monotonic() < deadline:
         for attempt in run.attempts():
             if endpoint := attempt.endpoint():

@@ -32,6 +32,9 @@ from hpc_dynamo.demo.engine_environment import DemoEngine
 from hpc_dynamo.demo.provision import VLLM, provision
 
 BLOCK_TOKENS = 128  # vLLM on CPUs
+READY_S = 600.0
+# Starts one process less.
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 HOST_CACHES_GB = (0.0, 1.0)
 
 Rounds = dict[float, list[list[Sample]]]
@@ -47,8 +50,9 @@ def overrides(engine: DemoEngine, args: argparse.Namespace, size_gb: float) -> l
         f"model.name={MODEL}",
         f"engine.python={engine.python}",
         f"engine.args.num-gpu-blocks-override={args.device_blocks}",
-        "engine.args.max-model-len=2048",
+        "engine.args.max-model-len=1024",
         "engine.max_num_seqs=2",
+        f"engine.args.distributed-executor-backend={ONE_PROCESS}",
         "serve.queue_timeout_s=600",
         f"engine.kv_host_cache_gb={size_gb}",
         *args.override,
@@ -60,21 +64,25 @@ async def compare(engine: DemoEngine, args: argparse.Namespace, folder: Path) ->
     found: Rounds = {size: [] for size in HOST_CACHES_GB}
     documents = Documents(engine.model / "tokenizer.json", args.documents, args.tokens)
     async with AsyncExitStack() as stack:
-        jobs = dict[float, ServingJob]()
-        for size in HOST_CACHES_GB:
-            name = f"cache-{size:g}"
-            words = overrides(engine, args, size)
-            started = serving(folder / name, name, engine.model, words)
-            jobs[size] = await stack.enter_async_context(started)
-        for prompts in (documents.all(), documents.all()):  # the second round: steady state
-            for job in jobs.values():
-                await _round(job, prompts)
+        starts = [_start(stack, engine, args, folder, size) for size in HOST_CACHES_GB]
+        jobs = dict(zip(HOST_CACHES_GB, await asyncio.gather(*starts), strict=True))
+        prompts = documents.all()
+        for job in jobs.values():
+            await _round(job, prompts)
         for number in range(args.rounds):
             prompts = documents.round(args.requests)
             for size in HOST_CACHES_GB if number % 2 else reversed(HOST_CACHES_GB):
                 found[size].append(await _round(jobs[size], prompts))
                 print(f"{size:g} GB, round {number}: {_row([found[size][-1]])}", file=sys.stderr)
     return found
+
+
+async def _start(
+    stack: AsyncExitStack, engine: DemoEngine, args: argparse.Namespace, folder: Path, size: float
+) -> ServingJob:
+    name, words = f"cache-{size:g}", overrides(engine, args, size)
+    started = serving(folder / name, name, engine.model, words, READY_S)
+    return await stack.enter_async_context(started)
 
 
 async def _round(job: ServingJob, prompts: Sequence[Sequence[int]]) -> list[Sample]:
@@ -97,19 +105,25 @@ def _hit_rate(samples: Sequence[Sample]) -> float:
     return 100 * sum(s.cached_tokens for s in samples) / sum(s.prompt_tokens for s in samples)
 
 
-def table(found: Rounds, args: argparse.Namespace) -> Table:
+def table(found: Rounds) -> Table:
     """Return hit rates and times of both variants."""
     result = Table("host cache", "hit rate %", "TTFT s, median", "TTFT s, p90")
-    device, working = args.device_blocks * BLOCK_TOKENS, args.documents * args.tokens
-    result.title = (
-        f"vLLM {VLLM} (CPU build), SmolLM2-135M float32, {_topology(args)}; {os.cpu_count()} cores "
-        f"{cpu_model()}, Python {platform.python_version()}; {args.documents} documents of "
-        f"{args.tokens} tokens = {working} tokens, device cache {device} tokens; {args.rounds} "
-        f"rounds of {args.requests} requests, one at a time (range of the rounds)"
-    )
     for size, rounds in found.items():
         result.add_row(f"{size:g} GB" if size else "none", *_row(rounds))
     return result
+
+
+def conditions(args: argparse.Namespace) -> str:
+    """Return versions, hardware and workload of a measurement."""
+    device, working = args.device_blocks * BLOCK_TOKENS, args.documents * args.tokens
+    return (
+        f"vLLM {VLLM} (CPU build), SmolLM2-135M float32, {_topology(args)}\n"
+        f"{os.cpu_count()} cores {cpu_model()}, Python {platform.python_version()}\n"
+        f"{args.documents} documents of {args.tokens} tokens = {working} tokens; device cache of "
+        f"{device} tokens per worker\n"
+        f"{args.rounds} rounds of {args.requests} requests, one at a time; in brackets the range "
+        "of the rounds"
+    )
 
 
 def _topology(args: argparse.Namespace) -> str:
@@ -127,16 +141,17 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--disaggregated", action="store_true")
-    parser.add_argument("--documents", type=int, default=12)
-    parser.add_argument("--tokens", type=int, default=640, help="of a document")
-    parser.add_argument("--device-blocks", type=int, default=32, help="of 128 tokens")
-    parser.add_argument("--requests", type=int, default=24, help="of each round")
+    parser.add_argument("--documents", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=512, help="of a document")
+    parser.add_argument("--device-blocks", type=int, default=24, help="of 128 tokens")
+    parser.add_argument("--requests", type=int, default=16, help="of each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("override", nargs="*", help="more settings of both endpoints")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="hpc-dynamo-host-cache-"))
     found = asyncio.run(compare(provision(), args, folder))
-    Console(width=110).print(table(found, args))
+    print(conditions(args))
+    Console(width=110).print(table(found))
     wrong, count = _different(found), args.rounds * args.requests
     print(f"{wrong} of {count} answers differ between the variants")
     shutil.rmtree(folder)

@@ -1,4 +1,7 @@
-"""Real KV events of real vLLM workers lead requests to the worker that has their prefix."""
+"""Real KV events of real vLLM workers lead requests to the worker that has their prefix.
+
+A worker keeps more prefixes in host memory than in its device cache.
+"""
 
 import os
 import signal
@@ -17,6 +20,10 @@ pytestmark = pytest.mark.vllm
 
 BLOCK = 128  # tokens, of vLLM's KV cache on the CPU
 BLOCKS = 10  # per worker: room for two of these prompts
+HOST_BLOCKS = 16
+HOST_COST = 0.1  # default of router.tier_cost.host
+LOADED = "vllm:external_prefix_cache_hits_total"
+BLOCK_BYTES = 2**18  # with tiny_models.llama
 
 
 def prompt(name: str) -> str:
@@ -35,6 +42,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "engine.args.max-model-len=1024",
         f"engine.args.num-gpu-blocks-override={BLOCKS}",
         "engine.max_num_seqs=2",
+        f"engine.kv_host_cache_gb={HOST_BLOCKS * BLOCK_BYTES / 2**30}",
     ]
     with serving(tiny, folder, *words) as found:
         until("both workers", lambda: len(ready(found)) == 2, READY_S, POLL_S)
@@ -46,10 +54,12 @@ def ready(served: Served) -> dict[int, str]:
     return {row["rank"]: row["url"] for row in served.rows() if row["state"] == "ready"}
 
 
-def compute(served: Served, rank: int, text: str) -> None:
-    """Send a prompt to the worker itself, so that the router learns of it only from events."""
-    body = {"model": MODEL, "prompt": text, "max_tokens": 1}
-    served.post(f"{ready(served)[rank]}/v1/completions", served.token, body)
+def compute(served: Served, rank: int, text: str, tokens: int = 1) -> str:
+    """Send a prompt to the worker itself, so that the router learns of it only from events. Return
+    the answer."""
+    body = {"model": MODEL, "prompt": text, "max_tokens": tokens, "temperature": 0}
+    answer = served.post(f"{ready(served)[rank]}/v1/completions", served.token, body)
+    return str(answer["choices"][0]["text"])
 
 
 def where(served: Served, text: str) -> tuple[int, dict[int, int]]:
@@ -59,9 +69,14 @@ def where(served: Served, text: str) -> tuple[int, dict[int, int]]:
     return said["decode"], overlaps
 
 
-def hits(served: Served, rank: int) -> float:
+def load_costs(served: Served, text: str) -> dict[int, float]:
+    """Return the cost in tokens of blocks that are only in host memory, by worker."""
+    said = served.post(f"{served.url}/route", served.key, {"prompt": text})
+    return {w["rank"]: w["load_tokens"] for w in said["workers"]}
+
+
+def hits(served: Served, rank: int, name: str = "vllm:prefix_cache_hits_total") -> float:
     text = served.get(f"{ready(served)[rank]}/metrics", served.token)
-    name = "vllm:prefix_cache_hits_total"
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
 
@@ -92,11 +107,28 @@ def test_evicted_blocks_leave_the_index(served: Served) -> None:
     text = prompt("pear")
     compute(served, 0, text)
     leads(served, text, 0)
-    for other in range(4):  # more than there is room for
+    for other in range(8):  # more than there is room for, also in host memory
         compute(served, 0, prompt(f"plum {other}"))
     until("the eviction", lambda: where(served, text)[1][0] == 0)
     compute(served, 1, text)
     leads(served, text, 1)
+
+
+def test_blocks_in_host_memory_are_routed_to_and_loaded(served: Served) -> None:
+    text = prompt("grape")
+    compute(served, 1, text)
+    others = [prompt(f"fig {number}") for number in range(3)]  # fill the device cache
+    for other in others:
+        compute(served, 1, other)
+    until("the events", lambda: where(served, others[-1])[1][1] == 3 * BLOCK)
+    assert where(served, text) == (1, {0: 0, 1: 3 * BLOCK})
+    assert load_costs(served, text) == {0: 0, 1: pytest.approx(HOST_COST * 3 * BLOCK)}
+    before, loaded = hits(served, 1), hits(served, 1, LOADED)
+    answer = ask(served, text)
+    assert answer.usage.prompt_tokens_details.cached_tokens == 3 * BLOCK
+    assert hits(served, 1) == before
+    assert hits(served, 1, LOADED) == loaded + 3 * BLOCK
+    assert compute(served, 0, text, tokens=8) == compute(served, 1, text, tokens=8)
 
 
 def test_restarted_engine_has_empty_index(served: Served) -> None:

@@ -62,6 +62,9 @@ UNSUITABLE = frozenset(
 
 BODY = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k")  # request fields
 
+# The last part of a field's name, but the option of other tools is an address.
+OTHER_MEANING = frozenset({"router.tier_cost.host"})
+
 # Sections that only some verbs read. The verb is empty if it is not known.
 SECTIONS = {
     "batch": ("batch", "plan", "doctor", ""),
@@ -97,7 +100,8 @@ def _fields(plain: str, verb: str, roles: Iterable[Role]) -> Sequence[str]:
     if plain in FIELDS:
         return [FIELDS[plain]]
     usable = [field for field in known if verb in SECTIONS.get(field.partition(".")[0], (verb,))]
-    current = [field for field in usable if field.rpartition(".")[2] == plain]
+    named = (field for field in usable if field.rpartition(".")[2] == plain)
+    current = [field for field in named if field not in OTHER_MEANING]
     return (current or [field for field in usable if old_names[field] == plain])[:1]
 
 

@@ -71,6 +71,9 @@ KNOWN_FAILURES = {
     "No module named 'sglang'": "pip install sglang, or engine.python=/env/bin/python",
     "CUDA out of memory": "engine.args.mem-fraction-static=0.8, or more GPUs per worker",
     "Not enough memory": "a larger engine.args.mem-fraction-static, or more GPUs per worker",
+    "Not enough host memory available": (
+        "a smaller engine.kv_host_cache_gb; SGLang leaves 10 GiB of the node's memory free"
+    ),
     "Some GPUs may be occupied": (
         "`nvidia-smi` on that node: another process uses one of the worker's GPUs"
     ),
@@ -158,8 +161,8 @@ def _attention_ranks(engine: Engine) -> int:
 
 
 def _check_host_cache(engine: Engine) -> None:
-    """Raise ConfigError for a host cache on the CPU: HiCache has copies only for accelerators
-    (`transfer_kv_direct` in mem_cache/pool_host/mha.py)."""
+    """Raise ConfigError for a host cache on the CPU. SGLang 0.5.23 registers its host pool with
+    CUDA, and has copies only for accelerators (mem_cache/pool_host/common.py and mha.py)."""
     if engine.device is Device.cpu:
         refuse_host_cache("SGLang on CPUs", engine)
     if engine.kv_host_cache_gb and not host_cache_gb(engine):

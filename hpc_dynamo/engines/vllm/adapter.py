@@ -77,6 +77,9 @@ KNOWN_FAILURES = {
     "compute capability of at least": OLD_GPU,
     "is greater than max_lora_rank": "engine.args.max-lora-rank=64, or the rank of the adapter",
     "failed: No adapter found for": "model.lora.NAME must be a PEFT folder that every node sees",
+    "Insufficient space in /dev/shm": (
+        "a smaller engine.kv_host_cache_gb, or a larger /dev/shm on that node"
+    ),
     "Sleep mode is not supported": "engine.sleep_mode=false: this device cannot sleep",
     **COMMON,
 }

@@ -74,6 +74,22 @@ class BlockOwners:
             elif owners:
                 del partition[block]
 
+    def runs(self, blocks: Iterable[int]) -> list[tuple[int, int, int]]:
+        """Return owners, start and end of consecutive blocks with the same owners, if any."""
+        partitions, low, found = self.partitions, self._index_mask, list[tuple[int, int, int]]()
+        same, start, depth = 0, 0, 0
+        for block in blocks:
+            owners = partitions[block & low].get(block, 0)
+            # The same object as for the block before: nothing changes.
+            if owners is not same:
+                if same:
+                    found.append((same, start, depth))
+                same, start = owners, depth
+            depth += 1
+        if same:
+            found.append((same, start, depth))
+        return found
+
     def match_prefix(
         self, blocks: Sequence[int], workers: int, whole: int, depths: PrefixDepths, start: int
     ) -> int:

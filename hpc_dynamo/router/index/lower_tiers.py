@@ -18,16 +18,17 @@ class LowerTierOwners:
 
     def __init__(self) -> None:
         self._owners = {tier: BlockOwners(64) for tier in LOWER_TIERS}
-        self._used = False
+        self._used = set[int]()  # tiers that had blocks
 
     def __bool__(self) -> bool:
-        return self._used
+        return bool(self._used)
 
     def update(self, worker: WorkerBlocks, blocks: Iterable[int]) -> None:
         """Process changes of a worker's copies of some blocks."""
-        self._used = True
         for block in blocks:
             fastest = worker.fastest_tier(block)
+            if fastest:
+                self._used.add(fastest)
             for tier, owners in self._owners.items():
                 change = owners.add if tier == fastest else owners.discard
                 change((block,), worker.bit)
@@ -43,22 +44,11 @@ class LowerTierOwners:
         """Return how many of a prompt's first `cached` blocks each worker would have to load."""
         found = TierCounts()
         prefix = hashes[: max(cached.values(), default=0)]
-        for index, owners in enumerate(self._owners.values()):
-            for bits, start, end in _runs(owners, prefix):
+        for index, (tier, owners) in enumerate(self._owners.items()):
+            if tier not in self._used:
+                continue
+            for bits, start, end in owners.runs(prefix):
                 for rank in workers.ranks_of(bits & workers.live):
                     if (blocks := min(end, cached.get(rank, 0)) - start) > 0:
                         found.setdefault(rank, [0] * len(LOWER_TIERS))[index] += blocks
         return found
-
-
-def _runs(owners: BlockOwners, blocks: Sequence[int]) -> Iterable[tuple[int, int, int]]:
-    """Yield owners, start and end of consecutive blocks with the same owners, if any."""
-    same, start = 0, 0
-    for depth, block in enumerate(blocks):
-        now = owners.get(block)
-        if now != same:
-            if same:
-                yield same, start, depth
-            same, start = now, depth
-    if same:
-        yield same, start, len(blocks)

@@ -510,8 +510,12 @@ OWN = [
     ("vllm", "GiB KV cache is needed, which is larger than the available KV cache memory",
      "max-model-len"),
     ("vllm", "Invalid repository ID or local directory specified: '/x'", "model.path"),
+    ("vllm", "RuntimeError: Insufficient space in /dev/shm for CPU KV offload shared region in "
+             "/dev/shm: 65536 MiB required, 31000 MiB free.", "smaller engine.kv_host_cache_gb"),
     ("vllm", "Bfloat16 is only supported on GPUs with compute capability of at least 8.0", "dtype"),
     ("sglang", "Not enough memory. Please try to increase --mem-fraction-static.", "larger engine"),
+    ("sglang", "ValueError: Not enough host memory available. Requesting 68.00 GB but only have "
+               "20.00 GB free.", "smaller engine.kv_host_cache_gb"),
     ("sglang", "ValueError: Port is already in use. dist_init_port=5000", "a restart picks"),
     ("sglang", "RuntimeError: SGLang only supports sm75 and above.", "a newer GPU"),
     ("trtllm", "Executor creation failed due to insufficient GPU memory.", "max_num_tokens"),
