@@ -6,6 +6,7 @@ open streams then get an error event.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -82,6 +83,7 @@ async def serve(attempt: Attempt, index: int, link: Path, listening: socket.sock
         async with HttpServer(
             app, limits=_limits(config.serve), format_error=format_error, has_key=auth.has_key
         ) as server:
+            gc.freeze()  # later collections skip what stays anyway, and take a few milliseconds
             port = await server.listen_on(listening, tls=_tls(config.serve))
             log.info("frontend %d (pid %d) listens on port %d", index, os.getpid(), port)
             background = [tasks.create_task(_follow_successor(router, forwarder))]

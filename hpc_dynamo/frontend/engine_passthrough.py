@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from urllib.parse import quote
 
 from hpc_dynamo.config import Role
+from hpc_dynamo.engine_errors import append_engine_error
 from hpc_dynamo.engines.http_paths import VERSION, is_inference, path_parameters
 from hpc_dynamo.frontend import errors
 from hpc_dynamo.frontend.errors import ApiError
@@ -160,7 +161,7 @@ async def _relay(
         return
     content = await answer.read()
     if answer.status >= 400:
-        what = f"worker {rank} answered {answer.status}"
+        what = append_engine_error(f"worker {rank} answered {answer.status}", content)
         content = errors.engine_error_body(answer.status, content, what, request.path)
         content_type = b"application/json"
     response.send(answer.status, content, [(b"content-type", content_type)])

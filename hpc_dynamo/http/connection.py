@@ -126,6 +126,7 @@ class HttpConnection(asyncio.Protocol):
                 self._task = self._context.tasks.create_task(contained)
 
     async def _serve(self, request: HttpRequest, keep_alive: bool, http10: bool) -> None:
+        self._context.count_body(len(request.body))
         response = ResponseWriter(
             self, keep_alive=keep_alive, http10=http10, head_only=request.method == "HEAD"
         )

@@ -23,6 +23,7 @@ class HttpLimits:
     header_bytes: int = 65536
     body_bytes: int = 32 << 20
     buffered_bytes: int = 512 << 20  # bodies of all requests that are being read or served
+    collect_bytes: int = 128 << 20  # bodies after which garbage is collected
     receive_s: float = 60.0  # time for a whole request to arrive
     idle_s: float = 75.0  # idle time of a connection between requests
     stalled_s: float = 300.0  # time without progress of a client that reads a response

@@ -1,6 +1,7 @@
 """State and callbacks that a server shares with its connections."""
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -25,3 +26,15 @@ class ServerContext:
     connections: ConnectionTable
     has_key: KeyCheck | None  # None: no client needs a key
     buffered_bytes: int = 0  # bodies that are being read or served
+    uncollected_bytes: int = 0  # bodies that were received after the last collection
+
+    def count_body(self, size: int) -> None:
+        """Count the body of a new request, and collect garbage of earlier ones after many bytes.
+
+        The traceback of an error may keep a body in a cycle. Python collects after a number of
+        objects, whatever their size: thousands of errors later.
+        """
+        self.uncollected_bytes += size
+        if self.uncollected_bytes >= self.limits.collect_bytes:
+            self.uncollected_bytes = 0
+            gc.collect()

@@ -119,6 +119,25 @@ def test_errors_of_engine_reach_client(served: Served, fields: dict[str, Any], n
     assert named in answer["error"]["message"]
 
 
+def test_request_that_makes_sglang_raise_is_an_error_of_the_client(served: Served) -> None:
+    """SGLang answers with status 500, as if it had failed itself."""
+    own = {"chat_template_kwargs": {"tokenize": True}}
+    status, answer = post(served, "chat/completions", messages=ASKED, max_tokens=2, **own)
+    assert status == 400
+    assert answer["error"]["message"] == "the engine cannot read this request: 'tokenize'"
+
+
+def test_most_log_probabilities_that_sglang_can_hand_over(served: Served) -> None:
+    """With more of them the prefill worker would end."""
+    before, body = served.workers(), {"prompt": "Hi", "max_tokens": 2}
+    status, answer = post(served, "completions", logprobs=128, **body)
+    assert status == 200, answer
+    assert [len(tops) for tops in answer["choices"][0]["logprobs"]["top_logprobs"]] == [128] * 2
+    status, answer = post(served, "completions", logprobs=129, **body)
+    assert (status, answer["error"]["message"]) == (400, "logprobs must be at most 128")
+    assert served.workers() == before, "a worker has restarted"
+
+
 def test_embeddings_are_refused_with_reason(served: Served) -> None:
     with pytest.raises(openai.BadRequestError, match="embedding"):
         served.client.embeddings.create(model=MODEL, input="Hi")

@@ -131,6 +131,8 @@ class Engine:
         form = await request.post()
         file = form["file"]
         assert isinstance(file, web.FileField)
+        if file.filename == "broken.wav":
+            return web.Response(status=500, text="Internal Server Error")
         size = len(file.file.read())
         text = f"{file.filename} has {size} bytes for {form['model']!s}"
         return web.json_response({"text": text})

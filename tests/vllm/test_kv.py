@@ -21,6 +21,7 @@ pytestmark = pytest.mark.vllm
 BLOCK = 128  # tokens, of vLLM's KV cache on the CPU
 BLOCKS = 10  # per worker: room for two of these prompts
 HOST_BLOCKS = 16
+HOST_COST = 0.1  # default of router.tier_cost.host
 LOADED = "vllm:external_prefix_cache_hits_total"
 BLOCK_BYTES = 2**18  # with tiny_models.llama
 
@@ -66,6 +67,12 @@ def where(served: Served, text: str) -> tuple[int, dict[int, int]]:
     said = served.post(f"{served.url}/route", served.key, {"prompt": text})
     overlaps = {w["rank"]: w["overlap_blocks"] * said["block_tokens"] for w in said["workers"]}
     return said["decode"], overlaps
+
+
+def load_costs(served: Served, text: str) -> dict[int, float]:
+    """Return the cost in tokens of blocks that are only in host memory, by worker."""
+    said = served.post(f"{served.url}/route", served.key, {"prompt": text})
+    return {w["rank"]: w["load_tokens"] for w in said["workers"]}
 
 
 def hits(served: Served, rank: int, name: str = "vllm:prefix_cache_hits_total") -> float:
@@ -115,6 +122,7 @@ def test_blocks_in_host_memory_are_routed_to_and_loaded(served: Served) -> None:
         compute(served, 1, other)
     until("the events", lambda: where(served, others[-1])[1][1] == 3 * BLOCK)
     assert where(served, text) == (1, {0: 0, 1: 3 * BLOCK})
+    assert load_costs(served, text) == {0: 0, 1: pytest.approx(HOST_COST * 3 * BLOCK)}
     before, loaded = hits(served, 1), hits(served, 1, LOADED)
     answer = ask(served, text)
     assert answer.usage.prompt_tokens_details.cached_tokens == 3 * BLOCK

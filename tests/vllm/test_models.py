@@ -30,6 +30,7 @@ pytestmark = pytest.mark.vllm
 REPLAY_S = 90.0
 BLOCK = VllmAdapter().block_tokens(Engine(device=Device.cpu))
 LORA = ("pirate", "poet")
+LOADED, PULLED = "vllm:external_prefix_cache_hits_total", "vllm:nixl_bytes_transferred_sum"
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         *(
             "models.talk.topology=disaggregated",
             "models.talk.router.conditional_disaggregation=false",
+            "models.talk.engine.args.num-gpu-blocks-override=24",
+            "models.talk.engine.kv_host_cache_gb=0.05",
         ),
         *("models.wide.topology=aggregated", "models.wide.topology.aggregated.tensor_parallel=2"),
         "models.wide.engine.args.distributed-executor-backend=mp",
@@ -62,6 +65,11 @@ def said(served: Served, model: str, text: str) -> str:
 def engine(served: Served, model: str, role: str) -> str:
     roles = (model, role)
     return next(str(row["url"]) for row in served.rows() if (row["model"], row["role"]) == roles)
+
+
+def metric(served: Served, role: str, name: str) -> float:
+    text = served.get(f"{engine(served, 'talk', role)}/metrics", served.token)
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
 
 def cached(served: Served, model: str, text: str) -> list[int]:
@@ -124,8 +132,8 @@ def test_usage_reports_cached_prompt_tokens(served: Served, role: str) -> None:
     served.client.completions.create(model="talk", prompt=text, max_tokens=1)
     prefixes = dict[BlockHash, list[int]]()
     for event in asyncio.run(published(served, role)):
-        if isinstance(event, BlockStored):
-            assert (event.block_size, event.medium) == (BLOCK, "GPU")
+        if isinstance(event, BlockStored) and event.medium == "GPU":
+            assert event.block_size == BLOCK
             before = [] if event.parent_block_hash is None else prefixes[event.parent_block_hash]
             for i, name in enumerate(event.block_hashes):
                 before = before + event.token_ids[i * BLOCK : (i + 1) * BLOCK]
@@ -147,6 +155,21 @@ def test_lost_blocks_are_recomputed(served: Served) -> None:
     ask = asked | {"max_tokens": 8, "kv_transfer_params": gone}
     answer = served.post(decode, served.token, ask)["choices"][0]["text"]
     assert answer == said(served, "wide", text)
+
+
+def test_evicted_blocks_are_loaded_and_pulled(served: Served) -> None:
+    """The prefill worker loads them from its host cache. The decode worker, which has them there
+    too, pulls them all the same: this frees them on the prefill worker."""
+    text = prompt("grape")
+    answer = said(served, "talk", text)
+    for other in range(7):  # more than the device caches have room for
+        said(served, "talk", prompt(f"melon {other}"))
+    metrics = {"prefill": LOADED, "decode": PULLED}
+    before = {role: metric(served, role, name) for role, name in metrics.items()}
+    assert said(served, "talk", text) == answer
+    after = {role: metric(served, role, name) for role, name in metrics.items()}
+    assert after["prefill"] == before["prefill"] + 3 * BLOCK
+    assert after["decode"] > before["decode"]
 
 
 def test_tensor_parallel_worker_equals_single_process(served: Served) -> None:

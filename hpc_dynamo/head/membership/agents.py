@@ -15,11 +15,11 @@ from hpc_dynamo.config import Role
 from hpc_dynamo.defects import contain_defects
 from hpc_dynamo.errors import EngineError, HpcDynamoError
 from hpc_dynamo.head.membership.kv_events import KvEventReceiver
+from hpc_dynamo.head.membership.layout import JobLayout
 from hpc_dynamo.head.membership.links import HEARTBEAT, AgentLinks
 from hpc_dynamo.head.membership.losses import ModelFailure, lost_report, shows_bad_node
 from hpc_dynamo.head.membership.reports import ReportSubscriptions
 from hpc_dynamo.head.membership.shards import MultiNodeCoordinator
-from hpc_dynamo.head.membership.spare_nodes import SpareNodes
 from hpc_dynamo.head.membership.versions import VersionCheck
 from hpc_dynamo.messages import (
     AgentStopped,
@@ -40,7 +40,7 @@ from hpc_dynamo.messages import (
 )
 from hpc_dynamo.router import RequestRouter
 from hpc_dynamo.run import Attempt
-from hpc_dynamo.topology import Plan, Worker
+from hpc_dynamo.topology import Worker
 from hpc_dynamo.wire import ControlServer
 
 EXITED = (WorkerState.failed, WorkerState.lost, WorkerState.stopped)
@@ -64,19 +64,18 @@ class Membership:
         fail_job: Callable[[EngineError], None],
     ) -> None:
         self._attempt, self._roster, config = attempt, roster, attempt.config()
-        self._spares = SpareNodes(attempt, roster)
-        self._placed = {worker.rank: worker for worker in self._spares.layout.head_plan.workers}
-        self._first_extra_node = self._spares.layout.nodes
-        self._nodes = {node.node: node for node in roster.nodes}
-        self._expected = dict[int, tuple[Worker, ...]]()  # workers of extra jobs' nodes
+        self._layout = JobLayout(attempt, roster)
+        self.expect, self.forget = self._layout.expect, self._layout.forget
         self._failure = ModelFailure(config, routers, fail_job)
         self._versions, self._updates = VersionCheck(config), asyncio.Lock()
         self._server, self._routers = server, routers
-        self._links = AgentLinks(server, self._nodes, config.cluster)
+        self._links = AgentLinks(server, self._layout.nodes, config.cluster)
         self._stop_reason = ""  # given to all agents
         self._changed = asyncio.Condition()
         self._shards = MultiNodeCoordinator(self._links.send)
-        self._kv_events = KvEventReceiver(self._links, lambda r: self._placed.get(r), self._router)
+        self._kv_events = KvEventReceiver(
+            self._links, lambda r: self._layout.workers.get(r), self._router
+        )
         self.workers: dict[int, WorkerReport] = {}  # last report, by rank
         self._subscriptions = ReportSubscriptions()
         self.subscribe = self._subscriptions.subscribe
@@ -104,15 +103,15 @@ class Membership:
                 await self._admit_agent(peer, message)
             case Heartbeat(node=node):
                 await self._on_heartbeat(peer, node)
-            case WorkerReport(rank=rank, node=node) if self._runs(node, rank):
+            case WorkerReport(rank=rank, node=node) if self._layout.runs(node, rank):
                 await self._on_report(message)
-            case StartShard(rank=rank) | ShardExited(rank=rank) if rank in self._placed:
-                await self._shards.on_message(self._placed[rank], message)
+            case StartShard(rank=rank) | ShardExited(rank=rank) if rank in self._layout.workers:
+                await self._shards.on_message(self._layout.workers[rank], message)
             case Preempted(node=0):
                 self.on_preemption()
             case Preempted(node=node):
                 self.preempted_nodes.put_nowait(node)
-            case AgentStopped(node=node) if node in self._nodes:
+            case AgentStopped(node=node) if node in self._layout.nodes:
                 await self._remove_agent(node, WorkerState.stopped, "its agent has exited")
             case KvEvents():
                 await self._kv_events.receive(peer, message)
@@ -123,58 +122,39 @@ class Membership:
 
     async def _on_report(self, report: WorkerReport) -> None:
         """Handle the report of an agent. Its node counts as failed if no worker can run there."""
-        bad = self._spares.owns(report.node) and shows_bad_node(report, self.workers.values())
-        if bad and self._spares.failed(report.node, for_good=True):
+        bad = shows_bad_node(report, self.workers.values())
+        if bad and self._layout.fail(report.node, for_good=True):
             await self._update_worker(replace(report, state=WorkerState.failed))
             await self._move_workers()
         else:
             await self._update_worker(report)
 
-    def expect(self, plan: Plan) -> None:
-        """Accept the agents of an extra job and their workers from now on."""
-        new = plan.used_nodes - self._nodes.keys()
-        self._expected |= {node: plan.on_node(node) for node in new}
-
-    def forget(self, plan: Plan) -> None:
-        """Stop agents of an extra job that connect from now on."""
-        for node in plan.used_nodes:
-            self._expected.pop(node, None)
-
     async def _admit_agent(self, peer: bytes, hello: Hello) -> None:
         """Connect an agent. It may have run before, under an earlier head or cut off from this."""
         record, node = hello.node, hello.node.node
-        if node in self._expected:
-            self._placed |= {worker.rank: worker for worker in self._expected.pop(node)}
-        elif not self._is_known(node) or self._stop_reason:
+        stopping = self._stop_reason and not self._layout.expects(node)
+        if stopping or not self._layout.knows(node):
             log.warning("agent %d on %s is not expected; stopping it", node, record.host)
             await self._server.send(peer, UNEXPECTED)
             return
-        self._nodes[node] = record
+        moved = self._layout.join(record)
         self._links.connect(node, peer)
         log.info("agent %d on %s joined, %d workers", node, record.host, len(hello.workers))
-        if self._spares.owns(node):
-            moved = self._spares.joined(record)
-            await self._links.send(node, self._spares.message)
-            if moved:
-                await self._move_workers()
+        if self._layout.of_head(node):
+            await self._links.send(node, self._layout.replacements)
+        if moved:
+            await self._move_workers()
         for report in hello.workers:
-            if self._runs(node, report.rank) and self.workers.get(report.rank) != report:
+            if self._layout.runs(node, report.rank) and self.workers.get(report.rank) != report:
                 await self._update_worker(report)
         for start in hello.shards:
-            if self._runs(node, start.rank):
-                await self._shards.on_message(self._placed[start.rank], start)
+            if self._layout.runs(node, start.rank):
+                await self._shards.on_message(self._layout.workers[start.rank], start)
         await self._shards.node_joined(node)
 
     async def _on_heartbeat(self, peer: bytes, node: int) -> None:
         answer = HEARTBEAT if self._links.heard(node, peer) else HelloRequest()
-        await self._server.send(peer, answer if self._is_known(node) else UNEXPECTED)
-
-    def _is_known(self, node: int) -> bool:
-        return node in self._nodes or node in self._expected or self._spares.owns(node)
-
-    def _runs(self, node: int, rank: int) -> bool:
-        """Return True if a node runs the first shard of a worker now."""
-        return rank in self._placed and self._placed[rank].node == node
+        await self._server.send(peer, answer if self._layout.knows(node) else UNEXPECTED)
 
     async def watch(self) -> None:
         """Remove agents that died or fell silent, with their workers. Runs until cancelled."""
@@ -199,7 +179,7 @@ class Membership:
     async def stop_all(self, reason: str, timeout_s: float) -> None:
         """Stop all agents and wait until they have exited; Slurm ends those that do not."""
         self._stop_reason = reason
-        await self.stop(frozenset(self._nodes), reason, timeout_s)
+        await self.stop(frozenset(self._layout.nodes), reason, timeout_s)
 
     async def stop(self, nodes: Set[int], reason: str, timeout_s: float) -> None:
         """Stop the agents of some nodes and wait until they have exited, `timeout_s` at most."""
@@ -210,14 +190,16 @@ class Membership:
                 await self._changed.wait_for(lambda: not nodes & self._links.connected)
         except TimeoutError:
             late = sorted(nodes & self._links.connected)
-            hosts = ", ".join(self._nodes[node].host for node in late)
+            hosts = ", ".join(self._layout.nodes[node].host for node in late)
             log.error("agents on %s did not confirm their shutdown within %.0f s", hosts, timeout_s)
 
     async def _update_worker(self, worker: WorkerReport) -> None:
         """Apply a report, and what follows from it for workers of other versions."""
         async with self._updates:
-            for report in self._versions.changes(worker, self.workers, self._placed.values()):
-                if report.rank in self._placed:
+            for report in self._versions.changes(
+                worker, self.workers, self._layout.workers.values()
+            ):
+                if report.rank in self._layout.workers:
                     await self._apply(report)
 
     async def _apply(self, worker: WorkerReport) -> None:
@@ -234,7 +216,7 @@ class Membership:
         if worker.state in EXITED:
             await self._shards.stop_worker(worker.rank)
         self._subscriptions.publish(worker)
-        placed = [w for w in self._placed.values() if w.model == worker.model]
+        placed = [w for w in self._layout.workers.values() if w.model == worker.model]
         same = [self.workers.get(w.rank) for w in placed if self._role(w) is worker.role]
         self._failure.check(worker, same, self.workers.values())
 
@@ -242,14 +224,14 @@ class Membership:
         """Remove an agent that has exited or is silent; its workers get this state, or move."""
         if state is not WorkerState.failed:  # a silent agent may connect again
             self._links.drop(node)
-        moved = self._spares.owns(node) and not self._stop_reason and self._spares.failed(node)
+        moved = not self._stop_reason and self._layout.fail(node)
         async with self._changed:
             self._changed.notify_all()
-        host, agent_log = self._nodes[node].host, self._attempt.agent_log(node)
+        host, agent_log = self._layout.nodes[node].host, self._attempt.agent_log(node)
         log.info("node %d (%s) is gone: %s", node, host, reason)
         lost = f"node {node} ({host}) is gone: {reason}; log: {agent_log}"
         state = WorkerState.failed if moved else state
-        for worker in [w for w in self._placed.values() if w.node == node]:
+        for worker in self._layout.on(node):
             rank, role = worker.rank, self._role(worker)
             log_file, before = self._attempt.worker_log(rank), self.workers.get(rank)
             report = lost_report(before, worker, role, host, state, lost, log_file)
@@ -258,26 +240,19 @@ class Membership:
             await self._move_workers()
         else:
             await self._shards.node_lost(node, lost, for_good=state is not WorkerState.failed)
-        if node >= self._first_extra_node and state is not WorkerState.failed:
-            self._drop_node(node)  # nodes of extra jobs do not come back
+        if self._layout.of_extra_job(node) and state is not WorkerState.failed:
+            for rank in self._layout.drop(node):  # nodes of extra jobs do not come back
+                del self.workers[rank]
 
     async def _move_workers(self) -> None:
         """Place the workers of failed nodes on spare nodes, and inform all agents."""
-        layout, before = self._spares.layout, self._placed
-        self._placed = before | {worker.rank: worker for worker in layout.head_plan.workers}
+        moved = self._layout.move()
         for node in self._links.connected:
-            await self._links.send(node, self._spares.message)
-        for rank, worker in self._placed.items():
-            role = self._role(worker)
-            if worker.node != before[rank].node:
-                log.info("worker %d moves to node %d", rank, worker.node)
-                if role is not worker.role:
-                    await self._links.send(worker.node, SetRole(rank=rank, role=role, restart=True))
-
-    def _drop_node(self, node: int) -> None:
-        del self._nodes[node]
-        for rank in [w.rank for w in self._placed.values() if w.node == node]:
-            del self._placed[rank], self.workers[rank]
+            await self._links.send(node, self._layout.replacements)
+        for worker in moved:
+            if (role := self._role(worker)) is not worker.role:
+                message = SetRole(rank=worker.rank, role=role, restart=True)
+                await self._links.send(worker.node, message)
 
     def _role(self, worker: Worker) -> Role:
         """Return the last reported role, or the plan's before any report."""
@@ -285,4 +260,4 @@ class Membership:
         return report.role if report else worker.role
 
     def _router(self, rank: int) -> RequestRouter:
-        return self._routers[self._placed[rank].model]
+        return self._routers[self._layout.workers[rank].model]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import msgspec
 
+from hpc_dynamo.engine_errors import append_engine_error
 from hpc_dynamo.engines import SleepEndpoints, engine
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.head.workloads.workload import HeadContext
@@ -92,4 +93,5 @@ class SleepController:
         except OSError as e:  # TimeoutError is one
             raise RequestFailed(f"{what}: {e or type(e).__name__}", status=502) from e
         if answer.status != 200:
-            raise RequestFailed(f"{what} answered {answer.status}", status=502, body=body)
+            what = append_engine_error(f"{what} answered {answer.status}", body)
+            raise RequestFailed(what, status=502, body=body)

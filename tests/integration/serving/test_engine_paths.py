@@ -153,6 +153,13 @@ def test_audio_form_is_forwarded(served: Served) -> None:
         served.client.audio.transcriptions.create(model=MODEL, file=sound, extra_body=extra)
 
 
+def test_error_without_reason_names_the_worker_and_its_log(served: Served) -> None:
+    named = "worker [01] answered 500: Internal Server Error; the log of the engine may have"
+    client = served.client.with_options(max_retries=0)
+    with pytest.raises(openai.InternalServerError, match=named):
+        client.audio.transcriptions.create(model=MODEL, file=("broken.wav", b"x"))
+
+
 def test_id_of_a_response_cannot_hold_a_request(served: Served) -> None:
     """Such an id reached the engine as a request of its own, with the engine's key."""
     name = "x HTTP/1.1\r\nhost: a\r\n\r\nPOST /reset_prefix_cache HTTP/1.1\r\nx: y"
