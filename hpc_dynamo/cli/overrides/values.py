@@ -32,6 +32,8 @@ WORDS = {
 }
 WHOLE = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")
 LONGEST = 40  # digits of a whole number
+# A key of a mapping in Hydra's form, `{a:1}`. YAML needs a space after the colon.
+KEY = re.compile(r"([{,]\s*[A-Za-z_][\w.-]*):(?=\S)")
 
 # One element of a list: in quotes, or up to the next comma outside of quotes and brackets.
 ELEMENT = re.compile(
@@ -162,7 +164,8 @@ def is_json(text: str) -> bool:
 
 
 def json_value(text: str) -> Any:
-    """Return the value of JSON or of a mapping such as `{a: 1}`; any other text unchanged."""
+    """Return the value of JSON or of a mapping such as `{a: 1}` or `{a:1}`; any other text
+    unchanged."""
     if text in WORDS:
         return WORDS[text]
     try:
@@ -171,9 +174,11 @@ def json_value(text: str) -> Any:
             return value
     except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
         pass
-    content = mapping(text)
-    complete = content and not any(each is None for each in content.values())
-    return free(content, JsonValue) if complete else text
+    for written in (text, KEY.sub(r"\1: ", text)):
+        content = mapping(written)
+        if content and not any(each is None for each in content.values()):
+            return free(content, JsonValue)
+    return text
 
 
 def mapping(text: str) -> dict[str, Any] | None:

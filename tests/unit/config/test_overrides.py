@@ -102,6 +102,8 @@ AS_WRITTEN = [
     *(
         "[gpu]x",
         "{level}",
+        "{a:1, b}",
+        "{a:}",
         "[a, b]",
         "{{ bos_token }}",
         "{% if a: b %}",
@@ -132,6 +134,8 @@ def test_an_engine_option_has_the_type_that_its_flag_needs(section: str) -> None
         '{"method":"ngram"}': '{"method":"ngram"}',
         "[1,2]": "[1,2]",
         "{level: 3, a: {b: 1.10, c: 12_3}}": {"level": 3, "a": {"b": 1.1, "c": "12_3"}},
+        "{method:ngram,k:3,b:{c:[1,2]}}": {"method": "ngram", "k": 3, "b": {"c": [1, 2]}},
+        "{url:http://h:80/x,n-m:true}": {"url": "http://h:80/x", "n-m": True},
     }
     config = compose([f"{section}.args.{at}={text}" for at, text in enumerate(typed)])
     own = config.engine if section == "engine" else config.engine.decode
