@@ -49,6 +49,7 @@ class ConnectionTable:
         self.limit = limit or max(1, int(connection_budget() * SERVER_SHARE))
         share = max(1, min(MAX_ANONYMOUS, int(self.limit * ANONYMOUS_SHARE)))
         self.anonymous_limit = share if keys else self.limit
+        self._keys = keys
         self._anonymous = dict[Closable, int]()  # value of `_tries` when it was added
         self._tries = 0  # times that there was no room for a new connection
         self._idle = dict[Closable, None]()
@@ -65,11 +66,20 @@ class ConnectionTable:
 
     def make_room(self) -> bool:
         """Return True if a connection may be added. At a limit, another one is closed for it."""
-        if len(self) >= self.limit:
+        if self._full:
             self._close_one()
-        self.awaited = len(self) >= self.limit
+        self.awaited = self._full
         self._tries += self.awaited
         return not self.awaited
+
+    @property
+    def _full(self) -> bool:
+        """Connections without a key have a limit of their own: each may hold a long head."""
+        return len(self) >= self.limit or self._has_most_anonymous
+
+    @property
+    def _has_most_anonymous(self) -> bool:
+        return self._keys and len(self._anonymous) >= MAX_ANONYMOUS
 
     def add(self, connection: Closable) -> None:
         """Add a new connection, after `make_room`."""
@@ -103,7 +113,7 @@ class ConnectionTable:
 
     def _close_one(self) -> None:
         """Close an idle connection, or one without a key if they are too many."""
-        crowded = len(self._anonymous) > self.anonymous_limit
+        crowded = len(self._anonymous) > self.anonymous_limit or self._has_most_anonymous
         if self._idle and not crowded:
             self._close(next(iter(self._idle)))
         elif victim := self._oldest_anonymous():

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from hpc_dynamo.http import HttpClient, HttpLimits, HttpRequest, HttpServer, ResponseWriter
-from hpc_dynamo.http.listener import HANDSHAKE_S
+from hpc_dynamo.http.connection_table import MAX_ANONYMOUS, ConnectionTable
+from hpc_dynamo.http.listener import HANDSHAKE_S, Opening
 from tests.integration.serving.served import certified
 from tests.unit.http.test_http import HOST, echo, post, raw, status
 
@@ -315,3 +316,15 @@ async def test_bodies_in_cycles_do_not_fill_the_memory() -> None:
     finally:
         gc.enable()
     assert sum(each() is not None for each in kept) <= 2
+
+
+async def test_connections_without_a_key_are_limited_in_a_large_table() -> None:
+    """Each may hold a head of 64 KiB; half of a million descriptors would fill the memory."""
+    table = ConnectionTable(100_000, keys=True)
+    clients = [Opening() for _ in range(MAX_ANONYMOUS)]
+    for client in clients:
+        assert table.make_room()
+        table.add(client)
+    assert not table.make_room()  # all are young
+    table.set_busy(clients[0])
+    assert table.make_room()
