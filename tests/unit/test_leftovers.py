@@ -134,3 +134,15 @@ def test_only_unused_segments_are_removed() -> None:
         user_file.unlink()
         used.close()
         used.unlink()
+
+
+def test_segments_of_engines_are_known_by_name(tmp_path: Path) -> None:
+    left = [
+        "sgl_shm_mm_17_ab12cd34",
+        "sglang_loads_0a746c8a4364_d4fce984.shm",
+        "vllm_offload_1.mmap",
+    ]
+    for name in (*left, "data", "my_vllm_notes"):
+        (tmp_path / name).touch()
+    assert remove_unused_segments(tmp_path) == left
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "my_vllm_notes"]
