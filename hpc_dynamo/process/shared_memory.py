@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
-# Python's multiprocessing, PyTorch, NCCL, UCX, vLLM, and SGLang (0.5.23, utils/stale_shm_cleanup.py).
+# Python's multiprocessing, PyTorch, NCCL, UCX, vLLM; SGLang: 0.5.23, utils/stale_shm_cleanup.py.
 PREFIXES = (
     *("psm_", "sem.mp-", "torch_", "nccl-", "ucx_shm_", "vllm_"),
     *("sglang_loads_", "sgl_shm_"),
