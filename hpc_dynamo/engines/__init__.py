@@ -116,7 +116,15 @@ def _naming_role(role: Role, adapter: EngineAdapter, config: Config, plan: Plan)
     except ConfigError as e:
         if e.message == _check_error(adapter, config, plan):
             raise
-        raise ConfigError(f"{e.message} (with engine.{role})", hint=e.hint) from e
+        what, hint = (_with_role(text, role, config) for text in (e.message, e.hint))
+        raise ConfigError(f"{what} (with engine.{role})", hint=hint) from e
+
+
+def _with_role(text: str, role: Role, config: Config) -> str:
+    """Return a text about engine options that names those of a role by their own fields."""
+    for name in config.engine.role_options(role).args:
+        text = text.replace(f"engine.args.{name}", f"engine.{role}.args.{name}")
+    return text
 
 
 def _check_error(adapter: EngineAdapter, config: Config, plan: Plan) -> str:

@@ -77,9 +77,11 @@ class HttpServer:
         self, host: str, port: int, *, tls: ssl.SSLContext | None = None, reuse_port: bool = False
     ) -> int:
         """Accept connections on a new socket; return its port. `reuse_port`: other sockets of this
-        user may have the port too."""
+        user may have the port later."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        made = socket.create_server((host, port), family=family, reuse_port=reuse_port)
+        made = socket.create_server((host, port), family=family)
+        if reuse_port:  # set after the bind, which fails if the port is in use
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         return await self.listen_on(made, tls=tls)
 
     async def listen_on(self, bound: socket.socket, *, tls: ssl.SSLContext | None = None) -> int:

@@ -229,8 +229,11 @@ def test_running_endpoint_shows_and_serves_nothing(scratch: Path) -> None:
     try:
         until("the endpoint", lambda: run.attempts() and run.attempts()[0].endpoint())
         attempt, secrets = run.attempts()[0], run.secrets()
-        endpoint, status = attempt.endpoint(), until("a status", run.attempts()[0].status)
+        endpoint = attempt.endpoint()
         assert endpoint
+        until("its workers", lambda: (status := attempt.status()) and status.workers)
+        status = attempt.status()
+        assert status
         everything = as_user(ATTACKER, "sh", "-c", "cat /proc/*/cmdline", cwd=scratch).stdout
         assert str(run.path) in everything
         for secret in (run.api_key(), secrets.token, secrets.private):

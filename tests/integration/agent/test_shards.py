@@ -204,7 +204,8 @@ def test_worker_restarts_after_a_shard_was_killed(
     each_once(tmp_path / "runs/prompts", ids)
     log = attempt.agent_log(0).read_text()
     assert f"worker 0 (aggregated), shard {shard + 1} of 2, on " in log
-    assert "was killed by signal 9" in log
+    # Either the killed shard or the one that it takes along is seen first.
+    assert "was killed by signal 9" in log or "EngineError: node 0 is gone" in log
     assert str(attempt.worker_log(0, shard)) in log
     assert "2 restarts left" in log
     starts = [len(re.findall("starts: ", attempt.agent_log(n).read_text())) for n in (0, 1)]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,15 @@ def _gone(pid: int) -> bool:
         return True
 
 
+def part_is_open(part: Path) -> bool:
+    """Return True if any process has the file open."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if descriptor.samefile(part):
+                return True
+    return False
+
+
 @pytest.mark.slow
 def test_profile_resumes_after_kill_9(tmp_path: Path) -> None:
     run = tmp_path / "runs/small"
@@ -123,6 +133,7 @@ def test_profile_resumes_after_kill_9(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGKILL)
     until("the agents gone", lambda: all(map(_gone, pids)))
     part = run / "parts/1.jsonl"
+    until("the head gone", lambda: not part_is_open(part))
     saved = read_measurements([part])
     count = sum(map(len, saved.values()))
     everything = ROUNDS * len(points(transfers=True))

@@ -48,6 +48,7 @@ def test_runs_of_other_users_are_not_read(tmp_path: Path) -> None:
 def test_named_run_of_another_user_is_refused(tmp_path: Path, by_name: bool) -> None:
     """Its files could be pipes without a writer or endless, or name a URL for the user's key."""
     theirs = run_folder(tmp_path, "theirs", 0)
+    theirs.chmod(0o755)
     words = ["theirs", f"runs_dir={tmp_path}"] if by_name else [str(theirs)]
     args = Namespace(overrides=words, config_dir=None)
     assert find_run(args).path == theirs
