@@ -15,10 +15,12 @@ import secrets
 from array import array
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import msgspec
 
+from hpc_dynamo.large_bodies import off_loop
 from hpc_dynamo.preprocess.tokens import Tokens, UnknownTokens
 
 # Tokens of an image of 448x448 pixels in Qwen2-VL; other models take 64 to a few thousand.
@@ -48,16 +50,23 @@ class MediaPrompt:
     count: int  # media
 
     @classmethod
-    def of(cls, body: Mapping[str, Any]) -> Self | None:
-        """Return the body without media; None if it has none."""
+    async def of(cls, body: Mapping[str, Any]) -> Self | None:
+        """Return the body without media; None if it has none. Large media are hashed in a thread:
+        1 MB takes 4 ms."""
         messages = body.get("messages")
         if not isinstance(messages, list):
             return None
         parts = {i: found for i, message in enumerate(messages) if (found := _media(message))}
         if not parts:
             return None
+        size = sum(_characters(messages[i]) for i in parts)
+        return await off_loop(size, partial(cls._of, body, parts))
+
+    @classmethod
+    def _of(cls, body: Mapping[str, Any], parts: Mapping[int, list[int]]) -> Self:
+        """`parts` has the positions of media in the content of a message, by its index."""
         options, media = [body.get(name) for name in OPTIONS], list[bytes]()
-        messages = list(messages)
+        messages = list(body["messages"])
         for i, at in parts.items():
             content = messages[i]["content"]
             messages[i] = {**messages[i], "content": _without_media(content, at, len(media))}
@@ -83,6 +92,18 @@ def _media(message: object) -> list[int]:
     if not isinstance(content, list):
         return []
     return [i for i, part in enumerate(content) if _kind(part) in KINDS]
+
+
+def _characters(value: object) -> int:
+    """Return the length of all texts in a value."""
+    match value:
+        case str():
+            return len(value)
+        case list():
+            return sum(map(_characters, value))
+        case dict():
+            return sum(map(_characters, value.values()))
+    return 0
 
 
 def _kind(part: object) -> str:

@@ -70,7 +70,7 @@ class Preprocessor:
         a limit. Raises PromptTooLong if their length in characters already exceeds `max_tokens` of
         the longest token (0: no limit).
         """
-        media = MediaPrompt.of(body)
+        media = await MediaPrompt.of(body)
         text = await self.render(media.body if media else body)
         if isinstance(text, UnknownTokens):
             return text

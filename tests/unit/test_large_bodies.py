@@ -13,6 +13,7 @@ from hpc_dynamo.dispatch import RequestBuilder, RequestContext
 from hpc_dynamo.json_reader import read_fields
 from hpc_dynamo.large_bodies import LARGE_BYTES, off_loop
 from hpc_dynamo.preprocess import Preprocessor
+from hpc_dynamo.preprocess.media_prompt import MediaPrompt
 from tests.support.tiny_models import byte_tokenizer
 
 
@@ -45,6 +46,13 @@ async def test_loop_continues_while_a_text_of_rare_characters_is_tokenized(tmp_p
     tokenizer = Preprocessor.load(byte_tokenizer(tmp_path / "model"))
     rare = "".join(map(chr, range(0x10000, 0x10000 + 30_000)))
     assert await turns_of(asyncio.ensure_future(tokenizer.completion({"prompt": rare}))) > 1
+
+
+async def test_loop_continues_while_a_large_image_is_hashed() -> None:
+    """16 MB took 60 ms."""
+    image = {"type": "image_url", "image_url": {"url": "a" * (32 * LARGE_BYTES)}}
+    body = {"messages": [{"role": "user", "content": [image]}]}
+    assert await turns_of(asyncio.ensure_future(MediaPrompt.of(body))) > 1
 
 
 async def turns_of(work: "asyncio.Future[Any]") -> int:
