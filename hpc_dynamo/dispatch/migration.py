@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -35,6 +36,7 @@ from hpc_dynamo.dispatch.worker_client import EngineRequest, WorkerFailed
 from hpc_dynamo.engines import COMPLETIONS
 from hpc_dynamo.errors import RequestFailed
 from hpc_dynamo.json_reader import read_value
+from hpc_dynamo.large_bodies import off_loop
 from hpc_dynamo.preprocess import BegunOutput, Preprocessor, Tokens
 
 log = logging.getLogger(__name__)
@@ -117,7 +119,8 @@ class StreamMigrator:
             stream = ContinuedStream(sink, RepeatedEvents(answer, stream_format))
             await self._dispatcher.run(request, stream, max_attempts=1)
         else:
-            body = _chat_body(request, stream_format)
+            reading = partial(_chat_body, request, stream_format)
+            body = await off_loop(len(request.content), reading)
             cut = cut_at(body, answer, repeat=repeat)
             begun = await self._tokenize(body, answer, cut.kept, request)
             _check_prompt(answer, begun)
