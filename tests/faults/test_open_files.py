@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.serving.served import MODEL, serving
 from tests.support.fault_rows import FaultRecorder
-from tests.support.runs import SIMULATOR, each_once, hpc_dynamo, latest, write_prompts
+from tests.support.runs import HANG_S, SIMULATOR, each_once, hpc_dynamo, latest, write_prompts
 
 LIMIT = 1024
 LAYOUT = (
@@ -42,12 +42,11 @@ def responses(url: str, key: str, count: int) -> Counter[bytes]:
     content = "\r\n".join(lines).encode() + b"\r\n\r\n" + body
     at = urlsplit(url)
     with ExitStack() as stack:
-        links = [
-            stack.enter_context(socket.create_connection((at.hostname or "", at.port or 0), 200))
-            for _ in range(count)
-        ]
-        for link in links:
-            link.sendall(content)
+        links = list[socket.socket]()
+        for _ in range(count):
+            link = socket.create_connection((at.hostname or "", at.port or 0), HANG_S)
+            links.append(stack.enter_context(link))
+            link.sendall(content)  # in a full table, a connection without a key is closed after 2 s
         return Counter(link.makefile("rb").readline() for link in links)
 
 

@@ -15,10 +15,11 @@ from tempfile import mkdtemp
 import pytest
 
 from hpc_dynamo.head.workloads.endpoint_socket import port_owner
+from hpc_dynamo.messages import WorkerState
 from hpc_dynamo.process.listeners import listeners
 from hpc_dynamo.process.node_folder import PREFIX
 from hpc_dynamo.process.port_guard import PortGuard
-from hpc_dynamo.run import Run
+from hpc_dynamo.run import Attempt, Run
 from tests.support.runs import HANG_S, SIMULATOR, until, write_prompts
 
 VICTIM, ATTACKER = 41001, 41002
@@ -209,12 +210,23 @@ def test_port_of_a_dead_engine_cannot_be_taken(scratch: Path) -> None:
         assert not guard.keep("127.0.0.1", engine.getsockname()[1])
 
 
-def assert_dead_engine_keeps_its_port(scratch: Path, url: str) -> None:
+def assert_dead_engine_keeps_its_port(scratch: Path, url: str, agent: int) -> None:
+    """The agent is stopped meanwhile: it would restart the engine on another port."""
     port = int(url.rpartition(":")[2])
     engine = int(port_owner(port).split()[1].rstrip(":"))
-    os.kill(engine, signal.SIGKILL)
-    until("the end of the engine", lambda: not [*listeners(port)])
-    assert steals_port(scratch, port) == "in use"
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        os.kill(engine, signal.SIGKILL)
+        until("the end of the engine", lambda: not [*listeners(port)])
+        assert steals_port(scratch, port) == "in use"
+    finally:
+        os.kill(agent, signal.SIGCONT)
+
+
+def all_ready(attempt: Attempt) -> bool:
+    status = attempt.status()
+    states = [worker.state for worker in status.workers] if status else []
+    return bool(states) and set(states) == {WorkerState.ready}
 
 
 def test_running_endpoint_shows_and_serves_nothing(scratch: Path) -> None:
@@ -231,7 +243,7 @@ def test_running_endpoint_shows_and_serves_nothing(scratch: Path) -> None:
         attempt, secrets = run.attempts()[0], run.secrets()
         endpoint = attempt.endpoint()
         assert endpoint
-        until("its workers", lambda: (status := attempt.status()) and status.workers)
+        until("its worker", lambda: all_ready(attempt))
         status = attempt.status()
         assert status
         everything = as_user(ATTACKER, "sh", "-c", "cat /proc/*/cmdline", cwd=scratch).stdout
@@ -249,7 +261,8 @@ def test_running_endpoint_shows_and_serves_nothing(scratch: Path) -> None:
         for url in urls:
             ask = ("curl", "-s", "--noproxy", "*", "-o", "/dev/null", "-w", "%{http_code}", url)
             assert as_user(ATTACKER, *ask, cwd=scratch).stdout == "401", url
-        assert_dead_engine_keeps_its_port(scratch, status.workers[0].url)
+        (node,) = attempt.nodes()
+        assert_dead_engine_keeps_its_port(scratch, status.workers[0].url, node.pid)
     finally:
         as_user(VICTIM, *program("stop", "name=s"), cwd=home)
     until("the end", lambda: run.attempts()[0].outcome())

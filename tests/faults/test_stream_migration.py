@@ -23,13 +23,14 @@ from tests.support.typed_streams import FORM, assert_unbroken_events
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
-# An output takes some seconds and ends at its limit.
+# An output takes seconds, also after the last stream has begun on a busy machine. It ends at its
+# limit.
 SLOW = (
     *("engine.args.timing=cpu-135m", "engine.args.time-scale=3"),
     *("engine.args.mean-output-tokens=100000", "engine.max_restarts=20"),
 )
 HANG = ("engine.hang_timeout_s=4", "engine.stop_timeout_s=60", "router=round_robin")
-PROMPT, LIMIT = "Tell me about foxes.", 30
+PROMPT, LIMIT = "Tell me about foxes.", 90
 TALK = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": LIMIT}
 BODIES: dict[str, dict[str, Any]] = {
     CHAT: TALK,
