@@ -46,7 +46,8 @@ def responses(url: str, key: str, count: int) -> Counter[bytes]:
         for _ in range(count):
             link = socket.create_connection((at.hostname or "", at.port or 0), HANG_S)
             links.append(stack.enter_context(link))
-            link.sendall(content)  # in a full table, a connection without a key is closed after 2 s
+            # At once: in a full table, a connection without a key is closed after 2 s.
+            link.sendall(content)
         return Counter(link.makefile("rb").readline() for link in links)
 
 
