@@ -38,7 +38,7 @@ def check_texts(body: Body, limit: int) -> None:
 
 def check_values(content: bytes, body: Body) -> None:
     """Raise ApiError for more than MAX_IDS values in arrays and objects, apart from the token ids
-    of prompts: so many ids are not decoded."""
+    of prompts, which are not decoded if they are longer."""
     found = count_outside_strings(content, b",", MAX_IDS)
     if found > MAX_IDS:
         found -= sum(_count_ids(bytes(body[name])) for name in ID_FIELDS & body.keys())
