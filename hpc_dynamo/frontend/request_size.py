@@ -37,8 +37,10 @@ def check_texts(body: Body, limit: int) -> None:
 
 
 def check_values(content: bytes, body: Body) -> None:
-    """Raise ApiError for more than MAX_IDS values in arrays and objects, apart from the token ids
-    of prompts, which are not decoded if they are longer."""
+    """Raise ApiError for more than MAX_IDS values in arrays and objects.
+
+    The token ids of prompts do not count: they are not decoded if they are more.
+    """
     found = count_outside_strings(content, b",", MAX_IDS)
     if found > MAX_IDS:
         found -= sum(_count_ids(bytes(body[name])) for name in ID_FIELDS & body.keys())
