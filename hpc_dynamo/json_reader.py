@@ -119,6 +119,11 @@ def count_strings(content: bytes) -> int:
     return sum(piece.count(b'"') for piece in _without_escapes(content)) // 2
 
 
+def only_ids(content: bytes) -> bool:
+    """Return True if JSON consists of whole numbers, in lists or not."""
+    return not content.strip(b"0123456789[], \t\r\n")
+
+
 def _without_escapes(content: bytes) -> Iterator[bytes]:
     """Yield JSON without escaped backslashes and quotes: each quote is then an end of a string."""
     at = 0

@@ -30,6 +30,7 @@ from hpc_dynamo.engines import (
     field_value,
 )
 from hpc_dynamo.engines.pd_protocol import UNREADABLE
+from hpc_dynamo.json_reader import only_ids
 
 # Types of tools that the client runs. With other tools an engine generates several times for one
 # request, and would read the same KV cache each time.
@@ -40,7 +41,6 @@ LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 MALFORMED: Final = -1  # replaces counts that are not integers
 TOKEN_IDS = re.compile(rb"[ \t\r\n]*\[[ \t\r\n]*[0-9]")  # the start of a list of them in JSON
-ID_CHARACTERS = b"0123456789[], \t\r\n"  # those of several lists of them
 MAX_SCALAR_BYTES = 10_000
 OFF = ("false", "f", "0", "off", "no", "n")  # values that pydantic reads as false
 
@@ -144,7 +144,7 @@ def _prompt_count(prompt: Any) -> int:
         return 1
     if isinstance(prompt, msgspec.Raw) and len(memoryview(prompt)) > MAX_SCALAR_BYTES:
         lists = bytes(prompt)
-        if lists.startswith(b"[") and not lists.strip(ID_CHARACTERS):
+        if lists.startswith(b"[") and only_ids(lists):
             return lists.count(b"[") - 1
     prompt = field_value(prompt)
     if isinstance(prompt, str):

@@ -3,12 +3,11 @@ stops the event loop for seconds: the decoder holds Python's lock, so a thread w
 
 from hpc_dynamo.engines import MAX_IDS, Body
 from hpc_dynamo.frontend.errors import ApiError
-from hpc_dynamo.json_reader import count_outside_strings, count_strings
+from hpc_dynamo.json_reader import count_outside_strings, count_strings, only_ids
 
 PROMPT_FIELDS = ("prompt", "input", "documents", "text_1", "text_2")
 # May be lists of token ids, and then of any length.
 ID_FIELDS = frozenset(("input", "input_ids", "prompt", "prompt_token_ids", "token_ids", "tokens"))
-ID_CHARACTERS = b"0123456789[], \t\r\n"
 SETTING = "serve.max_items_per_request"
 KEYS_PER_ITEM = 4  # names of fields for each object or array
 
@@ -51,4 +50,4 @@ def check_values(content: bytes, body: Body) -> None:
 
 def _count_ids(value: bytes) -> int:
     """Return the number of token ids, 0 for other values."""
-    return 0 if value.strip(ID_CHARACTERS) else value.count(b",")
+    return value.count(b",") if only_ids(value) else 0

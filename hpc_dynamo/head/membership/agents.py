@@ -73,9 +73,7 @@ class Membership:
         self._stop_reason = ""  # given to all agents
         self._changed = asyncio.Condition()
         self._shards = MultiNodeCoordinator(self._links.send)
-        self._kv_events = KvEventReceiver(
-            self._links, lambda r: self._layout.workers.get(r), self._router
-        )
+        self._kv_events = KvEventReceiver(self._links, self._layout, self._router)
         self.workers: dict[int, WorkerReport] = {}  # last report, by rank
         self._subscriptions = ReportSubscriptions()
         self.subscribe = self._subscriptions.subscribe

@@ -5,22 +5,19 @@ The agent of each node relays the events of the data-parallel ranks that run the
 
 from collections.abc import Callable
 
+from hpc_dynamo.head.membership.layout import JobLayout
 from hpc_dynamo.head.membership.links import AgentLinks
 from hpc_dynamo.messages import KvEvents, KvReplayRequest
 from hpc_dynamo.router import RequestRouter, target_key
-from hpc_dynamo.topology import Worker
 
 
 class KvEventReceiver:
-    """Receives KV events and requests replays. `placed` and `router` are by rank of a worker."""
+    """Receives KV events and requests replays. `router` is by rank of a worker."""
 
     def __init__(
-        self,
-        links: AgentLinks,
-        placed: Callable[[int], Worker | None],
-        router: Callable[[int], RequestRouter],
+        self, links: AgentLinks, layout: JobLayout, router: Callable[[int], RequestRouter]
     ) -> None:
-        self._links, self._placed, self._router = links, placed, router
+        self._links, self._layout, self._router = links, layout, router
 
     async def receive(self, peer: bytes, events: KvEvents) -> None:
         """Process a batch, if its sender is the agent of a node of the worker.
@@ -40,5 +37,5 @@ class KvEventReceiver:
             await self._links.send(node, request)
 
     def _nodes(self, rank: int) -> set[int]:
-        worker = self._placed(rank)
+        worker = self._layout.workers.get(rank)
         return {shard.node for shard in worker.shards} if worker else set()
